@@ -1,0 +1,12 @@
+//! Pagoda's engine, from socket to device and back.
+//!
+//! The modules stand in the order in which a request meets them; ARCHITECTURE.md draws the path.
+//! Two thread borders, both crossed by plain data only: [`request::Request`] goes in through
+//! [`handle::EngineHandle::submit`], [`request::Event`]s come back through
+//! [`handle::EventStream`]. One thread owns scheduler, KV bookkeeping and device.
+
+/// The border types: what goes to the engine thread and what comes back.
+pub mod request;
+
+/// Launches steps on a device and finishes them.
+pub mod runner;

@@ -1,0 +1,128 @@
+//! What a device offers at load time, and how a recorded program runs.
+//!
+//! Load: allocate, pack, plan memory. Then record a program ([`crate::ops::Ops`]) once. Then
+//! [`Executor`] replays it: `launch` returns while the device works, `finish` waits.
+
+use crate::batch::Batch;
+use crate::dtype::{DType, HostTensor};
+use crate::error::KernelError;
+use crate::ops::{Ops, Stacking};
+use crate::sampling::SampleOutput;
+
+/// A device: the CPU's worker team or a GPU.
+pub trait Device: Clone + Send + 'static {
+    /// Records ops for this device.
+    type Program: Ops;
+    /// Replays a program.
+    type Executor: Executor;
+
+    /// Human-readable name with instruction set and threads, for the start-up summary.
+    fn name(&self) -> String;
+
+    /// Tokens per KV block: a power of two, at least 16.
+    fn block_size(&self) -> usize;
+
+    /// Identifies the arithmetic: equal strings promise equal bits. Part of every block key.
+    fn numerics(&self) -> String;
+
+    /// A zeroed activation buffer, `[rows, cols]`.
+    fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor<Self>, KernelError>;
+
+    /// One-dimensional f32 parameters.
+    fn vector(&self, values: &[f32]) -> Result<Vector<Self>, KernelError>;
+
+    /// Packs matrices into one weight of type `format`. Parts must agree in columns
+    /// (and in rows when interleaved).
+    fn pack(
+        &self,
+        parts: &[HostTensor<'_>],
+        stacking: Stacking,
+        format: DType,
+    ) -> Result<Weight<Self>, KernelError>;
+
+    /// Packs all experts: `experts[e]` holds the parts of expert e.
+    fn pack_experts(
+        &self,
+        experts: &[Vec<HostTensor<'_>>],
+        stacking: Stacking,
+        format: DType,
+    ) -> Result<Experts<Self>, KernelError>;
+
+    /// The cache of one KV group.
+    fn kv_cache(&self, spec: KvSpec) -> Result<Kv<Self>, KernelError>;
+
+    /// An empty program.
+    fn program(&self) -> Self::Program;
+
+    /// Starts replaying `program` for up to `limits`.
+    fn executor(&self, program: Self::Program, limits: Limits)
+    -> Result<Self::Executor, KernelError>;
+}
+
+/// Activations of a device's program.
+pub type Tensor<D> = <<D as Device>::Program as Ops>::Tensor;
+/// Parameters of a device's program.
+pub type Vector<D> = <<D as Device>::Program as Ops>::Vector;
+/// Packed weights of a device's program.
+pub type Weight<D> = <<D as Device>::Program as Ops>::Weight;
+/// Packed experts of a device's program.
+pub type Experts<D> = <<D as Device>::Program as Ops>::Experts;
+/// KV caches of a device's program.
+pub type Kv<D> = <<D as Device>::Program as Ops>::Kv;
+
+/// Shape of one KV group's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Layers in the group.
+    pub num_layers: usize,
+    /// Nkv.
+    pub num_kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// Type of a stored element.
+    pub dtype: DType,
+    /// Blocks of [`Device::block_size`] tokens.
+    pub num_blocks: usize,
+}
+
+impl KvSpec {
+    /// Bytes of one block over all layers of the group: the only place with this formula.
+    pub fn bytes_per_block(&self, block_size: usize) -> usize {
+        2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.bytes() * block_size
+    }
+}
+
+/// The largest step that an executor must run. Everything is allocated for it at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// T.
+    pub max_tokens: usize,
+    /// S and slots.
+    pub max_seqs: usize,
+    /// R.
+    pub max_logits_rows: usize,
+    /// V.
+    pub vocab: usize,
+    /// Tokens of one sequence, prompt and output.
+    pub max_model_len: usize,
+    /// Entries of [`SampleOutput::top`] a row.
+    pub max_top: usize,
+}
+
+/// Replays a recorded program over batches, one at a time.
+pub trait Executor: Send {
+    /// Starts a step. Returns at once; the buffers come back from [`Executor::finish`].
+    fn launch(&mut self, step: Step) -> Result<(), KernelError>;
+
+    /// Waits for the oldest launched step and gives its buffers back with the output filled.
+    fn finish(&mut self) -> Result<Step, KernelError>;
+}
+
+/// The buffers of one step, moved to the device's threads and back: nothing is copied or shared.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// What to run.
+    pub batch: Batch,
+    /// What it gave.
+    pub output: SampleOutput,
+}

@@ -1,0 +1,22 @@
+//! The op list of Pagoda: what a decoder may ask of a device, and the devices that do it.
+//!
+//! Modules in the order in which a step meets them. This crate knows tensors, batches and
+//! arithmetic; it never knows models, requests or sockets. It is the only crate with `unsafe`.
+
+/// Number types of weights and of the KV cache.
+pub mod dtype;
+
+/// What can go wrong in a kernel, and whose fault it is.
+pub mod error;
+
+/// The rows of one step as plain data: token ids, positions, slots, block tables.
+pub mod batch;
+
+/// Sampling parameters of a sequence and what sampling returns.
+pub mod sampling;
+
+/// The op list: composites with default bodies, primitives under them.
+pub mod ops;
+
+/// Devices at load time, and executors that replay a program.
+pub mod device;
