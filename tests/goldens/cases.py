@@ -65,18 +65,23 @@ def build_cases():
     }
 
 
+def query_size(config):
+    """rms of queries and keys: tiny before a QK norm, so that its eps matters; less where rope makes them longer."""
+    if "qwen3" in config.model_type:
+        return 3 * math.sqrt(config.rms_norm_eps)
+    return QUERY / 1.2 if config.rope_parameters["rope_type"] in ("yarn", "longrope") else QUERY
+
+
 def scale_of(name, shape, config):
     """The deviation from which a tensor is drawn, by what it yields."""
     hidden, fan_in = config.hidden_size, shape[-1]
     unit = 1 / (math.sqrt(hidden) * NORM)  # turns a normed row into values of rms 1
     embed = EMBED * math.sqrt(config.rms_norm_eps)
-    tiny = 3 * math.sqrt(config.rms_norm_eps)  # before a QK norm: small enough that its eps matters
     for part, scale in [
         ("embed_tokens", embed), ("lm_head", LOGIT * unit),
-        ("q_proj.weight", (tiny if "qwen3" in config.model_type else QUERY) * unit),
-        ("k_proj.weight", (tiny if "qwen3" in config.model_type else QUERY) * unit),
+        ("q_proj.weight", query_size(config) * unit), ("k_proj.weight", query_size(config) * unit),
         ("v_proj.weight", unit), ("q_proj.bias", 0.5), ("k_proj.bias", 0.5), ("v_proj.bias", 0.3),
-        ("o_proj", 3 * embed / math.sqrt(fan_in)), ("mlp.gate.weight", 1.5 * unit),
+        ("o_proj", 3 * embed / math.sqrt(fan_in)), ("mlp.gate.weight", 2 * unit),
         ("gate_up_proj", 1.5 * unit), ("gate_proj", 1.5 * unit), ("up_proj", 1.5 * unit),
         ("experts.down_proj", 6 * embed / math.sqrt(fan_in)), ("down_proj", 2 * embed / math.sqrt(fan_in)),
     ]:
@@ -95,11 +100,11 @@ def norm_range(name, config):
     return 0.5, 1.5
 
 
-def fill(model, config, seed):
-    """Draws every weight from (seed, its name), rounded to what bf16 can hold."""
+def fill(model, config):
+    """Draws every weight from a seed of its name, rounded to what bf16 can hold."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            draw = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+            draw = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             if "norm" in name:
                 low, high = norm_range(name, config)
                 tensor.uniform_(low, high, generator=draw)
