@@ -10,3 +10,6 @@ pub mod request;
 
 /// Launches steps on a device and finishes them.
 pub mod runner;
+
+/// From a checkpoint to a recorded decoder; what the engine may know about it.
+pub mod model;
