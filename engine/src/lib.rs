@@ -13,3 +13,15 @@ pub mod runner;
 
 /// From a checkpoint to a recorded decoder; what the engine may know about it.
 pub mod model;
+
+/// Submits requests to the engine thread and brings their events back.
+pub mod handle;
+
+/// One choice of a request, as the engine thread knows it.
+pub mod sequence;
+
+/// Who computes what in the next step.
+pub mod scheduler;
+
+/// Bookkeeping of the paged KV cache.
+pub mod kv;

@@ -1,0 +1,221 @@
+//! Submit and read back: the border of the engine thread.
+//!
+//! [`EngineHandle::submit`] checks what depends on the instance, takes a place in the bounded
+//! waiting queue, builds everything the request needs and hands it over; an [`EventStream`] brings
+//! the events back. Never blocks, never waits for the engine thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use crate::kv::key::KeyHasher;
+use crate::model::info::InstanceInfo;
+use crate::request::{Request, SubmitError};
+use crate::scheduler::settings::SchedulerSettings;
+use crate::sequence::SequenceGroup;
+
+pub use self::stats::{EngineStats, TIME_BUCKETS, TimeReading};
+pub use self::stream::EventStream;
+
+/// Checks of a request against an instance, and the building of its sequences.
+pub mod admission;
+
+/// Numbers for metrics, health and admission.
+pub mod stats;
+
+/// Events on their way back.
+pub mod stream;
+
+/// Submits requests to one engine thread. Cheap to clone; the thread ends when all handles are
+/// gone and all requests have ended.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    inbox: SyncSender<Message>,
+}
+
+/// What handles and the engine thread share: plain numbers, no lock.
+#[derive(Debug)]
+pub struct Shared {
+    /// The instance in numbers.
+    pub info: InstanceInfo,
+    /// Limits of the queue.
+    pub settings: SchedulerSettings,
+    /// Hashes blocks of this instance.
+    pub hasher: KeyHasher,
+    /// Written by the engine thread.
+    pub stats: stats::LiveStats,
+    /// The waiting queue's size, taken by submitters and given back by the engine thread.
+    pub queue: QueueLoad,
+    started_at: Instant,
+    draining: AtomicBool,
+    /// Milliseconds since `started_at` at which what still runs is failed.
+    drain_deadline_ms: AtomicU64,
+}
+
+/// How full the waiting queue is.
+#[derive(Debug, Default)]
+pub struct QueueLoad {
+    sequences: AtomicU64,
+    tokens: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// What handles tell the engine thread.
+#[derive(Debug)]
+pub enum Message {
+    /// A request that was admitted.
+    Submit(Box<SequenceGroup>),
+    /// Look at the drain flag.
+    Wake,
+}
+
+/// The engine thread's end of the border.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Admitted requests in the order of arrival.
+    pub messages: Receiver<Message>,
+    /// Numbers shared with the handles.
+    pub shared: Arc<Shared>,
+}
+
+/// The two ends of an instance's border.
+pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle, Inbox) {
+    let hasher = KeyHasher::new(&info.numerics, info.block_size);
+    // Each message holds a place in the queue; the spare one is for `Wake`.
+    let (sender, messages) = sync_channel(settings.max_queued_requests as usize + 1);
+    let shared = Arc::new(Shared {
+        info,
+        settings,
+        hasher,
+        stats: stats::LiveStats::default(),
+        queue: QueueLoad::default(),
+        started_at: Instant::now(),
+        draining: AtomicBool::new(false),
+        drain_deadline_ms: AtomicU64::new(u64::MAX),
+    });
+    (EngineHandle { shared: shared.clone(), inbox: sender }, Inbox { messages, shared })
+}
+
+impl EngineHandle {
+    /// Admits a request or says why not. Events come through the stream; dropping it cancels.
+    ///
+    /// Errors: the client's (empty prompt, unknown token, too long, can never fit), capacity
+    /// (queue full), ours (the engine has stopped or drains).
+    pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        if self.shared.draining.load(Relaxed) || self.shared.stats.ended.load(Relaxed) {
+            return Err(SubmitError::Stopped);
+        }
+        let checked = admission::check(&self.shared.info, &self.shared.settings, request)?;
+        let (sequences, tokens) = (u64::from(checked.num_choices()), checked.num_prompt_tokens());
+        if !self.shared.queue.take(sequences, tokens, &self.shared.settings) {
+            return Err(self.busy());
+        }
+        let (group, stream) = checked.build(&self.shared.info, &self.shared.hasher);
+        match self.inbox.try_send(Message::Submit(Box::new(group))) {
+            Ok(()) => Ok(stream),
+            Err(refused) => {
+                self.shared.queue.give_back(sequences, tokens);
+                Err(match refused {
+                    TrySendError::Full(_) => self.busy(),
+                    TrySendError::Disconnected(_) => SubmitError::Stopped,
+                })
+            }
+        }
+    }
+
+    /// The instance in numbers.
+    pub fn info(&self) -> &InstanceInfo {
+        &self.shared.info
+    }
+
+    /// Numbers for metrics and health.
+    pub fn stats(&self) -> EngineStats {
+        let queue = &self.shared.queue;
+        EngineStats {
+            waiting: u32::try_from(queue.sequences.load(Relaxed)).unwrap_or(u32::MAX),
+            waiting_tokens: queue.tokens.load(Relaxed),
+            refused: queue.refused.load(Relaxed),
+            ..self.shared.stats.read()
+        }
+    }
+
+    /// How long the step in progress has been running: a watchdog fails `/health` on it.
+    pub fn step_running_for(&self) -> Duration {
+        self.shared.stats.step_running_for()
+    }
+
+    /// Whether the engine thread is there and takes requests.
+    pub fn is_serving(&self) -> bool {
+        !self.shared.draining.load(Relaxed) && !self.shared.stats.ended.load(Relaxed)
+    }
+
+    /// Takes no more requests, lets those admitted end until `deadline` from now, then fails the
+    /// rest with `ShuttingDown` and ends the engine thread. Returns at once.
+    pub fn drain(&self, deadline: Duration) {
+        let end = self.shared.started_at.elapsed().saturating_add(deadline);
+        let end = u64::try_from(end.as_millis()).unwrap_or(u64::MAX);
+        self.shared.drain_deadline_ms.fetch_min(end, Relaxed);
+        self.shared.draining.store(true, Relaxed);
+        // A full inbox means that the engine thread is awake and will look.
+        let _ = self.inbox.try_send(Message::Wake);
+    }
+
+    fn busy(&self) -> SubmitError {
+        let queue = &self.shared.queue;
+        queue.refused.fetch_add(1, Relaxed);
+        let stats = &self.shared.stats;
+        let rows = stats.rows.load(Relaxed);
+        let busy_s = stats.step_time.read().sum_s;
+        let wait = queue.tokens.load(Relaxed) as f64 * busy_s / rows.max(1) as f64;
+        SubmitError::Busy {
+            queued: u32::try_from(queue.sequences.load(Relaxed)).unwrap_or(u32::MAX),
+            retry_after_s: wait.ceil().clamp(1.0, 60.0) as u32,
+        }
+    }
+}
+
+impl Shared {
+    /// Time left to drain; `None` when not draining.
+    pub fn drain_left(&self) -> Option<Duration> {
+        if !self.draining.load(Relaxed) {
+            return None;
+        }
+        let end = Duration::from_millis(self.drain_deadline_ms.load(Relaxed));
+        Some(end.saturating_sub(self.started_at.elapsed()))
+    }
+}
+
+impl QueueLoad {
+    /// Takes a place unless the queue is full. A lone request may be longer than the limit.
+    fn take(&self, sequences: u64, tokens: u64, settings: &SchedulerSettings) -> bool {
+        let places = u64::from(settings.max_queued_requests);
+        let fits = |now: u64| (now + sequences <= places).then_some(now + sequences);
+        if self.sequences.fetch_update(Relaxed, Relaxed, fits).is_err() {
+            return false;
+        }
+        let limit = settings.max_queued_tokens;
+        let fits = |now: u64| (now == 0 || now + tokens <= limit).then_some(now + tokens);
+        if self.tokens.fetch_update(Relaxed, Relaxed, fits).is_err() {
+            self.sequences.fetch_sub(sequences, Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// Sequences wait again (they were preempted): they keep their right to a place.
+    pub fn requeue(&self, sequences: u64, tokens: u64) {
+        self.sequences.fetch_add(sequences, Relaxed);
+        self.tokens.fetch_add(tokens, Relaxed);
+    }
+
+    /// Sequences left the queue.
+    pub fn give_back(&self, sequences: u64, tokens: u64) {
+        self.sequences.fetch_sub(sequences, Relaxed);
+        self.tokens.fetch_sub(tokens, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests;

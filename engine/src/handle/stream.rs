@@ -1,0 +1,277 @@
+//! The way back: events of one request from the engine thread to whoever reads them.
+//!
+//! One single-producer ring a request, allocated by the submitting thread and sized so that it can
+//! never fill ([`ring_capacity`]): the engine thread never waits for a reader, and memory is
+//! bounded by `max_tokens`. Items in the ring are flat; [`EventStream`] puts events together on
+//! the reading side, so the engine thread allocates nothing. Dropping the [`EventStream`] is the
+//! one way to cancel: the engine thread sees it within one step.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use atomic_waker::AtomicWaker;
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::request::{Event, FinishReason, StepError, TokenOut};
+
+/// One flat item of the ring. The top list of a token stands before the token, so that an event is
+/// complete as soon as its last item is seen.
+#[derive(Debug)]
+enum Item {
+    Started { prompt_tokens: u32, cached_tokens: u32 },
+    Top { token: u32, logprob: f32 },
+    Prompt { index: u32, token: FlatToken },
+    Token { choice: u32, token: FlatToken },
+    Finished { choice: u32, reason: FinishReason },
+    Failed(Box<StepError>),
+}
+
+/// A token without its top list.
+#[derive(Clone, Copy, Debug)]
+pub struct FlatToken {
+    /// The token id.
+    pub id: u32,
+    /// Natural log of its probability, NaN unless asked for.
+    pub logprob: f32,
+    /// 1 for the most likely token, 0 unless asked for.
+    pub rank: u32,
+}
+
+/// How many events one request can bring, top lists counted.
+#[derive(Clone, Copy, Debug)]
+pub struct EventBounds {
+    /// Choices.
+    pub num_choices: u32,
+    /// Tokens of a choice.
+    pub max_tokens: u32,
+    /// Entries of a generated token's top list.
+    pub top: u32,
+    /// Prompt rows with log-probabilities (0 without `prompt_logprobs`).
+    pub prompt_rows: u32,
+    /// Entries of a prompt token's top list.
+    pub prompt_top: u32,
+}
+
+/// Items that a request can bring at most: `n × (max_tokens × (1 + top) + 2)`, the prompt's part,
+/// and `Started` and `Failed`. `None` if that does not fit `usize`.
+pub fn ring_capacity(bounds: EventBounds) -> Option<usize> {
+    let EventBounds { num_choices, max_tokens, top, prompt_rows, prompt_top } = bounds;
+    let tokens = u64::from(max_tokens).checked_mul(u64::from(top) + 1)?.checked_add(2)?;
+    let choices = tokens.checked_mul(u64::from(num_choices))?;
+    let prompt = u64::from(prompt_rows).checked_mul(u64::from(prompt_top) + 1)?;
+    usize::try_from(choices.checked_add(prompt)?.checked_add(2)?).ok()
+}
+
+/// A stream and its sink, of `capacity` items.
+pub fn event_ring(capacity: usize) -> (EventSink, EventStream) {
+    let (producer, consumer) = RingBuffer::new(capacity);
+    let waker = Arc::new(AtomicWaker::new());
+    let sink = EventSink { producer, waker: WakeOnDrop(waker.clone()) };
+    (sink, EventStream { consumer, waker, top: Vec::new() })
+}
+
+/// The engine thread's end. Pushing never waits and never allocates; [`EventSink::wake`] tells the
+/// reader. Dropping the sink ends the stream.
+#[derive(Debug)]
+pub struct EventSink {
+    // Fields drop in this order: the reader is woken once the ring counts as abandoned.
+    producer: Producer<Item>,
+    waker: WakeOnDrop,
+}
+
+impl EventSink {
+    /// Whether the reader is gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.producer.is_abandoned()
+    }
+
+    /// Tells the reader that there is something to read.
+    pub fn wake(&self) {
+        self.waker.0.wake();
+    }
+
+    /// Pushes [`Event::Started`].
+    pub fn started(&mut self, prompt_tokens: u32, cached_tokens: u32) {
+        self.push(Item::Started { prompt_tokens, cached_tokens });
+    }
+
+    /// Pushes [`Event::Prompt`] with its top list.
+    pub fn prompt(&mut self, index: u32, token: FlatToken, top: &[(u32, f32)]) {
+        self.push_top(top);
+        self.push(Item::Prompt { index, token });
+    }
+
+    /// Pushes [`Event::Token`] with its top list.
+    pub fn token(&mut self, choice: u32, token: FlatToken, top: &[(u32, f32)]) {
+        self.push_top(top);
+        self.push(Item::Token { choice, token });
+    }
+
+    /// Pushes [`Event::Finished`].
+    pub fn finished(&mut self, choice: u32, reason: FinishReason) {
+        self.push(Item::Finished { choice, reason });
+    }
+
+    /// Pushes [`Event::Failed`] and ends the stream.
+    pub fn failed(mut self, error: StepError) {
+        self.push(Item::Failed(Box::new(error)));
+    }
+
+    fn push_top(&mut self, top: &[(u32, f32)]) {
+        for &(token, logprob) in top {
+            self.push(Item::Top { token, logprob });
+        }
+    }
+
+    fn push(&mut self, item: Item) {
+        let pushed = self.producer.push(item);
+        assert!(pushed.is_ok(), "the ring holds every item its request can bring");
+    }
+}
+
+/// Wakes the reader when the sink goes, so that a sleeping reader sees the end.
+#[derive(Debug)]
+struct WakeOnDrop(Arc<AtomicWaker>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.wake();
+    }
+}
+
+/// Events of one request, in order. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct EventStream {
+    consumer: Consumer<Item>,
+    waker: Arc<AtomicWaker>,
+    top: Vec<(u32, f32)>,
+}
+
+impl EventStream {
+    /// The next event; `None` once all choices have finished or the request failed.
+    pub async fn next(&mut self) -> Option<Event> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// [`EventStream::next`] for a caller that polls.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if let Some(event) = self.try_next() {
+            return Poll::Ready(Some(event));
+        }
+        self.waker.register(context.waker());
+        // The end is asked for before the last look: what came before the end is then seen.
+        let ended = self.consumer.is_abandoned();
+        match self.try_next() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if ended => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The next event if there is one now. `None` says nothing about the end:
+    /// see [`EventStream::is_ended`].
+    pub fn try_next(&mut self) -> Option<Event> {
+        while let Ok(item) = self.consumer.pop() {
+            if let Some(event) = self.event(item) {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    /// Whether nothing more will come and everything was read.
+    pub fn is_ended(&self) -> bool {
+        self.consumer.is_abandoned() && self.consumer.is_empty()
+    }
+
+    /// The event that `item` completes, if any.
+    fn event(&mut self, item: Item) -> Option<Event> {
+        Some(match item {
+            Item::Top { token, logprob } => {
+                self.top.push((token, logprob));
+                return None;
+            }
+            Item::Started { prompt_tokens, cached_tokens } => {
+                Event::Started { prompt_tokens, cached_tokens }
+            }
+            Item::Prompt { index, token } => Event::Prompt { index, token: self.token(token) },
+            Item::Token { choice, token } => Event::Token { choice, token: self.token(token) },
+            Item::Finished { choice, reason } => Event::Finished { choice, reason },
+            Item::Failed(error) => Event::Failed(*error),
+        })
+    }
+
+    fn token(&mut self, token: FlatToken) -> TokenOut {
+        let FlatToken { id, logprob, rank } = token;
+        TokenOut { id, logprob, rank, top: std::mem::take(&mut self.top) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flat(id: u32) -> FlatToken {
+        FlatToken { id, logprob: -0.5, rank: 1 }
+    }
+
+    #[test]
+    fn a_token_comes_with_its_own_top_list() {
+        let (mut sink, mut stream) = event_ring(8);
+        sink.started(3, 0);
+        sink.token(0, flat(7), &[(7, -0.5), (9, -1.0)]);
+        sink.token(1, flat(8), &[]);
+        let events: Vec<Event> = std::iter::from_fn(|| stream.try_next()).collect();
+        assert_eq!(events.len(), 3);
+        let Event::Token { choice: 0, token } = &events[1] else { panic!("{events:?}") };
+        assert_eq!(token.top, vec![(7, -0.5), (9, -1.0)]);
+        let Event::Token { choice: 1, token } = &events[2] else { panic!("{events:?}") };
+        assert!(token.top.is_empty());
+    }
+
+    #[test]
+    fn a_sleeping_reader_sees_tokens_and_the_end() {
+        let (mut sink, mut stream) = event_ring(4);
+        let reader = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let mut events = Vec::new();
+                while let Some(event) = stream.next().await {
+                    events.push(event);
+                }
+                assert!(stream.is_ended());
+                events
+            })
+        });
+        sink.token(0, flat(1), &[]);
+        sink.wake();
+        sink.finished(0, FinishReason::Length);
+        drop(sink);
+        let events = reader.join().unwrap();
+        assert!(matches!(events[..], [Event::Token { .. }, Event::Finished { choice: 0, .. }]));
+    }
+
+    #[test]
+    fn dropping_the_stream_is_seen_by_the_sink() {
+        let (sink, stream) = event_ring(1);
+        assert!(!sink.is_abandoned());
+        drop(stream);
+        assert!(sink.is_abandoned());
+    }
+
+    #[test]
+    fn capacity_counts_every_item_and_never_overflows() {
+        let bounds =
+            EventBounds { num_choices: 2, max_tokens: 3, top: 4, prompt_rows: 5, prompt_top: 6 };
+        assert_eq!(ring_capacity(bounds), Some(2 * (3 * 5 + 2) + 5 * 7 + 2));
+        let huge = EventBounds {
+            num_choices: u32::MAX,
+            max_tokens: u32::MAX,
+            top: u32::MAX,
+            prompt_rows: 0,
+            prompt_top: 0,
+        };
+        assert_eq!(ring_capacity(huge), None);
+    }
+}

@@ -1,0 +1,114 @@
+use super::*;
+use crate::model::info::{KvGroupInfo, KvGroupKind};
+use crate::request::{SamplerParams, Segment, StopParams, Tenant};
+use pagoda_kernels::dtype::DType;
+
+fn info() -> InstanceInfo {
+    let group =
+        |kind, num_blocks| KvGroupInfo { kind, num_layers: 1, num_blocks, bytes_per_block: 1 };
+    InstanceInfo {
+        max_model_len: 200,
+        vocab: 100,
+        block_size: 16,
+        groups: vec![group(KvGroupKind::Full, 10), group(KvGroupKind::Window(20), 4)],
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        max_logits_rows: 16,
+        max_logprobs: 5,
+        numerics: "test".into(),
+        eos_token_ids: vec![],
+        default_sampling: Default::default(),
+        dtype: DType::F32,
+        kv_dtype: DType::F32,
+        weight_bytes: 0,
+        depth: 1,
+        device: "none".into(),
+    }
+}
+
+fn request(prompt: usize, max_tokens: u32) -> Request {
+    Request {
+        id: "r".into(),
+        input: vec![Segment::Tokens(vec![1; prompt])],
+        sampler: SamplerParams::default(),
+        stop: StopParams {
+            max_tokens,
+            min_tokens: 0,
+            eos_token_ids: vec![],
+            stop_token_ids: vec![],
+        },
+        n: 1,
+        prompt_logprobs: None,
+        tenant: Tenant::default(),
+        priority: 0,
+    }
+}
+
+fn small_queue() -> SchedulerSettings {
+    SchedulerSettings { max_queued_requests: 3, max_queued_tokens: 50, ..Default::default() }
+}
+
+#[test]
+fn client_errors_are_typed() {
+    let (handle, _inbox) = border(info(), small_queue());
+    let refuse = |request| handle.submit(request).unwrap_err();
+    assert!(matches!(refuse(request(0, 1)), SubmitError::Invalid(_)));
+    let mut unknown = request(2, 1);
+    unknown.input.push(Segment::Tokens(vec![100]));
+    assert!(matches!(refuse(unknown), SubmitError::Invalid(_)));
+    assert_eq!(
+        refuse(request(150, 51)),
+        SubmitError::ContextLength { max_model_len: 200, prompt_tokens: 150, max_tokens: 51 }
+    );
+    assert_eq!(refuse(request(150, 11)), SubmitError::NeverFits { needed: 11, total: 10 });
+    let mut many = request(2, 1);
+    many.n = 4;
+    assert!(matches!(refuse(many), SubmitError::Invalid(_)), "more choices than places");
+    let mut top = request(2, 1);
+    top.prompt_logprobs = Some(6);
+    assert!(matches!(refuse(top), SubmitError::Invalid(_)));
+}
+
+#[test]
+fn the_queue_is_bounded_by_sequences_and_by_tokens() {
+    let (handle, inbox) = border(info(), small_queue());
+    let _long = handle.submit(request(100, 1)).expect("a lone request may be long");
+    assert!(matches!(handle.submit(request(1, 1)), Err(SubmitError::Busy { queued: 1, .. })));
+    inbox.shared.queue.give_back(1, 100);
+    let mut two = request(20, 1);
+    two.n = 2;
+    let _two = handle.submit(two).unwrap();
+    let _one = handle.submit(request(30, 1)).unwrap();
+    assert!(matches!(handle.submit(request(1, 1)), Err(SubmitError::Busy { queued: 3, .. })));
+    let stats = handle.stats();
+    assert_eq!((stats.waiting, stats.waiting_tokens, stats.refused), (3, 50, 2));
+}
+
+#[test]
+fn a_draining_or_dead_engine_admits_nothing() {
+    let (handle, inbox) = border(info(), small_queue());
+    handle.drain(Duration::from_secs(3));
+    assert!(matches!(inbox.messages.try_recv(), Ok(Message::Wake)));
+    assert!(inbox.shared.drain_left().is_some_and(|left| left <= Duration::from_secs(3)));
+    assert_eq!(handle.submit(request(1, 1)).unwrap_err(), SubmitError::Stopped);
+    let (handle, inbox) = border(info(), small_queue());
+    drop(inbox);
+    assert_eq!(handle.submit(request(1, 1)).unwrap_err(), SubmitError::Stopped);
+}
+
+#[test]
+fn choices_differ_in_nothing_but_their_number() {
+    let (handle, inbox) = border(info(), small_queue());
+    let mut two = request(20, 3);
+    two.n = 2;
+    two.prompt_logprobs = Some(1);
+    let _stream = handle.submit(two).unwrap();
+    let Ok(Message::Submit(group)) = inbox.messages.try_recv() else { panic!() };
+    assert_eq!(group.num_unfinished, 2);
+    let [first, second] = &group.sequences[..] else { panic!() };
+    assert_eq!((first.sampler.choice, second.sampler.choice), (0, 1));
+    assert_eq!((first.prompt_top, second.prompt_top), (Some(1), None));
+    assert_eq!(first.chain.keys(), second.chain.keys());
+    assert_eq!(first.chain.keys().len(), 1);
+    assert!(first.output.capacity() >= 3);
+}

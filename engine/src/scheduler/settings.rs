@@ -1,0 +1,38 @@
+//! Settings of the scheduler and of the waiting queue.
+//!
+//! What the device bounds (sequences, rows and logits rows of a step) stands in `InstanceInfo`.
+
+use std::time::Duration;
+
+/// How the engine thread shares an instance among requests.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerSettings {
+    /// Sequences that may wait (a request with n choices counts n). More is refused.
+    pub max_queued_requests: u32,
+    /// Prompt tokens that may wait; a lone request may bring more.
+    pub max_queued_tokens: u64,
+    /// Choices of one request.
+    pub max_choices: u32,
+    /// Rows that one sequence brings to a step at most; `None` leaves it to the token budget.
+    pub max_chunk_tokens: Option<u32>,
+    /// Aim for the time of one step; `None` leaves it to the token budget.
+    pub max_step: Option<Duration>,
+    /// Whether blocks are shared by equal prefixes.
+    pub prefix_cache: bool,
+    /// Items of one request's event ring at most (24 bytes each, touched as they are used).
+    pub max_event_items: usize,
+}
+
+impl Default for SchedulerSettings {
+    fn default() -> Self {
+        SchedulerSettings {
+            max_queued_requests: 512,
+            max_queued_tokens: 1 << 20,
+            max_choices: 128,
+            max_chunk_tokens: None,
+            max_step: None,
+            prefix_cache: true,
+            max_event_items: 1 << 24,
+        }
+    }
+}
