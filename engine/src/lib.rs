@@ -14,6 +14,12 @@ pub mod runner;
 /// From a checkpoint to a recorded decoder; what the engine may know about it.
 pub mod model;
 
+/// How much memory there is, and how many KV blocks that makes.
+pub mod memory;
+
+/// The demo model that is part of the program.
+pub mod demo;
+
 /// Submits requests to the engine thread and brings their events back.
 pub mod handle;
 

@@ -55,8 +55,11 @@ pub trait Device: Clone + Send + 'static {
     fn program(&self) -> Self::Program;
 
     /// Starts replaying `program` for up to `limits`.
-    fn executor(&self, program: Self::Program, limits: Limits)
-    -> Result<Self::Executor, KernelError>;
+    fn executor(
+        &self,
+        program: Self::Program,
+        limits: Limits,
+    ) -> Result<Self::Executor, KernelError>;
 }
 
 /// Activations of a device's program.
@@ -111,6 +114,11 @@ pub struct Limits {
 
 /// Replays a recorded program over batches, one at a time.
 pub trait Executor: Send {
+    /// How many steps may be launched and not yet finished.
+    fn depth(&self) -> usize {
+        1
+    }
+
     /// Starts a step. Returns at once; the buffers come back from [`Executor::finish`].
     fn launch(&mut self, step: Step) -> Result<(), KernelError>;
 

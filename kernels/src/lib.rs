@@ -20,3 +20,6 @@ pub mod ops;
 
 /// Devices at load time, and executors that replay a program.
 pub mod device;
+
+/// Read-only mappings of weight files.
+pub mod file_map;

@@ -3,8 +3,12 @@
 //! The loop may launch step n + 1 before it finishes step n (depth 2), so a plan may name tokens
 //! that are not known yet (`PENDING_TOKEN`). A runner decides nothing: it runs what the plan says.
 
+mod device;
+
 use pagoda_kernels::device::Step;
 use pagoda_kernels::error::KernelError;
+
+pub use self::device::DeviceRunner;
 
 /// Plain data that says what one step runs: enough for another rank to run it.
 ///

@@ -1,0 +1,6 @@
+//! Mistral 7B: Llama with a window in every layer (later versions have none).
+
+use super::{Family, PLAIN, Windows};
+
+pub(super) const FAMILY: Family =
+    Family { architecture: "MistralForCausalLM", windows: Windows::Always, ..PLAIN };

@@ -1,0 +1,10 @@
+//! Qwen2 and Qwen2.5: biases on query, key and value; a window in the upper layers if asked for.
+
+use super::{AttentionBias, Family, PLAIN, Windows};
+
+pub(super) const FAMILY: Family = Family {
+    architecture: "Qwen2ForCausalLM",
+    bias: AttentionBias::QkvOnly,
+    windows: Windows::UpperLayers,
+    ..PLAIN
+};

@@ -1,0 +1,10 @@
+//! Qwen3: each query and key head is normed before rope; no biases unless asked for.
+
+use super::{Family, PLAIN, Windows};
+
+pub(super) const FAMILY: Family = Family {
+    architecture: "Qwen3ForCausalLM",
+    qk_norm: true,
+    windows: Windows::UpperLayers,
+    ..PLAIN
+};

@@ -1,0 +1,11 @@
+//! Qwen3-MoE: Qwen3 with experts in some layers, chosen by softmax.
+
+use super::{Family, PLAIN, Windows};
+
+pub(super) const FAMILY: Family = Family {
+    architecture: "Qwen3MoeForCausalLM",
+    qk_norm: true,
+    windows: Windows::Switched,
+    sparse: true,
+    ..PLAIN
+};

@@ -1,0 +1,146 @@
+//! The files of a checkpoint: opened, bounded, and handed on as bytes.
+//!
+//! A folder, the embedded demo and a folder without weights all become one [`Checkpoint`], so that
+//! everything behind this knows one way only. Nothing in a folder is ever executed.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::config::{ModelConfig, read_config};
+use super::error::LoadError;
+use super::source::dummy::Dummy;
+use super::source::safetensors::Safetensors;
+use super::source::{SourceError, TensorSource};
+use pagoda_kernels::dtype::DType;
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A folder as published on the Hugging Face hub.
+    Folder(PathBuf),
+    /// The model that is part of the program.
+    Demo,
+    /// The configuration of a folder, with random weights.
+    Dummy {
+        /// Holds config.json at least.
+        folder: PathBuf,
+        /// Changes every weight.
+        seed: u64,
+    },
+}
+
+/// Files that the text half of the engine reads.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFiles {
+    /// tokenizer.json; a dummy's folder may have none.
+    pub tokenizer: Option<Bytes>,
+    /// tokenizer_config.json: special tokens, and the chat template of older checkpoints.
+    pub tokenizer_config: Option<Bytes>,
+    /// chat_template.jinja of newer checkpoints.
+    pub chat_template: Option<String>,
+    /// generation_config.json.
+    pub generation_config: Option<Bytes>,
+}
+
+/// A checkpoint, opened and not yet loaded.
+pub struct Checkpoint {
+    /// Where it is, for messages.
+    pub place: String,
+    /// config.json, read.
+    pub config: ModelConfig,
+    /// The other files.
+    pub files: ModelFiles,
+    /// The weights.
+    pub tensors: Box<dyn TensorSource>,
+}
+
+const MAX_JSON_BYTES: u64 = 16 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+impl Checkpoint {
+    /// Opens a source: reads the small files, checks the headers of the large ones.
+    pub fn open(source: &ModelSource) -> Result<Self, LoadError> {
+        match source {
+            ModelSource::Demo => crate::demo::open(),
+            ModelSource::Folder(folder) => {
+                Self::open_folder(folder, |_| Ok(Box::new(Safetensors::open(folder)?)))
+            }
+            ModelSource::Dummy { folder, seed } => Self::open_folder(folder, |config| {
+                let dtype = config.dtype.unwrap_or(DType::Bf16);
+                Ok(Box::new(Dummy { seed: *seed, dtype }))
+            }),
+        }
+    }
+
+    fn open_folder(
+        folder: &Path,
+        open_tensors: impl FnOnce(&ModelConfig) -> Result<Box<dyn TensorSource>, SourceError>,
+    ) -> Result<Self, LoadError> {
+        let path = folder.join("config.json");
+        let config = read_bounded(&path, MAX_JSON_BYTES)?;
+        let config = read_config(&path.display().to_string(), &config)?;
+        let tensors = open_tensors(&config)?;
+        let optional = |name: &str, limit: u64| -> Result<Option<Bytes>, SourceError> {
+            let path = folder.join(name);
+            let bytes = path.exists().then(|| read_bounded(&path, limit)).transpose()?;
+            Ok(bytes.map(Bytes::from))
+        };
+        let chat_template = match optional("chat_template.jinja", MAX_JSON_BYTES)? {
+            Some(bytes) => Some(template_text(folder, bytes)?),
+            None => None,
+        };
+        let files = ModelFiles {
+            tokenizer: optional("tokenizer.json", MAX_TOKENIZER_BYTES)?,
+            tokenizer_config: optional("tokenizer_config.json", MAX_JSON_BYTES)?,
+            chat_template,
+            generation_config: optional("generation_config.json", MAX_JSON_BYTES)?,
+        };
+        Ok(Checkpoint { place: folder.display().to_string(), config, files, tensors })
+    }
+}
+
+fn template_text(folder: &Path, bytes: Bytes) -> Result<String, SourceError> {
+    String::from_utf8(bytes.into()).map_err(|_| {
+        let file = folder.join("chat_template.jinja").display().to_string();
+        SourceError::new(&file, None, "is not UTF-8")
+    })
+}
+
+/// A whole file of at most `limit` bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
+    let file = path.display().to_string();
+    let failed = |e: std::io::Error| SourceError::new(&file, None, format!("cannot be read: {e}"));
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too large, whatever its metadata says.
+    File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(SourceError::new(&file, None, format!("is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_beyond_its_limit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, b"12345").unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
+        assert!(read_bounded(&path, 4).unwrap_err().to_string().ends_with("larger than 4 bytes"));
+        assert!(read_bounded(folder.path(), 4).is_err());
+    }
+
+    #[test]
+    fn a_folder_without_configuration_is_refused_by_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = ModelSource::Folder(folder.path().to_owned());
+        let error = Checkpoint::open(&source).map(drop).unwrap_err().to_string();
+        assert!(error.contains("config.json: cannot be read"), "{error}");
+    }
+}

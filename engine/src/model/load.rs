@@ -1,0 +1,268 @@
+//! Loads an instance: opens, plans, packs, plans memory, records, starts the executor.
+//!
+//! The one path for every source and device. Memory is planned once the weights are in place and
+//! before anything of the KV cache is allocated.
+
+use pagoda_kernels::device::{Device, KvSpec, Limits};
+use pagoda_kernels::dtype::DType;
+
+use super::buffers::activation_bytes;
+use super::config::{Generation, ModelConfig, read_generation};
+use super::decoder::Decoder;
+use super::error::LoadError;
+use super::files::{Checkpoint, ModelFiles};
+use super::info::{InstanceInfo, KvGroupInfo};
+use super::spec::ModelSpec;
+use super::weights::{Progress, pack};
+use crate::memory::{
+    GroupNeed, KvBudget, KvPlan, KvRequest, MachineMemory, gib, kv_budget, plan_kv,
+};
+use crate::runner::{DeviceRunner, Runner};
+
+/// How an instance is loaded. `None` takes the default named.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoadOptions {
+    /// Type of the packed weights; the checkpoint's.
+    pub dtype: Option<DType>,
+    /// Type of the KV cache; the weights'.
+    pub kv_dtype: Option<DType>,
+    /// Tokens of one sequence; what the checkpoint promises.
+    pub max_model_len: Option<u32>,
+    /// Sequences of one step; [`DEFAULT_MAX_NUM_SEQS`].
+    pub max_num_seqs: Option<u32>,
+    /// Rows of one step; [`DEFAULT_MAX_NUM_BATCHED_TOKENS`].
+    pub max_num_batched_tokens: Option<u32>,
+    /// Most entries of a top list of log-probabilities.
+    pub max_logprobs: u32,
+    /// Memory of the KV cache.
+    pub kv: KvBudget,
+}
+
+/// Sequences of one step, unless asked otherwise.
+pub const DEFAULT_MAX_NUM_SEQS: u32 = 64;
+/// Rows of one step, unless asked otherwise.
+pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: u32 = 512;
+/// Share of the memory, unless asked otherwise.
+pub const DEFAULT_MEMORY_SHARE: f64 = 0.7;
+/// Logits rows of one step at least, so that prompt log-probabilities come in chunks.
+const MIN_LOGITS_ROWS: u32 = 16;
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            dtype: None,
+            kv_dtype: None,
+            max_model_len: None,
+            max_num_seqs: None,
+            max_num_batched_tokens: None,
+            max_logprobs: 20,
+            kv: KvBudget::Share(DEFAULT_MEMORY_SHARE),
+        }
+    }
+}
+
+/// A model that is ready to run steps.
+pub struct LoadedModel {
+    /// Runs its steps.
+    pub runner: Box<dyn Runner>,
+    /// What the rest of the engine may know of it.
+    pub info: InstanceInfo,
+    /// For the text half of the engine.
+    pub files: ModelFiles,
+    /// Lines for the start-up summary.
+    pub summary: String,
+}
+
+/// Loads `checkpoint` on `device`.
+pub fn load_on<D: Device>(
+    device: &D,
+    checkpoint: Checkpoint,
+    options: &LoadOptions,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LoadError>
+where
+    D::Executor: 'static,
+{
+    let Checkpoint { place, config, files, tensors } = checkpoint;
+    let generation_file = format!("{place}/generation_config.json");
+    let generation =
+        read_generation(&generation_file, files.generation_config.as_deref(), &config)?;
+    let limits = limits(&config, options)?;
+    let max_model_len = limits.max_model_len as u32;
+    let spec = ModelSpec::plan(&config, max_model_len);
+    let dtype = choose_dtype(options, &config, tensors.stored_dtype(&spec.embedding_name()));
+    let kv_dtype = options.kv_dtype.unwrap_or(dtype);
+    let weights = pack(device, &spec, tensors.as_ref(), dtype, progress)?;
+    drop(tensors);
+
+    let block_size = device.block_size();
+    let needs: Vec<GroupNeed> = kv_specs(&spec, kv_dtype, &[])
+        .zip(&spec.groups)
+        .map(|(kv, group)| GroupNeed {
+            kind: group.kind,
+            bytes_per_block: kv.bytes_per_block(block_size) as u64,
+        })
+        .collect();
+    let activations = activation_bytes(&spec, &limits) + table_bytes(&spec, max_model_len);
+    let fixed = weights.bytes + activations;
+    let plan = plan_kv(&KvRequest {
+        groups: &needs,
+        block_size: block_size as u32,
+        max_model_len,
+        max_num_seqs: limits.max_seqs as u32,
+        max_chunk: limits.max_tokens as u32,
+        budget: kv_budget(options.kv, &MachineMemory::read(), fixed, weights.bytes)?,
+    })?;
+    let kv = kv_specs(&spec, kv_dtype, &plan.num_blocks)
+        .map(|kv| device.kv_cache(kv))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(LoadError::device("allocating the KV cache"))?;
+    let decoder = Decoder { spec: &spec, weights: &weights, kv: &kv, limits };
+    let program = decoder.record(device).map_err(LoadError::device("recording the decoder"))?;
+    let executor =
+        device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;
+    let runner = Box::new(DeviceRunner::new(executor));
+    let loaded = Loaded { generation, limits, dtype, kv_dtype, weight_bytes: weights.bytes };
+    let mut info = loaded.info(device, &needs, &spec, &plan);
+    info.depth = runner.depth() as u32;
+    let summary = summarize(&place, &info, &plan, activations);
+    Ok(LoadedModel { runner, info, files, summary })
+}
+
+/// The largest step, from settings and what the checkpoint promises.
+fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limits, LoadError> {
+    let refuse = |setting, reason| Err(LoadError::Setting { setting, reason });
+    let promised = config.rope.promised_len();
+    let max_model_len = match (options.max_model_len, promised) {
+        (Some(asked), Some(promised)) if asked > promised => {
+            let reason = format!("{asked} is beyond the {promised} tokens of the checkpoint");
+            return refuse("max-model-len", reason);
+        }
+        (Some(asked), _) => asked,
+        (None, promised) => promised.unwrap_or(config.rope.max_position),
+    };
+    let max_seqs = options.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS);
+    let max_tokens =
+        options.max_num_batched_tokens.unwrap_or(DEFAULT_MAX_NUM_BATCHED_TOKENS.max(max_seqs));
+    if max_tokens < max_seqs {
+        let reason = format!("{max_tokens} rows are fewer than max-num-seqs, which is {max_seqs}");
+        return refuse("max-num-batched-tokens", reason);
+    }
+    for (setting, value) in [
+        ("max-model-len", max_model_len),
+        ("max-num-seqs", max_seqs),
+        ("max-num-batched-tokens", max_tokens),
+    ] {
+        if !(1..=MAX_SETTING).contains(&value) {
+            return refuse(setting, format!("{value} is not within 1 to {MAX_SETTING}"));
+        }
+    }
+    Ok(Limits {
+        max_tokens: max_tokens as usize,
+        max_seqs: max_seqs as usize,
+        max_logits_rows: max_seqs.max(MIN_LOGITS_ROWS.min(max_tokens)) as usize,
+        vocab: config.vocab,
+        max_model_len: max_model_len as usize,
+        max_top: (options.max_logprobs as usize).min(config.vocab),
+    })
+}
+
+/// Bound on settings that size buffers, far beyond any machine.
+const MAX_SETTING: u32 = 1 << 26;
+
+fn choose_dtype(options: &LoadOptions, config: &ModelConfig, stored: Option<DType>) -> DType {
+    options.dtype.or(stored).or(config.dtype).unwrap_or(DType::F32)
+}
+
+/// The cache of each group; blocks beyond those given are 0.
+fn kv_specs(spec: &ModelSpec, dtype: DType, num_blocks: &[u32]) -> impl Iterator<Item = KvSpec> {
+    spec.groups.iter().enumerate().map(move |(index, group)| KvSpec {
+        num_layers: group.num_layers,
+        num_kv_heads: group.num_kv_heads,
+        head_dim: group.head_dim,
+        dtype,
+        num_blocks: num_blocks.get(index).map_or(0, |blocks| *blocks as usize),
+    })
+}
+
+/// Bytes of the rope tables.
+fn table_bytes(spec: &ModelSpec, max_model_len: u32) -> u64 {
+    let bytes = |dim: usize| u64::from(max_model_len) * dim as u64 * 4;
+    spec.ropes.iter().map(|rope| bytes(rope.rotary_dim)).sum()
+}
+
+/// Numbers that [`InstanceInfo`] takes from a load.
+struct Loaded {
+    generation: Generation,
+    limits: Limits,
+    dtype: DType,
+    kv_dtype: DType,
+    weight_bytes: u64,
+}
+
+impl Loaded {
+    fn info<D: Device>(
+        self,
+        device: &D,
+        needs: &[GroupNeed],
+        spec: &ModelSpec,
+        plan: &KvPlan,
+    ) -> InstanceInfo {
+        let groups = spec.groups.iter().zip(needs).zip(&plan.num_blocks);
+        let groups = groups.map(|((group, need), num_blocks)| KvGroupInfo {
+            kind: group.kind,
+            num_layers: group.num_layers as u32,
+            num_blocks: *num_blocks,
+            bytes_per_block: need.bytes_per_block,
+        });
+        let Loaded { generation, limits, dtype, kv_dtype, weight_bytes } = self;
+        InstanceInfo {
+            max_model_len: limits.max_model_len as u32,
+            vocab: limits.vocab as u32,
+            block_size: device.block_size() as u32,
+            groups: groups.collect(),
+            max_num_seqs: limits.max_seqs as u32,
+            max_num_batched_tokens: limits.max_tokens as u32,
+            max_logits_rows: limits.max_logits_rows as u32,
+            max_logprobs: limits.max_top as u32,
+            numerics: format!("{}, weights {dtype:?}, KV {kv_dtype:?}", device.numerics()),
+            eos_token_ids: generation.eos_token_ids,
+            default_sampling: generation.sampling,
+            dtype,
+            kv_dtype,
+            weight_bytes,
+            depth: 1,
+            device: device.name(),
+        }
+    }
+}
+
+/// The lines that a start prints: what runs where, and how many sequences of what length fit.
+fn summarize(place: &str, info: &InstanceInfo, plan: &KvPlan, activations: u64) -> String {
+    let groups: Vec<String> = info
+        .groups
+        .iter()
+        .map(|group| {
+            format!("{} ({:?}, {} layers)", group.num_blocks, group.kind, group.num_layers)
+        })
+        .collect();
+    format!(
+        "model       {place}\n\
+         device      {}\n\
+         weights     {:?}, {}\n\
+         activations {}\n\
+         KV cache    {:?}, {}: {} blocks of {} tokens\n\
+         fits        {:.1} sequences of {} tokens ({} at once)",
+        info.device,
+        info.dtype,
+        gib(info.weight_bytes),
+        gib(activations),
+        info.kv_dtype,
+        gib(plan.bytes),
+        groups.join(" + "),
+        info.block_size,
+        plan.full_length_seqs,
+        info.max_model_len,
+        info.max_num_seqs,
+    )
+}

@@ -1,0 +1,198 @@
+//! Tensors in safetensors files: one file, or shards named by model.safetensors.index.json.
+//!
+//! Files are mapped, never copied. Every header is checked whole before the first tensor is given
+//! out; an index may only name plain files beside itself.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use pagoda_kernels::dtype::DType;
+use pagoda_kernels::file_map::FileMap;
+
+use super::header::{self, Entry};
+use super::{SourceError, Tensor, TensorSource, rows_cols};
+use crate::model::files::read_bounded;
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+/// An index lists tensors; 100,000 of them take 10 MB.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// Mapped at once.
+const MAX_SHARDS: usize = 4096;
+
+/// The tensors of one or many files.
+#[derive(Debug)]
+pub struct Safetensors {
+    shards: Vec<Shard>,
+    /// Shard and place of each tensor.
+    entries: BTreeMap<String, (usize, Entry)>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    file: String,
+    bytes: ShardBytes,
+}
+
+#[derive(Debug)]
+enum ShardBytes {
+    Mapped(FileMap),
+    Embedded(&'static [u8]),
+}
+
+impl Safetensors {
+    /// Opens the checkpoint in `folder`.
+    pub fn open(folder: &Path) -> Result<Self, SourceError> {
+        let index = folder.join(INDEX);
+        if index.exists() {
+            return Self::open_shards(folder, &index);
+        }
+        let single = folder.join(SINGLE);
+        if !single.exists() {
+            let reason = format!("has no {SINGLE} and no {INDEX}");
+            return Err(SourceError::new(&folder.display().to_string(), None, reason));
+        }
+        let mut source = Safetensors { shards: Vec::new(), entries: BTreeMap::new() };
+        source.add(map_shard(&single)?)?;
+        Ok(source)
+    }
+
+    /// A file that is part of the program; `file` names it in errors.
+    pub fn embedded(file: &str, bytes: &'static [u8]) -> Result<Self, SourceError> {
+        let mut source = Safetensors { shards: Vec::new(), entries: BTreeMap::new() };
+        source.add(Shard { file: file.to_owned(), bytes: ShardBytes::Embedded(bytes) })?;
+        Ok(source)
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self, SourceError> {
+        let file = index.display().to_string();
+        let bytes = read_bounded(index, MAX_INDEX_BYTES)?;
+        let listed = parse_index(&bytes).map_err(|reason| SourceError::new(&file, None, reason))?;
+        let names: BTreeSet<&String> = listed.values().collect();
+        let mut source = Safetensors { shards: Vec::new(), entries: BTreeMap::new() };
+        for name in names {
+            source.add(map_shard(&folder.join(name))?)?;
+        }
+        for (tensor, shard) in &listed {
+            let place = source.entries.get(tensor).map(|(index, _)| &source.shards[*index].file);
+            if place.is_none_or(|file| Path::new(file) != folder.join(shard)) {
+                let reason = format!("is listed in {shard}, which does not hold it");
+                return Err(SourceError::new(&file, Some(tensor), reason));
+            }
+        }
+        Ok(source)
+    }
+
+    /// Takes in a shard's header.
+    fn add(&mut self, shard: Shard) -> Result<(), SourceError> {
+        let entries = header::parse(shard.bytes.all())
+            .map_err(|(name, reason)| SourceError::new(&shard.file, name.as_deref(), reason))?;
+        for (name, entry) in entries {
+            if let Some((other, _)) = self.entries.get(&name) {
+                let reason = format!("is also in {}", self.shards[*other].file);
+                return Err(SourceError::new(&shard.file, Some(&name), reason));
+            }
+            self.entries.insert(name, (self.shards.len(), entry));
+        }
+        self.shards.push(shard);
+        Ok(())
+    }
+
+    fn find(&self, name: &str) -> Result<(&Shard, &Entry), SourceError> {
+        match self.entries.get(name) {
+            Some((shard, entry)) => Ok((&self.shards[*shard], entry)),
+            None => {
+                let files = match &self.shards[..] {
+                    [one] => one.file.clone(),
+                    many => format!("{} files beside {}", many.len(), many[0].file),
+                };
+                Err(SourceError::new(&files, Some(name), "is missing"))
+            }
+        }
+    }
+}
+
+impl TensorSource for Safetensors {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, SourceError> {
+        let (shard, entry) = self.find(name)?;
+        let refuse = |reason: String| SourceError::new(&shard.file, Some(name), reason);
+        let Some((rows, cols)) = rows_cols(shape).filter(|_| entry.shape == shape) else {
+            return Err(refuse(format!(
+                "has shape {:?}, config.json asks for {shape:?}",
+                entry.shape
+            )));
+        };
+        let dtype = readable_dtype(&entry.dtype).ok_or_else(|| {
+            refuse(format!("has type {}, only F32, BF16 and F16 are supported", entry.dtype))
+        })?;
+        let bytes = Cow::Borrowed(&shard.bytes.all()[entry.bytes.clone()]);
+        Ok(Tensor { dtype, rows, cols, bytes })
+    }
+
+    fn stored_dtype(&self, name: &str) -> Option<DType> {
+        self.entries.get(name).and_then(|(_, entry)| readable_dtype(&entry.dtype))
+    }
+
+    fn release(&self, name: &str) {
+        if let Ok((shard, entry)) = self.find(name)
+            && let ShardBytes::Mapped(map) = &shard.bytes
+        {
+            map.release(entry.bytes.clone());
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.entries.keys().map(String::as_str).collect()
+    }
+}
+
+impl ShardBytes {
+    fn all(&self) -> &[u8] {
+        match self {
+            ShardBytes::Mapped(map) => map.bytes(),
+            ShardBytes::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+fn map_shard(path: &Path) -> Result<Shard, SourceError> {
+    let file = path.display().to_string();
+    match FileMap::open(path) {
+        Ok(map) => Ok(Shard { file, bytes: ShardBytes::Mapped(map) }),
+        Err(error) => Err(SourceError::new(&file, None, format!("cannot be read: {error}"))),
+    }
+}
+
+fn readable_dtype(name: &str) -> Option<DType> {
+    match name {
+        "F32" => Some(DType::F32),
+        "BF16" => Some(DType::Bf16),
+        "F16" => Some(DType::F16),
+        _ => None,
+    }
+}
+
+/// File of each tensor. A name that leaves the folder is refused.
+fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index: Index =
+        serde_json::from_slice(bytes).map_err(|error| format!("is damaged: {error}"))?;
+    let files: BTreeSet<&String> = index.weight_map.values().collect();
+    if files.is_empty() || files.len() > MAX_SHARDS {
+        return Err(format!("names {} files, expected 1 to {MAX_SHARDS}", files.len()));
+    }
+    for file in files {
+        let is_plain = !file.contains(['/', '\\', '\0', ':']) && !file.starts_with('.');
+        if !is_plain || !file.ends_with(".safetensors") {
+            return Err(format!("names {file:?}, expected a .safetensors file beside itself"));
+        }
+    }
+    Ok(index.weight_map)
+}
+
+#[cfg(test)]
+mod tests;
