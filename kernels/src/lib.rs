@@ -23,3 +23,8 @@ pub mod device;
 
 /// Read-only mappings of weight files.
 pub mod file_map;
+/// The CPU device: a worker team and kernels for each instruction set.
+pub mod cpu;
+
+/// Every op in plain float64 loops, for tests.
+pub mod reference;

@@ -1,0 +1,69 @@
+//! The register tile: `R` rows by `V` vectors of columns, all of k.
+
+use std::marker::PhantomData;
+
+use crate::cpu::isa::Kernel;
+use crate::cpu::linear::format::Format;
+use crate::cpu::simd::Simd;
+use crate::cpu::weight::PANEL;
+
+/// Lanes of AVX-512.
+pub(super) const LANES16: usize = 16;
+
+/// Lanes of AVX2 and of the portable path.
+pub(super) const LANES8: usize = 8;
+
+/// Results of the largest tile.
+pub(super) const TILE_MAX: usize = 12 * 2 * LANES16;
+
+/// One tile: `Σ_k x[r][k] · w[v][k]` for each row and column, in ascending steps of k.
+///
+/// Compiled for instruction sets of `L` lanes only.
+pub(super) struct Tile<'a, F, const L: usize, const R: usize, const V: usize> {
+    /// First byte of the tile's first panel; the others follow.
+    pub(super) weights: *const u8,
+    /// Bytes from a panel to the next.
+    pub(super) panel_bytes: usize,
+    /// Steps of k ([`Format::K`] elements each) that panels and rows hold.
+    pub(super) steps: usize,
+    /// First word of each row.
+    pub(super) x: [*const u32; R],
+    /// `[R][V · L]`, written.
+    pub(super) results: &'a mut [f32; TILE_MAX],
+    /// Of the weights.
+    pub(super) format: PhantomData<F>,
+}
+
+impl<F: Format, const L: usize, const R: usize, const V: usize> Kernel for Tile<'_, F, L, R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        if S::LANES != L || S::DOTS_PAIRS != F::PAIRS && F::K == 2 {
+            return;
+        }
+        let mut acc = [[S::splat(0.0); V]; R];
+        for step in 0..self.steps {
+            // SAFETY: panels and rows hold `steps` steps.
+            unsafe {
+                F::step::<S, R, V>(
+                    &mut acc,
+                    |v| {
+                        let column = v * L;
+                        let panel = (column / PANEL) * self.panel_bytes;
+                        let within = (column % PANEL) * F::COLUMN_BYTES;
+                        self.weights.add(panel + within + step * F::STEP_BYTES)
+                    },
+                    |r| self.x[r].add(step * F::WORDS),
+                );
+            }
+        }
+        for (r, acc) in acc.into_iter().enumerate() {
+            for (v, acc) in acc.into_iter().enumerate() {
+                let at = (r * V + v) * L;
+                // SAFETY: a slice of L elements.
+                unsafe { S::store(self.results[at..at + L].as_mut_ptr(), acc) };
+            }
+        }
+    }
+}

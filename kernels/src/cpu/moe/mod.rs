@@ -1,0 +1,207 @@
+//! `moe`: routes each row to some experts and adds their weighted outputs.
+//!
+//! Phases with a barrier after each: norm; router scores; the choice of experts, a row to a worker;
+//! (row, expert) pairs sorted by expert, by the leader; gate and up of each expert over its rows;
+//! down; the sum, a row to a worker, in ascending order of expert. Nothing is added atomically and
+//! no order depends on threads.
+
+mod group;
+mod route;
+
+use crate::batch::Batch;
+use crate::cpu::command::{ScratchPlan, WorkerCtx};
+use crate::cpu::linear::{OutRows, PreparedRows, Product, prepares};
+use crate::cpu::norm;
+use crate::cpu::program::CpuProgram;
+use crate::cpu::weight::PackedExperts;
+use crate::device::Limits;
+use crate::dtype::DType;
+use crate::ops::{Epilogue, Moe};
+
+use group::{Groups, MoeScratch};
+
+/// A recorded mixture of experts.
+pub(crate) struct MoeOp {
+    op: Moe<CpuProgram>,
+    /// Pairs that the scratch was planned for.
+    pairs_max: usize,
+}
+
+impl MoeOp {
+    /// Wraps the op; [`MoeOp::check`] said that its shapes fit.
+    pub(crate) fn new(op: Moe<CpuProgram>) -> Self {
+        MoeOp { op, pairs_max: 0 }
+    }
+
+    /// What does not fit, if anything.
+    pub(crate) fn check(op: &Moe<CpuProgram>) -> Result<(), String> {
+        let hidden = op.x.cols();
+        let experts = op.gate_up.num_experts();
+        let inner = op.down.cols();
+        let fits = [
+            ("norm", op.norm.weight.len() == hidden),
+            ("normed", op.normed.cols() == hidden && !op.normed.is(&op.x)),
+            ("router", op.router.rows() == experts && op.router.cols() == hidden),
+            ("scores", op.scores.cols() == experts),
+            ("chosen", (1..=experts).contains(&op.num_chosen)),
+            ("gate_up", op.gate_up.cols() == hidden && op.gate_up.rows() == 2 * inner),
+            ("inner", op.inner.cols() == inner),
+            ("down", op.down.num_experts() == experts && op.down.rows() == hidden),
+            ("outer", op.outer.cols() == hidden),
+        ];
+        match fits.into_iter().find(|(_, fits)| !fits) {
+            None => Ok(()),
+            Some((part, _)) => Err(format!(
+                "{part} does not fit {experts} experts [{}, {hidden}], [{}, {inner}], {} chosen",
+                op.gate_up.rows(),
+                op.down.rows(),
+                op.num_chosen
+            )),
+        }
+    }
+
+    /// Plans scratch: prepared rows, choices, the sorted pairs.
+    pub(crate) fn plan(&mut self, plan: &mut ScratchPlan, limits: &Limits) {
+        self.pairs_max = limits.max_tokens * self.op.num_chosen;
+        plan.need_shared(self.scratch_layout(limits.max_tokens, std::ptr::null_mut()).bytes());
+    }
+
+    fn scratch_layout(&self, rows_max: usize, start: *mut u8) -> MoeScratch {
+        let op = &self.op;
+        let widest = op.x.cols().max(op.inner.cols());
+        let pairs = rows_max * op.num_chosen;
+        MoeScratch::lay_out(start, pairs.max(rows_max), widest, pairs, op.gate_up.num_experts())
+    }
+
+    /// Runs this worker's part of every phase.
+    pub(crate) fn run(&self, ctx: &WorkerCtx<'_>, batch: &Batch) {
+        let op = &self.op;
+        let rows = batch.num_tokens();
+        if rows == 0 {
+            return;
+        }
+        let rows_max = self.pairs_max / op.num_chosen;
+        let scratch = self.scratch_layout(rows_max, ctx.shared());
+        norm::run_rows(&op.x, &op.norm, &op.normed, rows, ctx);
+        ctx.team.wait();
+        self.score(rows, &scratch, ctx);
+        ctx.team.wait();
+        for row in ctx.team.share(rows) {
+            // SAFETY: this worker's row of scores and of choices; pairs were planned.
+            unsafe {
+                let scores = op.scores.row_mut(row);
+                let (experts, weights) = scratch.choices(row, op.num_chosen);
+                ctx.isa.dispatch(route::Route { op, scores, experts, weights });
+            }
+        }
+        ctx.team.wait();
+        if ctx.team.is_leader() {
+            // SAFETY: choices of all rows are written, and nobody else runs until the barrier.
+            unsafe { scratch.sort(rows * op.num_chosen, op.num_chosen) };
+        }
+        // The leader sorts while all round rows for the experts.
+        let prepared = prepare(&scratch, &op.normed, op.gate_up.format(), rows, ctx);
+        ctx.team.wait();
+        // SAFETY: sorted before the barrier, only read from here on.
+        let groups = unsafe { scratch.groups(rows * op.num_chosen) };
+        let glu = Epilogue::Glu(op.activation);
+        run_experts(&groups, &op.gate_up, prepared, Some(groups.tokens), &op.inner, glu, ctx);
+        ctx.team.wait();
+        let prepared = prepare(&scratch, &op.inner, op.down.format(), rows * op.num_chosen, ctx);
+        ctx.team.wait();
+        run_experts(&groups, &op.down, prepared, None, &op.outer, Epilogue::Store, ctx);
+        ctx.team.wait();
+        self.combine(rows, &scratch, ctx);
+    }
+
+    /// Router scores of all rows, cut over the experts.
+    fn score(&self, rows: usize, scratch: &MoeScratch, ctx: &WorkerCtx<'_>) {
+        let op = &self.op;
+        let panels = op.router.panels();
+        let x = prepare(scratch, &op.normed, panels.shape.format, rows, ctx);
+        if prepares(panels.shape.format) {
+            ctx.team.wait();
+        }
+        let product = Product {
+            panels,
+            range: ctx.team.share(panels.shape.panels()),
+            x,
+            x_index: None,
+            out: OutRows::of(&op.scores),
+            rows,
+            bias: None,
+            epilogue: Epilogue::Store,
+        };
+        product.run(ctx.isa);
+    }
+
+    /// `x[t] += Σ w · outer`, experts in ascending order.
+    fn combine(&self, rows: usize, scratch: &MoeScratch, ctx: &WorkerCtx<'_>) {
+        let op = &self.op;
+        for row in ctx.team.share(rows) {
+            // SAFETY: this worker's row; choices and outputs are complete and only read.
+            unsafe {
+                let x = op.x.row_mut(row);
+                let (_, weights) = scratch.choices(row, op.num_chosen);
+                let places = scratch.places(row, op.num_chosen);
+                for (&place, &weight) in places.iter().zip(weights.iter()) {
+                    for (x, y) in x.iter_mut().zip(op.outer.row(place as usize)) {
+                        *x += weight * y;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rounds this worker's share of `rows` rows into scratch, if the format wants it. A barrier must
+/// follow before they are read.
+fn prepare(
+    scratch: &MoeScratch,
+    x: &crate::cpu::buffer::Activation,
+    format: DType,
+    rows: usize,
+    ctx: &WorkerCtx<'_>,
+) -> PreparedRows {
+    if !prepares(format) {
+        return PreparedRows::in_place(x);
+    }
+    let prepared = PreparedRows::in_scratch(scratch.prepared(), x.cols());
+    // SAFETY: planned for all rows; each row is one worker's.
+    unsafe { prepared.round_rows(ctx.isa, x, ctx.team.share(rows)) };
+    prepared
+}
+
+/// This worker's part of all experts: panels of all of them in a row, weighed by their rows.
+fn run_experts(
+    groups: &Groups<'_>,
+    weight: &PackedExperts,
+    x: PreparedRows,
+    tokens: Option<&[u32]>,
+    out: &crate::cpu::buffer::Activation,
+    epilogue: Epilogue,
+    ctx: &WorkerCtx<'_>,
+) {
+    let num_panels = weight.panels(0).shape.panels();
+    let share = ctx.team.share(groups.num_pairs() * num_panels);
+    for expert in 0..weight.num_experts() {
+        let pairs = groups.pairs(expert);
+        // Panel p of this expert starts at unit start + p · rows.
+        let (start, rows) = (pairs.start * num_panels, pairs.len());
+        if rows == 0 || start >= share.end || start + rows * num_panels <= share.start {
+            continue;
+        }
+        let panel_at = |unit: usize| unit.saturating_sub(start).div_ceil(rows).min(num_panels);
+        let product = Product {
+            panels: weight.panels(expert),
+            range: panel_at(share.start)..panel_at(share.end),
+            x: if tokens.is_some() { x } else { x.from_row(pairs.start) },
+            x_index: tokens.map(|tokens| &tokens[pairs.clone()]),
+            out: OutRows::of(out).from_row(pairs.start),
+            rows,
+            bias: None,
+            epilogue,
+        };
+        product.run(ctx.isa);
+    }
+}

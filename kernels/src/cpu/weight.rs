@@ -1,0 +1,315 @@
+//! Packed weights: panels of sixteen output columns, read once from front to back.
+//!
+//! ```text
+//! W[N, K] → panel p holds outputs 16 p .. 16 p + 16, zero filled beyond N
+//!   f32, f16:  [K][16]            element (k, lane)
+//!   bf16:      [K / 2][16][2]     pairs of k: one 32-bit word a lane (K padded to 2 with zero)
+//! ```
+//! A panel is contiguous, so a worker's contiguous range of panels is one sequential read for one
+//! row and for many. Packing happens while a model loads; a packed weight never changes.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::cpu::buffer::AlignedBuffer;
+use crate::dtype::{DType, HostTensor};
+use crate::error::KernelError;
+use crate::ops::Stacking;
+
+/// Output columns of a panel.
+pub(crate) const PANEL: usize = 16;
+
+/// A packed matrix `[N, K]`. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix(Arc<Packed>);
+
+/// Packed matrices of all experts `[E, N, K]`. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PackedExperts(Arc<Packed>);
+
+#[derive(Debug)]
+struct Packed {
+    shape: Shape,
+    experts: usize,
+    data: AlignedBuffer,
+}
+
+/// Numbers of a packed matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// N.
+    pub(crate) n: usize,
+    /// K.
+    pub(crate) k: usize,
+    /// Type of the elements.
+    pub(crate) format: DType,
+}
+
+impl Shape {
+    /// K with its padding.
+    pub(crate) fn k_padded(&self) -> usize {
+        if self.format == DType::Bf16 { self.k.next_multiple_of(2) } else { self.k }
+    }
+
+    /// Panels of the matrix.
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    /// Bytes of one panel.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.k_padded() * PANEL * self.format.bytes()
+    }
+
+    /// Bytes of the whole matrix; `None` when they overflow.
+    fn bytes(&self) -> Option<usize> {
+        let k = self.k.checked_add(1)?;
+        k.checked_mul(PANEL * self.format.bytes())?.checked_mul(self.panels())?;
+        Some(self.panel_bytes() * self.panels())
+    }
+
+    /// Where element (k, lane) lies in its panel, in elements.
+    #[inline(always)]
+    fn element(&self, k: usize, lane: usize) -> usize {
+        match self.format {
+            DType::Bf16 => (k / 2) * 2 * PANEL + lane * 2 + k % 2,
+            DType::F32 | DType::F16 => k * PANEL + lane,
+        }
+    }
+}
+
+/// One matrix of packed panels, borrowed by a kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Panels<'a> {
+    /// N, K, type.
+    pub(crate) shape: Shape,
+    bytes: &'a [u8],
+}
+
+impl<'a> Panels<'a> {
+    /// Bytes of panel `index`, aligned to a cache line.
+    #[inline(always)]
+    pub(crate) fn panel(&self, index: usize) -> &'a [u8] {
+        let size = self.shape.panel_bytes();
+        &self.bytes[index * size..(index + 1) * size]
+    }
+
+    /// Element (n, k), widened.
+    pub(crate) fn at(&self, n: usize, k: usize) -> f32 {
+        let at = self.shape.element(k, n % PANEL) * self.shape.format.bytes();
+        let bytes = &self.panel(n / PANEL)[at..];
+        match self.shape.format {
+            DType::F32 => f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            DType::Bf16 => bf16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
+            DType::F16 => f16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
+}
+
+impl PackedMatrix {
+    /// Packs `parts` as one matrix.
+    pub(crate) fn pack(
+        parts: &[HostTensor<'_>],
+        stacking: Stacking,
+        format: DType,
+    ) -> Result<Self, KernelError> {
+        let shape = stacked_shape(parts, stacking, format)?;
+        let mut packed = Packed::zeroed(shape, 1)?;
+        packed.fill_expert(0, parts, stacking);
+        Ok(PackedMatrix(Arc::new(packed)))
+    }
+
+    /// Zeros, to be filled by `fill` with the values of each (row, column).
+    pub(crate) fn from_values(
+        n: usize,
+        k: usize,
+        format: DType,
+        fill: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Result<Self, KernelError> {
+        let mut packed = Packed::zeroed(Shape { n, k, format }, 1)?;
+        packed.fill(0, fill);
+        Ok(PackedMatrix(Arc::new(packed)))
+    }
+
+    /// N, output features.
+    pub fn rows(&self) -> usize {
+        self.0.shape.n
+    }
+
+    /// K, input features.
+    pub fn cols(&self) -> usize {
+        self.0.shape.k
+    }
+
+    /// Type of the elements.
+    pub fn format(&self) -> DType {
+        self.0.shape.format
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        self.0.data.len()
+    }
+
+    /// The panels.
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        self.0.expert(0)
+    }
+}
+
+impl PackedExperts {
+    /// Packs the parts of every expert; all experts must have one shape.
+    pub(crate) fn pack(
+        experts: &[Vec<HostTensor<'_>>],
+        stacking: Stacking,
+        format: DType,
+    ) -> Result<Self, KernelError> {
+        let Some(first) = experts.first() else {
+            return Err(refused("no experts"));
+        };
+        let shape = stacked_shape(first, stacking, format)?;
+        for parts in experts {
+            if stacked_shape(parts, stacking, format)? != shape {
+                return Err(refused("experts of different shapes"));
+            }
+        }
+        let mut packed = Packed::zeroed(shape, experts.len())?;
+        for (expert, parts) in experts.iter().enumerate() {
+            packed.fill_expert(expert, parts, stacking);
+        }
+        Ok(PackedExperts(Arc::new(packed)))
+    }
+
+    /// Zeros, to be filled by `fill` with the values of each (expert, row, column).
+    pub(crate) fn from_values(
+        experts: usize,
+        (n, k): (usize, usize),
+        format: DType,
+        fill: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Result<Self, KernelError> {
+        let mut packed = Packed::zeroed(Shape { n, k, format }, experts)?;
+        for expert in 0..experts {
+            packed.fill(expert, |n, k| fill(expert, n, k));
+        }
+        Ok(PackedExperts(Arc::new(packed)))
+    }
+
+    /// E.
+    pub fn num_experts(&self) -> usize {
+        self.0.experts
+    }
+
+    /// N, output features of an expert.
+    pub fn rows(&self) -> usize {
+        self.0.shape.n
+    }
+
+    /// K, input features.
+    pub fn cols(&self) -> usize {
+        self.0.shape.k
+    }
+
+    /// Type of the elements.
+    pub fn format(&self) -> DType {
+        self.0.shape.format
+    }
+
+    /// The panels of one expert.
+    pub(crate) fn panels(&self, expert: usize) -> Panels<'_> {
+        self.0.expert(expert)
+    }
+}
+
+impl Packed {
+    fn zeroed(shape: Shape, experts: usize) -> Result<Self, KernelError> {
+        let what = || format!("a weight [{experts}, {}, {}]", shape.n, shape.k);
+        let Some(bytes) = shape.bytes().and_then(|bytes| bytes.checked_mul(experts)) else {
+            return Err(KernelError::OutOfMemory { what: what(), bytes: usize::MAX });
+        };
+        Ok(Packed { shape, experts, data: AlignedBuffer::zeroed(bytes, &what())? })
+    }
+
+    fn expert(&self, expert: usize) -> Panels<'_> {
+        let size = self.shape.panel_bytes() * self.shape.panels();
+        let bytes = &self.data.as_slice::<u8>()[expert * size..(expert + 1) * size];
+        Panels { shape: self.shape, bytes }
+    }
+
+    fn fill_expert(&mut self, expert: usize, parts: &[HostTensor<'_>], stacking: Stacking) {
+        // Row n of the matrix is row n of the stacked parts.
+        let part_rows = parts.first().map_or(1, |part| part.rows.max(1));
+        let starts: Vec<usize> = parts
+            .iter()
+            .scan(0, |start, part| {
+                *start += part.rows;
+                Some(*start)
+            })
+            .collect();
+        self.fill(expert, |n, k| match stacking {
+            Stacking::InterleavePairs => parts[n % parts.len()].at(n / parts.len(), k),
+            Stacking::Stack if n < part_rows => parts[0].at(n, k),
+            Stacking::Stack => {
+                let part = starts.partition_point(|&end| end <= n);
+                parts[part].at(n - starts[part - 1], k)
+            }
+        });
+    }
+
+    /// Writes every element, rounding to the format where it is narrower (nearest even).
+    fn fill(&mut self, expert: usize, value: impl Fn(usize, usize) -> f32 + Sync) {
+        use rayon::prelude::*;
+        let shape = self.shape;
+        let size = shape.panel_bytes();
+        if size == 0 {
+            return;
+        }
+        let all = &mut self.data.as_mut_slice::<u8>()[expert * size * shape.panels()..];
+        let panels = all.par_chunks_exact_mut(size).take(shape.panels()).enumerate();
+        panels.for_each(|(panel, bytes)| {
+            for lane in 0..PANEL.min(shape.n - panel * PANEL) {
+                for k in 0..shape.k {
+                    let value = value(panel * PANEL + lane, k);
+                    let at = shape.element(k, lane) * shape.format.bytes();
+                    let to = &mut bytes[at..at + shape.format.bytes()];
+                    match shape.format {
+                        DType::F32 => to.copy_from_slice(&value.to_ne_bytes()),
+                        DType::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
+                        DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
+                    }
+                }
+            }
+        });
+    }
+}
+
+fn refused(reason: impl Into<String>) -> KernelError {
+    KernelError::Shape { op: "pack", reason: reason.into() }
+}
+
+fn stacked_shape(
+    parts: &[HostTensor<'_>],
+    stacking: Stacking,
+    format: DType,
+) -> Result<Shape, KernelError> {
+    let Some(first) = parts.first() else {
+        return Err(refused("no parts"));
+    };
+    let mut n = 0usize;
+    for part in parts {
+        if part.cols != first.cols {
+            return Err(refused(format!("parts of {} and {} columns", first.cols, part.cols)));
+        }
+        if stacking == Stacking::InterleavePairs && part.rows != first.rows {
+            return Err(refused(format!("parts of {} and {} rows", first.rows, part.rows)));
+        }
+        n = n.checked_add(part.rows).ok_or_else(|| refused("too many rows"))?;
+    }
+    if stacking == Stacking::InterleavePairs && parts.len() != 2 {
+        return Err(refused(format!("{} parts to interleave in pairs", parts.len())));
+    }
+    if n == 0 || first.cols == 0 {
+        return Err(refused("an empty matrix"));
+    }
+    Ok(Shape { n, k: first.cols, format })
+}
