@@ -31,3 +31,6 @@ pub mod scheduler;
 
 /// Bookkeeping of the paged KV cache.
 pub mod kv;
+
+/// The step loop: one thread that owns scheduler, KV bookkeeping and device.
+pub mod step;

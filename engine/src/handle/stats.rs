@@ -21,6 +21,8 @@ pub struct LiveStats {
     pub prefix_query_tokens: AtomicU64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: AtomicU64,
+    /// Times that a sequence let a step pass because another computes its next prefix block.
+    pub prefix_waits: AtomicU64,
     /// Sequences that gave their blocks back and will be recomputed.
     pub preemptions: AtomicU64,
     /// Requests whose reader left before the end.
@@ -85,6 +87,8 @@ pub struct EngineStats {
     pub prefix_query_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: u64,
+    /// Times that a sequence let a step pass because another computes its next prefix block.
+    pub prefix_waits: u64,
     /// Sequences that gave their blocks back and were recomputed.
     pub preemptions: u64,
     /// Requests whose reader left before the end.
@@ -143,6 +147,7 @@ impl LiveStats {
             blocks_cached: self.blocks_cached.load(Relaxed),
             prefix_query_tokens: self.prefix_query_tokens.load(Relaxed),
             prefix_hit_tokens: self.prefix_hit_tokens.load(Relaxed),
+            prefix_waits: self.prefix_waits.load(Relaxed),
             preemptions: self.preemptions.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             prompt_tokens: self.prompt_tokens.load(Relaxed),

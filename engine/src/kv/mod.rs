@@ -11,3 +11,9 @@ pub mod block_table;
 
 /// What a full block holds, as a 128-bit hash.
 pub mod key;
+
+/// Which block holds which content, by key.
+pub mod prefix_index;
+
+/// The blocks of all groups: give, share, publish, slide out, take back.
+pub mod prefix_cache;

@@ -1,0 +1,276 @@
+//! Seats in the batch: sequences arrive, start, give their blocks back, and leave.
+//!
+//! Every way out of the running sequences goes through [`Scheduler::vacate`]: it ends the
+//! sequence's run, so whatever launched steps still bring for it is out of date.
+
+use std::cmp::Reverse;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Scheduler;
+use super::waiting::{Candidate, Waiting};
+use crate::request::{FinishReason, StepError};
+use crate::sequence::{SeqId, SequenceGroup};
+
+impl Scheduler {
+    /// Whether another request finds room.
+    pub fn has_room(&self) -> bool {
+        self.sequences.has_room()
+    }
+
+    /// Whether there is no request.
+    pub fn is_idle(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Takes a request in. Its first choice gets in line; the others follow once the prompt is in
+    /// the cache.
+    pub fn admit(&mut self, mut group: Box<SequenceGroup>) {
+        for sequence in &mut group.sequences {
+            sequence.arrival = self.next_arrival;
+        }
+        self.next_arrival += 1;
+        let (tenant, priority) = (group.tenant.id.clone(), group.priority);
+        let cost = group.sequences[0].queued_tokens;
+        let arrival = group.sequences[0].arrival;
+        let id = SeqId { group: self.sequences.insert(group), choice: 0 };
+        self.waiting.join(&tenant, Waiting { id, priority, arrival, cost });
+    }
+
+    /// The other choices of a request whose prompt is in the cache get in line.
+    pub(crate) fn admit_choices(&mut self, index: u32) {
+        let Some(group) = self.sequences.group(index) else { return };
+        for (choice, sequence) in (0..).zip(&group.sequences).skip(1) {
+            let id = SeqId { group: index, choice };
+            let (priority, arrival) = (group.priority, sequence.arrival);
+            self.waiting.join(&group.tenant.id, Waiting { id, priority, arrival, cost: 1 });
+        }
+    }
+
+    /// Seats the candidate, whose prefix was taken over.
+    pub(super) fn start(&mut self, candidate: Candidate) {
+        let id = candidate.waiting.id;
+        let Some(slot) = self.free_slots.pop() else { return };
+        self.waiting.start(candidate);
+        let (stats, queue) = (&self.shared.stats, &self.shared.queue);
+        let Some(group) = self.sequences.group_mut(id.group) else { return };
+        let sequence = &mut group.sequences[id.choice as usize];
+        queue.give_back(1, u64::from(sequence.queued_tokens));
+        sequence.queued_tokens = 0;
+        sequence.passed_over = 0;
+        sequence.slot = slot;
+        sequence.slot_is_set = false;
+        sequence.run = Some(self.next_run);
+        self.next_run += 1;
+        if sequence.cached_tokens.is_none() {
+            sequence.cached_tokens = Some(sequence.computed);
+            let prompt = sequence.prompt.len() as u64;
+            stats.prefix_query_tokens.fetch_add(prompt, Relaxed);
+            stats.prefix_hit_tokens.fetch_add(u64::from(sequence.computed), Relaxed);
+            if id.choice == 0 {
+                stats.prompt_tokens.fetch_add(prompt, Relaxed);
+                stats.queue_time.record(group.submitted_at.elapsed());
+            }
+        }
+        let arrival = group.sequences[id.choice as usize].arrival;
+        let age = |&other: &SeqId| (self.sequences[other].arrival, other.choice);
+        let seat = self.running.partition_point(|other| age(other) < (arrival, id.choice));
+        self.running.insert(seat, id);
+    }
+
+    /// Who gives its blocks back when the sequence in `seat` finds none: whoever loses least of
+    /// those that are not in the step yet. Never the oldest.
+    pub(super) fn victim_from(&self, seat: usize) -> usize {
+        let first = seat.max(1);
+        assert!(first < self.running.len(), "the oldest sequence fits alone");
+        let loss = |&seat: &usize| {
+            let id = self.running[seat];
+            let sequence = &self.sequences[id];
+            let shared = self.kv.shared_tokens(&sequence.tables);
+            let priority = self.sequences.group(id.group).map_or(0, |group| group.priority);
+            (Reverse(priority), sequence.computed.saturating_sub(shared), Reverse(seat))
+        };
+        (first..self.running.len()).min_by_key(loss).unwrap_or(first)
+    }
+
+    /// Takes the blocks of the sequence in `seat` back; it waits to be recomputed, which its full
+    /// blocks in the prefix cache may spare it.
+    pub(super) fn preempt(&mut self, seat: usize) {
+        let id = self.running[seat];
+        self.vacate(id);
+        let Some(group) = self.sequences.group_mut(id.group) else { return };
+        let sequence = &mut group.sequences[id.choice as usize];
+        sequence.queued_tokens = sequence.known();
+        let (cost, arrival) = (sequence.queued_tokens, sequence.arrival);
+        self.shared.queue.requeue(1, u64::from(cost));
+        self.shared.stats.preemptions.fetch_add(1, Relaxed);
+        let waiting = Waiting { id, priority: group.priority, arrival, cost };
+        self.waiting.rejoin(&group.tenant.id, waiting);
+    }
+
+    /// A choice ended: tells its reader and gives everything back.
+    pub(crate) fn finish(&mut self, id: SeqId, reason: FinishReason) {
+        self.vacate(id);
+        let stats = &self.shared.stats;
+        match reason {
+            FinishReason::Length => stats.finished_length.fetch_add(1, Relaxed),
+            FinishReason::Eos | FinishReason::StopToken(_) => {
+                stats.finished_stop.fetch_add(1, Relaxed)
+            }
+        };
+        let Some(group) = self.sequences.group_mut(id.group) else { return };
+        let sequence = &mut group.sequences[id.choice as usize];
+        sequence.finished = Some(reason);
+        group.sink.finished(id.choice, reason);
+        group.num_unfinished -= 1;
+        self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
+        self.waiting.leave(&group.tenant.id, id, false);
+        if group.num_unfinished == 0 {
+            self.ended.extend(self.sequences.remove(id.group));
+        }
+    }
+
+    /// Ends requests whose reader is gone, running or waiting.
+    pub fn cancel_abandoned(&mut self) {
+        for index in self.sequences.indexes() {
+            if self.sequences.group(index).is_some_and(|group| group.sink.is_abandoned()) {
+                self.shared.stats.cancelled.fetch_add(1, Relaxed);
+                let group = self.withdraw(index);
+                self.ended.extend(group);
+            }
+        }
+    }
+
+    /// Ends all requests with an error event.
+    pub fn fail_all(&mut self, error: &StepError) {
+        for index in self.sequences.indexes() {
+            if let Some(group) = self.withdraw(index) {
+                let SequenceGroup { sink, .. } = *group;
+                sink.failed(error.clone());
+            }
+        }
+    }
+
+    /// Takes a request out, wherever its choices are.
+    fn withdraw(&mut self, index: u32) -> Option<Box<SequenceGroup>> {
+        let num_choices = self.sequences.group(index)?.sequences.len() as u32;
+        for choice in 0..num_choices {
+            let id = SeqId { group: index, choice };
+            let was_running = self.sequences[id].run.is_some();
+            self.vacate(id);
+            let group = self.sequences.group(index)?;
+            let sequence = &group.sequences[choice as usize];
+            if sequence.finished.is_some() {
+                continue;
+            }
+            if !was_running {
+                self.shared.queue.give_back(1, u64::from(sequence.queued_tokens));
+            }
+            if choice == 0 || group.started {
+                self.waiting.leave(&group.tenant.id, id, !was_running);
+            }
+        }
+        self.sequences.remove(index)
+    }
+
+    /// Ends a running sequence's run and takes its blocks and slot back.
+    fn vacate(&mut self, id: SeqId) {
+        let sequence = &mut self.sequences[id];
+        if sequence.run.take().is_none() {
+            return;
+        }
+        self.kv.release(&mut sequence.tables);
+        sequence.computed = 0;
+        sequence.published = 0;
+        sequence.pending = 0;
+        sequence.verifying = false;
+        self.free_slots.push(sequence.slot);
+        self.running.retain(|&other| other != id);
+    }
+
+    /// Marks that the reader of a group has something new to read.
+    pub(crate) fn mark_dirty(&mut self, index: u32) {
+        if let Some(group) = self.sequences.group_mut(index)
+            && !std::mem::replace(&mut group.dirty, true)
+        {
+            self.to_wake.push(index);
+        }
+    }
+
+    /// Wakes readers that have something new to read.
+    pub fn wake_readers(&mut self) {
+        for index in self.to_wake.drain(..) {
+            if let Some(group) = self.sequences.group_mut(index)
+                && std::mem::take(&mut group.dirty)
+            {
+                group.sink.wake();
+            }
+        }
+    }
+
+    /// A request that ended and is to be dropped; dropping it wakes its reader.
+    pub fn pop_ended(&mut self) -> Option<Box<SequenceGroup>> {
+        self.ended.pop()
+    }
+
+    /// Sequences with a seat.
+    pub fn num_running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Makes the blocks of `id` findable whose tokens are known and that launched steps compute.
+    pub(crate) fn publish(&mut self, id: SeqId) {
+        let sequence = &mut self.sequences[id];
+        let known = sequence.known().min(sequence.computed);
+        let full = (known / self.kv.block_size()) as usize;
+        let published = sequence.published as usize;
+        if full > published {
+            self.kv.publish(&sequence.tables, sequence.chain.keys(), published, full);
+            sequence.published = full as u32;
+        }
+    }
+
+    /// Returns the token buffers that travelled with a step to their sequences.
+    pub(crate) fn take_buffers_back(&mut self, batch: &mut pagoda_kernels::batch::Batch) {
+        for init in batch.slot_inits.drain(..) {
+            if !init.params.needs_token_counts() {
+                continue;
+            }
+            let owner = self
+                .running
+                .iter()
+                .find(|&&id| std::sync::Arc::ptr_eq(&self.sequences[id].sampler, &init.params));
+            if let Some(&id) = owner {
+                let buffers = &mut self.sequences[id].count_buffers;
+                buffers.get_or_insert((init.prompt, init.output));
+            }
+        }
+    }
+
+    /// Compares all bookkeeping with what the sequences hold: for simulations.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.kv.check_integrity(self.sequences.tables())?;
+        let seats = self.running.len() + self.free_slots.len();
+        if seats != self.shared.info.max_num_seqs as usize {
+            return Err(format!("{seats} slots are known"));
+        }
+        let mut last = None;
+        for &id in &self.running {
+            let sequence = &self.sequences[id];
+            let age = (sequence.arrival, id.choice);
+            if sequence.run.is_none() || last.is_some_and(|last| last >= age) {
+                return Err(format!("{id:?} has a seat out of turn"));
+            }
+            last = Some(age);
+            let reach = sequence.known() + sequence.pending;
+            let block_size = self.kv.block_size();
+            let covered = sequence
+                .tables
+                .iter()
+                .all(|table| table.len() as u32 >= sequence.computed.div_ceil(block_size));
+            if (sequence.computed > reach && !sequence.verifying) || !covered {
+                return Err(format!("{id:?} computed {} of {reach}", sequence.computed));
+            }
+        }
+        Ok(())
+    }
+}

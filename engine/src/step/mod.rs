@@ -1,0 +1,265 @@
+//! The loop: drain the inbox, cancel, schedule, launch, wake readers, finish the oldest, commit.
+//!
+//! One thread runs it and owns everything below. The depth is the runner's: at depth 2 step n + 1
+//! is launched before step n is finished, by the same code. No async, no lock, and no allocation
+//! after warm-up. What the device does meanwhile hides the waking of readers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TryRecvError};
+use std::time::{Duration, Instant};
+
+use pagoda_kernels::error::KernelError;
+
+use crate::handle::{Inbox, Message, Shared};
+use crate::request::StepError;
+use crate::runner::{Plan, Runner, Ticket};
+use crate::scheduler::Scheduler;
+use crate::scheduler::draft::DraftSource;
+use crate::scheduler::record::StepRecord;
+use crate::sequence::SequenceGroup;
+
+pub use self::start::start;
+
+/// Takes a finished step's output into its sequences.
+pub mod commit;
+
+/// The engine thread: starts the loop and ends with it.
+pub mod start;
+
+/// Where the loop reads the time: steps are timed with it.
+pub type Clock = Box<dyn FnMut() -> Instant + Send>;
+
+/// What the loop is made of.
+pub struct Parts {
+    /// Runs the steps.
+    pub runner: Box<dyn Runner>,
+    /// Requests come from here.
+    pub inbox: Inbox,
+    /// The time.
+    pub clock: Clock,
+    /// Guesses tokens, if there is one.
+    pub drafts: Option<Box<dyn DraftSource>>,
+    /// Takes ended requests, to drop them elsewhere.
+    pub reaper: Option<SyncSender<Box<SequenceGroup>>>,
+}
+
+/// The step loop of one instance.
+pub struct StepLoop {
+    runner: Box<dyn Runner>,
+    inbox: Inbox,
+    clock: Clock,
+    reaper: Option<SyncSender<Box<SequenceGroup>>>,
+    scheduler: Scheduler,
+    /// Launched and not finished, oldest first.
+    in_flight: VecDeque<(Ticket, StepRecord)>,
+    plans: Vec<Plan>,
+    records: Vec<StepRecord>,
+    next_number: u64,
+    /// When the last step was finished: a step launched before it was waiting for it.
+    finished_at: Option<Instant>,
+    has_handles: bool,
+}
+
+/// What one turn of the loop did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// A step was launched or finished.
+    Stepped,
+    /// Nothing is in progress and nobody waits.
+    Idle,
+}
+
+impl StepLoop {
+    /// A loop with nothing to do.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { runner, inbox, clock, drafts, reaper } = parts;
+        let depth = runner.depth().max(1);
+        let num_groups = inbox.shared.info.groups.len();
+        let plan = || {
+            let mut plan = Plan::default();
+            plan.step.batch = pagoda_kernels::batch::Batch::new(num_groups);
+            plan
+        };
+        let scheduler = Scheduler::new(inbox.shared.clone(), drafts);
+        StepLoop {
+            scheduler,
+            runner,
+            inbox,
+            clock,
+            reaper,
+            in_flight: VecDeque::with_capacity(depth),
+            plans: (0..depth).map(|_| plan()).collect(),
+            records: (0..depth).map(|_| StepRecord::default()).collect(),
+            next_number: 0,
+            finished_at: None,
+            has_handles: true,
+        }
+    }
+
+    /// Runs until all handles are gone and all requests have ended, or until the drain's deadline.
+    /// A device fault fails every request and is returned.
+    pub fn run(&mut self) -> Result<(), StepError> {
+        loop {
+            let turn = self.turn()?;
+            match self.shared().drain_left() {
+                Some(_) if turn == Turn::Idle => return Ok(()),
+                Some(Duration::ZERO) => {
+                    self.scheduler.fail_all(&StepError::ShuttingDown);
+                    return Ok(());
+                }
+                _ => {}
+            }
+            if turn == Turn::Idle {
+                if !self.has_handles {
+                    return Ok(());
+                }
+                self.park();
+            }
+        }
+    }
+
+    /// One turn: everything from the inbox to the commit of the oldest step.
+    pub fn turn(&mut self) -> Result<Turn, StepError> {
+        self.drain_inbox();
+        self.scheduler.cancel_abandoned();
+        let launched = match self.launch_next() {
+            Ok(launched) => launched,
+            Err(fault) => return Err(self.device_fault(&fault)),
+        };
+        self.scheduler.wake_readers();
+        self.drop_ended();
+        let is_full = self.in_flight.len() >= self.runner.depth().max(1);
+        if is_full || !launched {
+            let finished = match self.finish_oldest() {
+                Ok(finished) => finished,
+                Err(fault) => return Err(self.device_fault(&fault)),
+            };
+            if !launched && !finished {
+                self.update_gauges();
+                return Ok(Turn::Idle);
+            }
+        }
+        self.update_gauges();
+        Ok(Turn::Stepped)
+    }
+
+    /// Who computes what, for checks from outside.
+    pub fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
+    /// Tells `hook` of every block whose content is lost.
+    pub fn on_lost(&mut self, hook: crate::kv::prefix_cache::LostHook) {
+        self.scheduler.kv.on_lost(hook);
+    }
+
+    fn drain_inbox(&mut self) {
+        while self.scheduler.has_room() {
+            match self.inbox.messages.try_recv() {
+                Ok(Message::Submit(group)) => self.scheduler.admit(group),
+                Ok(Message::Wake) => {}
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.has_handles = false;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Sleeps until something arrives.
+    fn park(&mut self) {
+        // The timeout only bounds how late a drain is seen whose wake found a full inbox.
+        match self.inbox.messages.recv_timeout(Duration::from_secs(1)) {
+            Ok(Message::Submit(group)) => self.scheduler.admit(group),
+            Ok(Message::Wake) | Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.has_handles = false,
+        }
+    }
+
+    /// Schedules and launches a step if one more may be in progress. False if nothing was to run.
+    fn launch_next(&mut self) -> Result<bool, KernelError> {
+        let (Some(mut plan), Some(mut record)) = (self.plans.pop(), self.records.pop()) else {
+            return Ok(false);
+        };
+        self.scheduler.schedule(&mut plan.step.batch, &mut record);
+        if record.entries.is_empty() {
+            self.plans.push(plan);
+            self.records.push(record);
+            return Ok(false);
+        }
+        plan.number = self.next_number;
+        self.next_number += 1;
+        let now = (self.clock)();
+        record.launched_at = Some(now);
+        if self.in_flight.is_empty() {
+            self.shared().stats.set_busy_since(Some(now));
+        }
+        let ticket = self.runner.launch(plan)?;
+        for index in 0..record.entries.len() {
+            self.scheduler.publish(record.entries[index].id);
+        }
+        self.in_flight.push_back((ticket, record));
+        Ok(true)
+    }
+
+    /// Waits for the oldest step and commits it. False if none is in progress.
+    fn finish_oldest(&mut self) -> Result<bool, KernelError> {
+        let Some((ticket, record)) = self.in_flight.pop_front() else { return Ok(false) };
+        let mut plan = self.runner.finish(ticket)?;
+        self.time_step(&record);
+        commit::commit(&mut self.scheduler, &record, &plan.step)?;
+        self.scheduler.take_buffers_back(&mut plan.step.batch);
+        self.plans.push(plan);
+        self.records.push(record);
+        Ok(true)
+    }
+
+    fn time_step(&mut self, record: &StepRecord) {
+        let now = (self.clock)();
+        let launched_at = record.launched_at.unwrap_or(now);
+        let began = self.finished_at.map_or(launched_at, |finished| finished.max(launched_at));
+        self.finished_at = Some(now);
+        let took = now.saturating_duration_since(began);
+        self.scheduler.cost.learn(record.size, took.as_secs_f64());
+        let stats = &self.shared().stats;
+        stats.step_time.record(took);
+        stats.steps.fetch_add(1, Relaxed);
+        stats.rows.fetch_add(record.size.rows as u64, Relaxed);
+        stats.last_step_us.store(took.as_micros() as u64, Relaxed);
+        stats.set_busy_since((!self.in_flight.is_empty()).then_some(now));
+    }
+
+    fn update_gauges(&self) {
+        let stats = &self.shared().stats;
+        let blocks = self.scheduler.kv.counts();
+        stats.running.store(self.scheduler.num_running() as u32, Relaxed);
+        stats.blocks_used.store(blocks.used, Relaxed);
+        stats.blocks_total.store(blocks.total, Relaxed);
+        stats.blocks_cached.store(blocks.cached, Relaxed);
+    }
+
+    fn drop_ended(&mut self) {
+        while let Some(group) = self.scheduler.pop_ended() {
+            // A reaper that is busy or gone leaves the work here.
+            match &self.reaper {
+                Some(reaper) => drop(reaper.try_send(group)),
+                None => drop(group),
+            }
+        }
+    }
+
+    /// Every open stream is told; the process is about to end.
+    fn device_fault(&mut self, fault: &KernelError) -> StepError {
+        let error = StepError::Device(fault.to_string());
+        self.scheduler.fail_all(&error);
+        self.drop_ended();
+        error
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.inbox.shared
+    }
+}

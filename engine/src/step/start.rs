@@ -1,0 +1,49 @@
+//! The engine thread of an instance.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::sync_channel;
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use super::{Parts, StepLoop};
+use crate::handle::{EngineHandle, Shared, border};
+use crate::model::info::InstanceInfo;
+use crate::request::StepError;
+use crate::runner::Runner;
+use crate::scheduler::settings::SchedulerSettings;
+use crate::sequence::SequenceGroup;
+
+/// How the engine thread ended: `Err` after a device fault.
+pub type EngineThread = JoinHandle<Result<(), StepError>>;
+
+/// Ended requests that wait to be dropped; more are dropped by the engine thread itself.
+const REAPER_QUEUE: usize = 64;
+
+/// Starts the engine thread of an instance. It ends when all handles are gone and all requests
+/// have ended, when a drain is over, or with a device fault.
+pub fn start(
+    runner: Box<dyn Runner>,
+    info: InstanceInfo,
+    settings: SchedulerSettings,
+) -> std::io::Result<(EngineHandle, EngineThread)> {
+    let (handle, inbox) = border(info, settings);
+    let shared = inbox.shared.clone();
+    let (reaper, ended) = sync_channel::<Box<SequenceGroup>>(REAPER_QUEUE);
+    Builder::new().name("reaper".into()).spawn(move || ended.iter().for_each(drop))?;
+    let thread = Builder::new().name("engine".into()).spawn(move || {
+        let _ended = SayEnded(shared);
+        let clock = Box::new(Instant::now);
+        StepLoop::new(Parts { runner, inbox, clock, drafts: None, reaper: Some(reaper) }).run()
+    })?;
+    Ok((handle, thread))
+}
+
+/// Says that the thread has ended, however it did.
+struct SayEnded(Arc<Shared>);
+
+impl Drop for SayEnded {
+    fn drop(&mut self) {
+        self.0.stats.ended.store(true, Relaxed);
+    }
+}

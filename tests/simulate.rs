@@ -1,0 +1,110 @@
+//! The step loop against a model whose outcome has a closed form: many seeds, both depths, two KV
+//! groups, drafts and rollback, cancels, full pools, preemptions, choices, tenants.
+//!
+//! A failing seed is printed with the smallest workload found that still fails.
+//! `SIMULATE_SEED=n` runs one seed alone.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pagoda_tests::simulation::driver::{Outcome, run};
+use pagoda_tests::simulation::hash_runner::Fault;
+use pagoda_tests::simulation::workload::Workload;
+
+const ASKS: u32 = 80;
+
+fn fails(workload: &Workload, fault: Option<Fault>) -> bool {
+    catch_unwind(AssertUnwindSafe(|| run(workload, fault))).is_err()
+}
+
+fn run_or_shrink(seed: u64) -> Outcome {
+    let workload = Workload::from_seed(seed, ASKS);
+    match catch_unwind(AssertUnwindSafe(|| run(&workload, None))) {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            let smallest = workload.shrink(|smaller| fails(smaller, None));
+            eprintln!("seed {seed} fails; still with {} requests:", smallest.asks.len());
+            eprintln!("{smallest:#?}");
+            run(&smallest, None);
+            panic!("seed {seed} fails, but its smallest workload does not when repeated");
+        }
+    }
+}
+
+fn add(sum: &mut Outcome, one: &Outcome) {
+    sum.steps += one.steps;
+    sum.busy += one.busy;
+    sum.left_queued += one.left_queued;
+    sum.left_prefill += one.left_prefill;
+    sum.left_decode += one.left_decode;
+    sum.pending_rows += one.pending_rows;
+    sum.poisoned += one.poisoned;
+    sum.choices += one.choices;
+    sum.stats.preemptions += one.stats.preemptions;
+    sum.stats.prefix_hit_tokens += one.stats.prefix_hit_tokens;
+    sum.stats.prefix_waits += one.stats.prefix_waits;
+    sum.stats.draft_tokens += one.stats.draft_tokens;
+    sum.stats.draft_tokens_accepted += one.stats.draft_tokens_accepted;
+    sum.stats.cancelled += one.stats.cancelled;
+    sum.stats.generation_tokens += one.stats.generation_tokens;
+}
+
+#[test]
+fn a_hundred_thousand_steps_equal_the_closed_form() {
+    if let Some(seed) = std::env::var("SIMULATE_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        eprintln!("{:#?}", run_or_shrink(seed));
+        return;
+    }
+    let mut sum = Outcome::default();
+    let mut seed = 0;
+    while sum.steps < 100_000 {
+        add(&mut sum, &run_or_shrink(seed));
+        seed += 1;
+    }
+    eprintln!("{seed} seeds: {sum:#?}");
+    // It really happened.
+    assert!(seed >= 100, "{seed}");
+    assert!(sum.choices > 5_000);
+    assert!(sum.busy > 100);
+    assert!(sum.left_queued > 100 && sum.left_prefill > 100 && sum.left_decode > 100);
+    assert!(sum.pending_rows > 10_000);
+    assert!(sum.poisoned > 10_000);
+    let stats = &sum.stats;
+    assert!(stats.preemptions > 1_000);
+    assert!(stats.prefix_hit_tokens > 50_000);
+    assert!(stats.prefix_waits > 500);
+    assert!(stats.draft_tokens_accepted > 5_000);
+    assert!(stats.draft_tokens - stats.draft_tokens_accepted > 5_000, "rollbacks");
+}
+
+/// A defect that the simulation does not notice would make it worthless.
+#[test]
+fn planted_faults_are_caught() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let faults = [
+        Fault::SlotOffByOne,
+        Fault::WindowTooShort,
+        Fault::KeysWithoutSalt,
+        Fault::RollbackForgotten,
+        Fault::StalePendingToken,
+        Fault::FreedTooEarly,
+    ];
+    let caught = faults.map(|fault| {
+        let seeds = 0..24_u64;
+        let failing = seeds.filter(|&seed| fails(&Workload::from_seed(seed, 30), Some(fault)));
+        (fault, failing.count())
+    });
+    drop(std::panic::take_hook());
+    for (fault, seeds) in caught {
+        assert!(seeds >= 3, "{fault:?} was noticed by {seeds} of 24 seeds only");
+    }
+}
+
+#[test]
+fn shrinking_keeps_what_fails() {
+    let workload = Workload::from_seed(1, 40);
+    let long = |workload: &Workload| workload.asks.iter().any(|ask| ask.prompt.len() > 40);
+    assert!(long(&workload));
+    let smallest = workload.shrink(long);
+    assert_eq!(smallest.asks.len(), 1);
+    assert!(long(&smallest));
+}
