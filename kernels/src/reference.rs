@@ -4,6 +4,12 @@
 //! shared code. Inputs are rounded (bf16 rows, cache types) where the op list says so, and nowhere
 //! else. For tests, here and in other crates; far too slow to serve.
 
+/// Attention of a row and head.
+pub mod attention;
+
+/// Exact probabilities of sampling.
+pub mod sample;
+
 use half::{bf16, f16};
 
 use crate::dtype::DType;
@@ -145,46 +151,6 @@ pub fn rope(head: &mut [f64], table: &[f64], style: RopeStyle) {
     }
 }
 
-/// What attention does besides scores: see [`crate::ops::Attention`].
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionRules<'a> {
-    /// Multiplies q·k.
-    pub scale: f64,
-    /// Keys in `(p − window, p]`.
-    pub window: Option<usize>,
-    /// `cap · tanh(s / cap)`.
-    pub soft_cap: Option<f64>,
-    /// Logit of a virtual key without value, for this query head.
-    pub sink: Option<f64>,
-    /// Whatever the numbers are stored in.
-    pub keys: &'a Matrix,
-    /// `[tokens, D]` as the cache holds them.
-    pub values: &'a Matrix,
-}
-
-/// One query head at `position` over keys and values `0..=position` of one KV head.
-pub fn attention(q: &[f64], position: usize, rules: AttentionRules<'_>) -> Vec<f64> {
-    let first = rules.window.map_or(0, |window| (position + 1).saturating_sub(window));
-    let scores: Vec<f64> = (first..=position)
-        .map(|key| {
-            let dot: f64 = q.iter().zip(rules.keys.row(key)).map(|(q, k)| q * k).sum();
-            let score = dot * rules.scale;
-            rules.soft_cap.map_or(score, |cap| cap * (score / cap).tanh())
-        })
-        .collect();
-    let largest = scores.iter().copied().chain(rules.sink).fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-    let sink = rules.sink.map_or(0.0, |sink| (sink - largest).exp());
-    let sum = weights.iter().sum::<f64>() + sink;
-    let mut out = vec![0.0; rules.values.cols];
-    for (offset, weight) in weights.iter().enumerate() {
-        for (out, value) in out.iter_mut().zip(rules.values.row(first + offset)) {
-            *out += weight / sum * value;
-        }
-    }
-    out
-}
-
 /// The chosen experts of a row in ascending order, with their weights. `scores` are router logits.
 pub fn route(
     scores: &[f64],
@@ -206,13 +172,6 @@ pub fn route(
     let sum: f64 = order.iter().map(|&expert| probabilities[expert]).sum();
     let scale = if renormalize { 1.0 / sum } else { 1.0 };
     order.into_iter().map(|expert| (expert, probabilities[expert] * scale)).collect()
-}
-
-/// Log-probabilities of a row of logits.
-pub fn log_softmax(logits: &[f64]) -> Vec<f64> {
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    logits.iter().map(|logit| logit - largest - sum.ln()).collect()
 }
 
 #[cfg(test)]

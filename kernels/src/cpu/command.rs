@@ -10,7 +10,7 @@ use crate::cpu::buffer::AlignedBuffer;
 use crate::cpu::isa::Isa;
 use crate::cpu::program::CpuProgram;
 use crate::cpu::team::Team;
-use crate::cpu::{advance, embed, gather, linear, moe, norm, rope};
+use crate::cpu::{advance, attention, embed, gather, linear, moe, norm, rope, sample};
 use crate::device::Limits;
 use crate::error::KernelError;
 use crate::ops;
@@ -26,12 +26,16 @@ pub(crate) enum Command {
     Linear(ops::Linear<CpuProgram>, Rows),
     /// QK norm, rope, KV write.
     QkRopeStore(ops::QkRopeStore<CpuProgram>),
+    /// Paged attention.
+    Attention(ops::Attention<CpuProgram>, AttentionUnit),
     /// Rows that need logits.
     GatherRows(ops::GatherRows<CpuProgram>),
     /// Adds a normed projection.
     AddNormed(norm::AddNormed),
     /// Mixture of experts.
     Moe(moe::MoeOp),
+    /// Sampling and log-probabilities.
+    Sample(sample::SampleOp),
     /// Remembers each slot's token.
     Advance,
     /// Panics in one worker.
@@ -172,7 +176,9 @@ impl Command {
     ) -> Result<(), KernelError> {
         match self {
             Command::Linear(op, rows) => linear::plan(op, rows.max(limits), plan),
+            Command::Attention(op, unit) => attention::plan(op, *unit, plan, limits, workers),
             Command::Moe(op) => op.plan(plan, limits),
+            Command::Sample(op) => op.plan(limits, workers),
             Command::Embed(_)
             | Command::Norm(..)
             | Command::QkRopeStore(_)
@@ -192,9 +198,11 @@ impl Command {
             Command::Norm(op, rows) => norm::run(op, rows.of(batch), ctx),
             Command::Linear(op, rows) => linear::run(op, rows.of(batch), ctx),
             Command::QkRopeStore(op) => rope::run(op, ctx, batch),
+            Command::Attention(op, unit) => attention::run(op, *unit, ctx, batch),
             Command::GatherRows(op) => gather::run(op, ctx, batch),
             Command::AddNormed(op) => norm::run_add(op, batch.num_tokens(), ctx),
             Command::Moe(op) => op.run(ctx, batch),
+            Command::Sample(op) => op.run(ctx, batch, output),
             Command::Advance => advance::run(ctx, batch, output),
             #[cfg(test)]
             Command::Panic(worker) => assert_ne!(*worker, ctx.team.worker, "planted"),

@@ -31,15 +31,18 @@ pub mod program;
 /// A team that replays a program.
 pub mod executor;
 
+mod cells;
 mod command;
 
 mod advance;
+mod attention;
 mod embed;
 mod gather;
 mod linear;
 mod moe;
 mod norm;
 mod rope;
+mod sample;
 
 use crate::device::{Device, KvSpec, Limits};
 use crate::dtype::{DType, HostTensor};

@@ -10,6 +10,7 @@ use crate::cpu::command::{AttentionUnit, Command, Rows};
 use crate::cpu::kv::KvCache;
 use crate::cpu::moe::MoeOp;
 use crate::cpu::norm::AddNormed;
+use crate::cpu::sample::SampleOp;
 use crate::cpu::weight::{PackedExperts, PackedMatrix};
 use crate::error::KernelError;
 use crate::ops::{
@@ -166,8 +167,11 @@ impl Ops for CpuProgram {
         }
         self.uses(&op.qkv, Rows::Tokens);
         self.writes(&op.out, Rows::Tokens);
-        let unit = self.attention_unit;
-        self.check("attention", false, format_args!("no kernel for {unit:?}"));
+        let head_dim = op.heads.head_dim;
+        let is_whole = head_dim.is_multiple_of(8) && op.window != Some(0);
+        let window = op.window;
+        self.check("attention", is_whole, format_args!("D {head_dim}, window {window:?}"));
+        self.commands.push(Command::Attention(op, self.attention_unit));
     }
 
     fn moe(&mut self, op: Moe<Self>) {
@@ -191,7 +195,7 @@ impl Ops for CpuProgram {
         let (vocab, cols) = (op.vocab, op.logits.cols());
         self.check("sample", vocab <= cols, format_args!("{vocab} tokens of {cols} logits"));
         self.uses(&op.logits, Rows::Logits);
-        self.check("sample", false, format_args!("no kernel for {vocab} tokens"));
+        self.commands.push(Command::Sample(SampleOp::new(op)));
     }
 
     fn advance(&mut self) {
