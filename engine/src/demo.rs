@@ -30,3 +30,18 @@ pub fn open() -> Result<Checkpoint, LoadError> {
         tensors: Box::new(Safetensors::embedded("demo/model.safetensors", WEIGHTS)?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::spec::ModelSpec;
+
+    #[test]
+    fn every_tensor_that_the_demo_needs_is_embedded() {
+        let demo = open().unwrap();
+        let spec = ModelSpec::plan(&demo.config, demo.config.rope.max_position);
+        let embed = demo.tensors.tensor(&spec.embedding_name(), &[spec.vocab, spec.hidden]);
+        assert_eq!(embed.unwrap().rows, demo.config.vocab);
+        assert!(demo.files.tokenizer.is_some() && demo.files.tokenizer_config.is_some());
+    }
+}

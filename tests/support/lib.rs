@@ -2,3 +2,9 @@
 
 /// The step loop against a model whose outcome has a closed form.
 pub mod simulation;
+
+/// The golden checkpoints and the values that transformers computes from them.
+pub mod golden;
+
+/// Prompts through a runner, without a scheduler: log-probabilities of every position.
+pub mod prompts;

@@ -3,6 +3,8 @@
 //! The one path for every source and device. Memory is planned once the weights are in place and
 //! before anything of the KV cache is allocated.
 
+use pagoda_kernels::cpu::isa::Isa;
+use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
 use pagoda_kernels::device::{Device, KvSpec, Limits};
 use pagoda_kernels::dtype::DType;
 
@@ -10,7 +12,7 @@ use super::buffers::activation_bytes;
 use super::config::{Generation, ModelConfig, read_generation};
 use super::decoder::Decoder;
 use super::error::LoadError;
-use super::files::{Checkpoint, ModelFiles};
+use super::files::{Checkpoint, ModelFiles, ModelSource};
 use super::info::{InstanceInfo, KvGroupInfo};
 use super::spec::ModelSpec;
 use super::weights::{Progress, pack};
@@ -20,7 +22,7 @@ use crate::memory::{
 use crate::runner::{DeviceRunner, Runner};
 
 /// How an instance is loaded. `None` takes the default named.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
     /// Type of the packed weights; the checkpoint's.
     pub dtype: Option<DType>,
@@ -36,6 +38,12 @@ pub struct LoadOptions {
     pub max_logprobs: u32,
     /// Memory of the KV cache.
     pub kv: KvBudget,
+    /// Workers of the CPU's team; one a core.
+    pub threads: Option<u32>,
+    /// Instruction set by name; the widest there is.
+    pub isa: Option<String>,
+    /// Tokens of a KV block, a power of two from 16; the device's.
+    pub block_size: Option<u32>,
 }
 
 /// Sequences of one step, unless asked otherwise.
@@ -57,6 +65,9 @@ impl Default for LoadOptions {
             max_num_batched_tokens: None,
             max_logprobs: 20,
             kv: KvBudget::Share(DEFAULT_MEMORY_SHARE),
+            threads: None,
+            isa: None,
+            block_size: None,
         }
     }
 }
@@ -73,10 +84,52 @@ pub struct LoadedModel {
     pub summary: String,
 }
 
+/// Loads a model on the CPU.
+pub fn load(
+    source: &ModelSource,
+    options: &LoadOptions,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LoadError> {
+    let device = open_cpu(options)?;
+    load_on(&device, Checkpoint::open(source)?, options, progress)
+}
+
+fn open_cpu(options: &LoadOptions) -> Result<CpuDevice, LoadError> {
+    let isa = match options.isa.as_deref() {
+        None => None,
+        Some(name) => Some(Isa::available().find(|isa| isa.name() == name).ok_or_else(|| {
+            let known: Vec<_> = Isa::available().map(Isa::name).collect();
+            let reason = format!("{name:?} is not one of this machine's: {}", known.join(", "));
+            LoadError::Setting { setting: "isa", reason }
+        })?),
+    };
+    let defaults = CpuOptions::default();
+    let block_size = options.block_size.map_or(defaults.block_size, |size| size as usize);
+    let threads = options.threads.map_or(defaults.threads, |threads| threads as usize);
+    CpuDevice::new(CpuOptions { threads, isa, block_size, ..defaults })
+        .map_err(LoadError::device("opening the CPU"))
+}
+
 /// Loads `checkpoint` on `device`.
 pub fn load_on<D: Device>(
     device: &D,
     checkpoint: Checkpoint,
+    options: &LoadOptions,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LoadError>
+where
+    D::Executor: 'static,
+{
+    let limits = limits(&checkpoint.config, options)?;
+    let spec = ModelSpec::plan(&checkpoint.config, limits.max_model_len as u32);
+    load_spec(device, checkpoint, &spec, options, progress)
+}
+
+/// Loads the weights of `checkpoint` as the layers of `spec`, planned from its configuration.
+pub fn load_spec<D: Device>(
+    device: &D,
+    checkpoint: Checkpoint,
+    spec: &ModelSpec,
     options: &LoadOptions,
     progress: &dyn Fn(Progress),
 ) -> Result<LoadedModel, LoadError>
@@ -88,42 +141,41 @@ where
     let generation =
         read_generation(&generation_file, files.generation_config.as_deref(), &config)?;
     let limits = limits(&config, options)?;
-    let max_model_len = limits.max_model_len as u32;
-    let spec = ModelSpec::plan(&config, max_model_len);
     let dtype = choose_dtype(options, &config, tensors.stored_dtype(&spec.embedding_name()));
     let kv_dtype = options.kv_dtype.unwrap_or(dtype);
-    let weights = pack(device, &spec, tensors.as_ref(), dtype, progress)?;
+    let weights = pack(device, spec, tensors.as_ref(), dtype, progress)?;
     drop(tensors);
 
     let block_size = device.block_size();
-    let needs: Vec<GroupNeed> = kv_specs(&spec, kv_dtype, &[])
+    let needs: Vec<GroupNeed> = kv_specs(spec, kv_dtype, &[])
         .zip(&spec.groups)
         .map(|(kv, group)| GroupNeed {
             kind: group.kind,
             bytes_per_block: kv.bytes_per_block(block_size) as u64,
         })
         .collect();
-    let activations = activation_bytes(&spec, &limits) + table_bytes(&spec, max_model_len);
+    let activations =
+        activation_bytes(spec, &limits) + table_bytes(spec, limits.max_model_len as u32);
     let fixed = weights.bytes + activations;
     let plan = plan_kv(&KvRequest {
         groups: &needs,
         block_size: block_size as u32,
-        max_model_len,
+        max_model_len: limits.max_model_len as u32,
         max_num_seqs: limits.max_seqs as u32,
         max_chunk: limits.max_tokens as u32,
         budget: kv_budget(options.kv, &MachineMemory::read(), fixed, weights.bytes)?,
     })?;
-    let kv = kv_specs(&spec, kv_dtype, &plan.num_blocks)
+    let kv = kv_specs(spec, kv_dtype, &plan.num_blocks)
         .map(|kv| device.kv_cache(kv))
         .collect::<Result<Vec<_>, _>>()
         .map_err(LoadError::device("allocating the KV cache"))?;
-    let decoder = Decoder { spec: &spec, weights: &weights, kv: &kv, limits };
+    let decoder = Decoder { spec, weights: &weights, kv: &kv, limits };
     let program = decoder.record(device).map_err(LoadError::device("recording the decoder"))?;
     let executor =
         device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;
     let runner = Box::new(DeviceRunner::new(executor));
     let loaded = Loaded { generation, limits, dtype, kv_dtype, weight_bytes: weights.bytes };
-    let mut info = loaded.info(device, &needs, &spec, &plan);
+    let mut info = loaded.info(device, &needs, spec, &plan);
     info.depth = runner.depth() as u32;
     let summary = summarize(&place, &info, &plan, activations);
     Ok(LoadedModel { runner, info, files, summary })
@@ -142,8 +194,8 @@ fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limits, LoadErr
         (None, promised) => promised.unwrap_or(config.rope.max_position),
     };
     let max_seqs = options.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS);
-    let max_tokens =
-        options.max_num_batched_tokens.unwrap_or(DEFAULT_MAX_NUM_BATCHED_TOKENS.max(max_seqs));
+    let default_tokens = DEFAULT_MAX_NUM_BATCHED_TOKENS.max(max_seqs);
+    let max_tokens = options.max_num_batched_tokens.unwrap_or(default_tokens);
     if max_tokens < max_seqs {
         let reason = format!("{max_tokens} rows are fewer than max-num-seqs, which is {max_seqs}");
         return refuse("max-num-batched-tokens", reason);
@@ -266,3 +318,4 @@ fn summarize(place: &str, info: &InstanceInfo, plan: &KvPlan, activations: u64) 
         info.max_num_seqs,
     )
 }
+

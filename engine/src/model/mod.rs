@@ -42,5 +42,5 @@ pub mod error;
 pub use self::error::LoadError;
 pub use self::files::{ModelFiles, ModelSource};
 pub use self::info::InstanceInfo;
-pub use self::load::{LoadOptions, LoadedModel, load_on};
+pub use self::load::{LoadOptions, LoadedModel, load};
 pub use self::weights::Progress;
