@@ -5,6 +5,9 @@
 //! [`handle::EngineHandle::submit`], [`request::Event`]s come back through
 //! [`handle::EventStream`]. One thread owns scheduler, KV bookkeeping and device.
 
+/// Text on both sides of the engine: templates, tokenizer, detokenizer, stop strings.
+pub mod text;
+
 /// The border types: what goes to the engine thread and what comes back.
 pub mod request;
 

@@ -1,0 +1,88 @@
+//! Deltas against whole decodes: every split of every stream of ids gives the same text.
+
+use super::*;
+use crate::text::TextModel;
+use proptest::prelude::*;
+use std::path::PathBuf;
+
+fn tokenizer(folder: &str) -> Arc<Tokenizer> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/tokenizers");
+    TextModel::from_folder(&root.join(folder)).unwrap().tokenizer
+}
+
+fn stream(tokenizer: &Arc<Tokenizer>, ids: &[u32], start: Start, skip: bool) -> Vec<String> {
+    let mut detokenizer = Detokenizer::new(Arc::clone(tokenizer), start, skip);
+    let mut deltas: Vec<String> = ids
+        .iter()
+        .map(|&id| {
+            let mut delta = String::new();
+            detokenizer.push(id, &mut delta);
+            delta
+        })
+        .collect();
+    let mut last = String::new();
+    detokenizer.finish(&mut last);
+    deltas.push(last);
+    deltas
+}
+
+/// Byte-level decoding in one step: all bytes together, then UTF-8.
+fn whole_byte_level(tokenizer: &Tokenizer, ids: &[u32], skip: bool) -> String {
+    let kept = ids.iter().filter(|&&id| !(skip && tokenizer.is_special(id)));
+    let bytes: Vec<u8> = kept.flat_map(|&id| tokenizer.token_bytes(id).to_vec()).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[test]
+fn a_character_comes_out_with_its_last_byte() {
+    let tokenizer = tokenizer("qwen3");
+    let ids = tokenizer.encode("好🙂", false).unwrap();
+    assert!(ids.len() > 2, "the small vocabulary has no token of its own for them");
+    for (index, delta) in stream(&tokenizer, &ids, Start::Text, true).iter().enumerate() {
+        assert!(!delta.contains('\u{FFFD}'), "delta {index} is {delta:?}");
+    }
+}
+
+#[test]
+fn byte_fallback_ends_with_a_mark_for_each_byte() {
+    let tokenizer = tokenizer("llama2");
+    let byte = |b: u8| tokenizer.id(&format!("<0x{b:02X}>")).unwrap();
+    let deltas = stream(&tokenizer, &[byte(0xE4), byte(0xBD)], Start::Text, true);
+    assert_eq!(deltas, ["", "", "\u{FFFD}\u{FFFD}"]);
+    let deltas = stream(&tokenizer, &[byte(0xE4), byte(0xBD), byte(0xA0)], Start::Text, true);
+    assert_eq!(deltas, ["", "", "你", ""]);
+}
+
+#[test]
+fn the_first_space_goes_only_where_a_text_begins() {
+    let tokenizer = tokenizer("llama2");
+    let ids = tokenizer.encode("hello world", false).unwrap();
+    assert_eq!(stream(&tokenizer, &ids, Start::Text, true).concat(), "hello world");
+    assert_eq!(stream(&tokenizer, &ids, Start::Continuation, true).concat(), " hello world");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn deltas_of_any_ids_make_the_whole_byte_level_decode(
+        ids in prop::collection::vec(0u32..700, 0..60),
+        skip: bool,
+    ) {
+        static TOKENIZER: std::sync::LazyLock<Arc<Tokenizer>> =
+            std::sync::LazyLock::new(|| tokenizer("qwen3"));
+        let whole = whole_byte_level(&TOKENIZER, &ids, skip);
+        prop_assert_eq!(stream(&TOKENIZER, &ids, Start::Text, skip).concat(), &*whole);
+        prop_assert_eq!(TOKENIZER.decode(&ids, skip), whole);
+    }
+
+    #[test]
+    fn deltas_of_any_text_make_the_text_with_byte_fallback(text in "\\PC{0,40}") {
+        static TOKENIZER: std::sync::LazyLock<Arc<Tokenizer>> =
+            std::sync::LazyLock::new(|| tokenizer("llama2"));
+        let ids = TOKENIZER.encode(&text, false).unwrap();
+        // The vocabulary's own mark of a space is the one character that does not come back.
+        let expected = text.replace('▁', " ");
+        prop_assert_eq!(stream(&TOKENIZER, &ids, Start::Text, false).concat(), expected);
+    }
+}
