@@ -6,9 +6,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_tests::simulation::driver::{Outcome, run};
 use pagoda_tests::simulation::hash_runner::Fault;
-use pagoda_tests::simulation::workload::Workload;
+use pagoda_tests::simulation::workload::{Workload, instance};
 
 const ASKS: u32 = 80;
 
@@ -45,22 +46,23 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.stats.draft_tokens += one.stats.draft_tokens;
     sum.stats.draft_tokens_accepted += one.stats.draft_tokens_accepted;
     sum.stats.cancelled += one.stats.cancelled;
+    sum.stats.discarded += one.stats.discarded;
     sum.stats.generation_tokens += one.stats.generation_tokens;
 }
 
 #[test]
-fn a_hundred_thousand_steps_equal_the_closed_form() {
+fn two_hundred_thousand_steps_equal_the_closed_form() {
     if let Some(seed) = std::env::var("SIMULATE_SEED").ok().and_then(|seed| seed.parse().ok()) {
         eprintln!("{:#?}", run_or_shrink(seed));
         return;
     }
     let mut sum = Outcome::default();
     let mut seed = 0;
-    while sum.steps < 100_000 {
+    while sum.steps < 200_000 {
         add(&mut sum, &run_or_shrink(seed));
         seed += 1;
     }
-    eprintln!("{seed} seeds: {sum:#?}");
+    eprintln!("{seed} seeds, {} steps: {sum:?}", sum.steps);
     // It really happened.
     assert!(seed >= 100, "{seed}");
     assert!(sum.choices > 5_000);
@@ -70,6 +72,7 @@ fn a_hundred_thousand_steps_equal_the_closed_form() {
     assert!(sum.poisoned > 10_000);
     let stats = &sum.stats;
     assert!(stats.preemptions > 1_000);
+    assert!(stats.discarded > 1_000, "ended in one step and ran once more in the next");
     assert!(stats.prefix_hit_tokens > 50_000);
     assert!(stats.prefix_waits > 500);
     assert!(stats.draft_tokens_accepted > 5_000);
@@ -94,9 +97,43 @@ fn planted_faults_are_caught() {
         (fault, failing.count())
     });
     drop(std::panic::take_hook());
+    eprintln!("{caught:?}");
     for (fault, seeds) in caught {
         assert!(seeds >= 3, "{fault:?} was noticed by {seeds} of 24 seeds only");
     }
+}
+
+#[test]
+fn sixteen_prompts_that_arrive_together_compute_what_they_share_once() {
+    for depth in [1, 2] {
+        let own = 40;
+        let shared = shared_rows(depth, 16, |_| 0, own);
+        let block = 32;
+        let least = 1024 + 16 * own;
+        assert!((least - 16 * block..=least + 16 * block).contains(&shared), "{shared} rows");
+        // Each of another tenant shares none.
+        assert_eq!(shared_rows(depth, 16, |number| number, own), 16 * (1024 + own));
+    }
+}
+
+/// Rows computed for `num` prompts that share 1,024 tokens, `own` tokens each beside them.
+fn shared_rows(depth: u32, num: u32, tenant: fn(u32) -> u32, own: u64) -> u64 {
+    let mut workload = Workload::from_seed(0, num);
+    workload.info = instance(depth, 32, 2_000, (100, 2_000));
+    workload.info.max_num_seqs = 16;
+    workload.info.max_num_batched_tokens = 512;
+    workload.settings = SchedulerSettings::default();
+    workload.drafts = false;
+    for (number, ask) in (0..).zip(&mut workload.asks) {
+        ask.prompt = (0..1024).map(|token| token % 50).collect();
+        ask.prompt.extend((0..own as u32).map(|token| (number * 7 + token) % 50 + 1));
+        ask.prompt[1024] = number;
+        (ask.max_tokens, ask.n, ask.tenant) = (1, 1, tenant(number));
+        (ask.turn, ask.leaves, ask.prompt_logprobs) = (0, None, None);
+    }
+    let outcome = run(&workload, None);
+    assert_eq!(outcome.choices, u64::from(num));
+    outcome.stats.rows
 }
 
 #[test]

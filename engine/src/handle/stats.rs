@@ -25,6 +25,8 @@ pub struct LiveStats {
     pub prefix_waits: AtomicU64,
     /// Sequences that gave their blocks back and will be recomputed.
     pub preemptions: AtomicU64,
+    /// Outcomes of sequences that ended or were preempted after their step was launched.
+    pub discarded: AtomicU64,
     /// Requests whose reader left before the end.
     pub cancelled: AtomicU64,
     /// Prompt tokens of requests that started.
@@ -91,6 +93,8 @@ pub struct EngineStats {
     pub prefix_waits: u64,
     /// Sequences that gave their blocks back and were recomputed.
     pub preemptions: u64,
+    /// Outcomes of sequences that ended or were preempted after their step was launched.
+    pub discarded: u64,
     /// Requests whose reader left before the end.
     pub cancelled: u64,
     /// Requests refused because the queue was full.
@@ -149,6 +153,7 @@ impl LiveStats {
             prefix_hit_tokens: self.prefix_hit_tokens.load(Relaxed),
             prefix_waits: self.prefix_waits.load(Relaxed),
             preemptions: self.preemptions.load(Relaxed),
+            discarded: self.discarded.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),
             prompt_tokens: self.prompt_tokens.load(Relaxed),
             generation_tokens: self.generation_tokens.load(Relaxed),

@@ -4,11 +4,13 @@
 //! that are not known yet (`PENDING_TOKEN`). A runner decides nothing: it runs what the plan says.
 
 mod device;
+mod null;
 
 use pagoda_kernels::device::Step;
 use pagoda_kernels::error::KernelError;
 
 pub use self::device::DeviceRunner;
+pub use self::null::NullRunner;
 
 /// Plain data that says what one step runs: enough for another rank to run it.
 ///

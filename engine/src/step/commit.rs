@@ -43,7 +43,10 @@ pub fn commit(
     for entry in &record.entries {
         // The one place where the outcome of an ended run is discarded: the sequence ended, was
         // preempted or cancelled after the step was launched.
-        let Some(group) = scheduler.sequences.in_run(entry.id, entry.run) else { continue };
+        let Some(group) = scheduler.sequences.in_run(entry.id, entry.run) else {
+            scheduler.shared.stats.discarded.fetch_add(1, Relaxed);
+            continue;
+        };
         let rows = batch.logits[entry.logits()].iter().map(|row| row.purpose);
         let sampled = rows.zip(&output.rows[entry.logits()]);
         let gain = take(group, entry, sampled, output);

@@ -10,7 +10,7 @@ use pagoda_engine::step::{Parts, StepLoop, Turn};
 use super::closed_form::Answer;
 use super::hash_drafts::HashDrafts;
 use super::hash_runner::{Fault, HashRunner, SharedState};
-use super::workload::{Ask, ENDS, Workload};
+use super::workload::{Ask, ENDS, Leaves, Workload};
 
 /// What happened in a simulation.
 #[derive(Clone, Debug, Default)]
@@ -132,11 +132,16 @@ impl Reader {
         if (turn - self.since) % ask.reads_every == 0 {
             self.read();
         }
-        let Some((turns, events)) = ask.leaves else { return };
-        if turn - self.since >= turns || self.events.len() > events {
+        let computed = lock(state).computed.contains(&self.number);
+        let leaves = match ask.leaves {
+            Some(Leaves::AfterTurns(turns)) => turn - self.since >= turns,
+            Some(Leaves::AfterEvents(events)) => self.events.len() > events,
+            Some(Leaves::InPrefill) => computed,
+            None => false,
+        };
+        if leaves {
             self.read();
             let ended = self.stream.take().is_some_and(|stream| stream.is_ended());
-            let computed = lock(state).computed.contains(&self.number);
             let decodes = self.events.iter().any(|event| matches!(event, Event::Token { .. }));
             match (ended, computed, decodes) {
                 (true, ..) => {}

@@ -46,10 +46,21 @@ pub struct Ask {
     pub prompt_logprobs: Option<u32>,
     /// Whether the sampler needs the tokens so far.
     pub counts: bool,
-    /// Turns after which the reader leaves, and events after which it does.
-    pub leaves: Option<(u32, usize)>,
+    /// When the reader leaves, if it does before the end.
+    pub leaves: Option<Leaves>,
     /// The reader looks once in so many turns.
     pub reads_every: u32,
+}
+
+/// When a reader leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// So many turns after it came.
+    AfterTurns(u32),
+    /// Once it has seen more events than this.
+    AfterEvents(usize),
+    /// Once a row of its prompt was computed.
+    InPrefill,
 }
 
 /// Tokens that end a choice: end of sequence and a stop token.
@@ -97,27 +108,29 @@ impl Workload {
         let window = random.pick(&[1, 7, 17, 40, 100]);
         let depth = 1 + seed as u32 % 2;
         // Pools from "a few sequences" to "hardly one": most are tight.
-        let full = 256 / block_size + random.below(640 / block_size);
+        let full = 192 / block_size + random.below(400 / block_size);
         let window_blocks = (window / block_size + 4) + random.below(256 / block_size);
         let mut info = instance(depth, block_size, full, (window, window_blocks));
         info.max_num_seqs = 2 + random.below(10);
         info.max_num_batched_tokens = info.max_num_seqs + random.below(120);
         info.max_logits_rows = info.max_num_seqs + random.below(20);
+        let chunk = random.pick(&[3, 8, 97]);
         let settings = SchedulerSettings {
             max_queued_requests: 24,
             max_queued_tokens: 4_000,
             max_choices: 4,
-            max_chunk_tokens: random.percent(40).then(|| 1 + random.below(97)),
+            max_chunk_tokens: random.percent(60).then(|| 1 + random.below(chunk)),
             max_step: random.percent(30).then(|| Duration::from_micros(300)),
             prefix_cache: random.percent(92),
             ..SchedulerSettings::default()
         };
         let drafts = random.percent(50);
         let prefixes: Vec<Vec<u32>> = (0..3).map(|_| tokens(&mut random, 150)).collect();
+        let busy = random.pick(&[4, 12, 30]);
         let mut turn = 0;
         let asks = (0..num_asks)
             .map(|_| {
-                turn += if random.percent(60) { 0 } else { random.below(12) };
+                turn += if random.percent(50) { 0 } else { random.below(busy) };
                 ask(&mut random, turn, &prefixes)
             })
             .collect();
@@ -230,18 +243,24 @@ fn ask(random: &mut Random, turn: u32, prefixes: &[Vec<u32>]) -> Ask {
     let own = random.below(own) + u32::from(prompt.is_empty());
     prompt.extend(tokens(random, own));
     let prompt_logprobs = random.percent(10).then(|| random.below(3));
+    let patience = random.pick(&[6, 20, 60]);
+    let leaves = Some(match random.below(3) {
+        0 => Leaves::AfterTurns(random.below(patience)),
+        1 => Leaves::AfterEvents(random.below(30) as usize),
+        _ => Leaves::InPrefill,
+    });
     let no_output = prompt_logprobs.is_some() && random.percent(30);
     Ask {
         turn,
         prompt,
-        max_tokens: if no_output { 0 } else { 1 + random.below(60) },
-        min_tokens: if random.percent(30) { random.below(40) } else { 0 },
+        max_tokens: if no_output { 0 } else { 1 + random.below(100) },
+        min_tokens: if random.percent(60) { random.below(90) } else { 0 },
         n: if random.percent(15) { 2 + random.below(2) } else { 1 },
         tenant: random.below(3),
         priority: if random.percent(20) { random.below(3) as i32 - 1 } else { 0 },
         prompt_logprobs,
         counts: random.percent(20),
-        leaves: random.percent(20).then(|| (random.below(40), random.below(30) as usize)),
+        leaves: leaves.filter(|_| random.percent(25)),
         reads_every: random.pick(&[1, 1, 1, 7, 1_000_000]),
     }
 }
