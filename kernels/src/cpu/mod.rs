@@ -44,6 +44,9 @@ mod norm;
 mod rope;
 mod sample;
 
+#[cfg(test)]
+mod test_team;
+
 use crate::device::{Device, KvSpec, Limits};
 use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;

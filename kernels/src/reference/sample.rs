@@ -6,6 +6,9 @@
 
 use crate::sampling::SamplerParams;
 
+/// A sum this close to top_p has reached it: top_p is an f32, and 0.3 is not 3/10 there.
+const TOP_P_SLACK: f64 = 1e-6;
+
 /// What a sequence holds when its next token is sampled.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct History<'a> {
@@ -61,7 +64,7 @@ pub fn probabilities(logits: &[f32], params: &SamplerParams, history: History<'_
         let mut sum = 0.0;
         let reaches = |token: &usize| {
             sum += weight(token);
-            sum >= f64::from(params.top_p) * total
+            sum >= f64::from(params.top_p) * total * (1.0 - TOP_P_SLACK)
         };
         let last = ranked.iter().position(reaches).unwrap_or(ranked.len() - 1);
         ranked.truncate(last + 1);

@@ -190,3 +190,6 @@ impl<'a> Plan<'a> {
         (num_rows * self.shape.group) as u64 + LOAD_COST
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,9 @@ mod philox;
 mod select;
 mod slot;
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 

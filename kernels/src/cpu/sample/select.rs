@@ -17,7 +17,7 @@ const TOP_P_SLACK: f64 = 1e-6;
 
 /// Scratch for one row's selection, allocated at start.
 pub(super) struct Selection {
-    /// Tokens in each bin, and the sum of their weights.
+    /// Tokens in each bin, and the sum of their weights: as many bins as are in use.
     bins: Vec<Bin>,
     /// Rank keys of one bin's tokens.
     keys: Vec<u64>,
@@ -38,7 +38,7 @@ struct Limit {
 impl Selection {
     /// For a vocabulary of `vocab` tokens.
     pub(super) fn new(vocab: usize) -> Selection {
-        Selection { bins: vec![Bin::default(); NUM_BINS], keys: Vec::with_capacity(vocab) }
+        Selection { bins: Vec::with_capacity(NUM_BINS), keys: Vec::with_capacity(vocab) }
     }
 
     /// Zeroes the weights of the tokens that may not be drawn. At least one stays.
@@ -81,7 +81,7 @@ impl Selection {
         };
         if let Some(limit) = &by_count {
             self.cut(limit, weights);
-            total = self.bins[..=limit.bin].iter().map(|bin| bin.weight).sum();
+            total = self.bins.iter().map(|bin| bin.weight).sum();
         }
         if params.top_p >= 1.0 {
             return by_count;
@@ -91,12 +91,15 @@ impl Selection {
     }
 
     fn fill_bins(&mut self, exponents: &[f32], weights: &[f32]) -> f64 {
-        self.bins.fill(Bin::default());
+        self.bins.clear();
         for (&exponent, &weight) in exponents.iter().zip(weights) {
             if weight > 0.0 {
-                let bin = &mut self.bins[bin_of(exponent)];
-                bin.num_tokens += 1;
-                bin.weight += f64::from(weight);
+                let bin = bin_of(exponent);
+                if bin >= self.bins.len() {
+                    self.bins.resize(bin + 1, Bin::default());
+                }
+                self.bins[bin].num_tokens += 1;
+                self.bins[bin].weight += f64::from(weight);
             }
         }
         self.bins.iter().map(|bin| bin.weight).sum()
@@ -127,8 +130,8 @@ impl Selection {
             kept.num_tokens += 1;
             kept.weight += f64::from(weights[token_of(key)]);
         }
-        self.bins[limit.bin] = kept;
-        self.bins[limit.bin + 1..].fill(Bin::default());
+        self.bins.truncate(limit.bin);
+        self.bins.push(kept);
     }
 
     /// The token with which the weight reaches `target`, at most `outer`.
@@ -197,3 +200,6 @@ fn exponent_of(key: u64) -> f32 {
 fn token_of(key: u64) -> usize {
     (key & 0xffff_ffff) as usize
 }
+
+#[cfg(test)]
+mod tests;
