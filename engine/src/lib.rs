@@ -5,8 +5,29 @@
 //! [`handle::EngineHandle::submit`], [`request::Event`]s come back through
 //! [`handle::EventStream`]. One thread owns scheduler, KV bookkeeping and device.
 
+/// The life of the process: listen, load, serve, drain.
+pub mod serve;
+
+/// Settings, from written to meant.
+pub mod config;
+
+/// Sockets, routes, keys, bodies and answers.
+pub mod http;
+
+/// The faces of the server.
+pub mod profiles;
+
+/// The chat page.
+pub mod page;
+
+/// Operations that profiles call; they know no profile.
+pub mod api;
+
 /// Text on both sides of the engine: templates, tokenizer, detokenizer, stop strings.
 pub mod text;
+
+/// Every metric.
+pub mod metrics;
 
 /// The border types: what goes to the engine thread and what comes back.
 pub mod request;

@@ -1,0 +1,226 @@
+//! Everything that can go wrong with a request, in one enum that knows no profile.
+//!
+//! Each variant answers whose fault it is (client, capacity, us) through [`ApiError::fault`] and
+//! with which status it is told through [`ApiError::status`]; a profile only chooses the words'
+//! shape. Must never carry a prompt, a key or a path of this machine.
+
+use hyper::StatusCode;
+
+use crate::request::{StepError, SubmitError};
+
+/// A request that got no answer, or lost it midway.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not the JSON that it claims to be.
+    #[error("{0}")]
+    BadJson(String),
+    /// A field has a wrong type or value, is missing, or asks for what we lack.
+    #[error("{message}")]
+    Invalid {
+        /// The field, as a path into the body.
+        param: String,
+        /// Machine-readable reason, one of OpenAI's.
+        code: &'static str,
+        /// What is wrong and what was expected.
+        message: String,
+    },
+    /// Prompt and wanted output exceed the context.
+    #[error(
+        "This model's maximum context length is {max_model_len} tokens. However, you requested \
+         {} tokens ({prompt_tokens} in the prompt, {max_tokens} for the completion). Please reduce \
+         the length of the prompt or the completion.",
+        u64::from(*prompt_tokens) + u64::from(*max_tokens)
+    )]
+    ContextLength {
+        /// Tokens of one sequence.
+        max_model_len: u32,
+        /// Tokens of the prompt.
+        prompt_tokens: u32,
+        /// Tokens asked for.
+        max_tokens: u32,
+        /// The field that holds the prompt.
+        param: &'static str,
+    },
+    /// The chat template refused the conversation, or the model has none.
+    #[error("{0}")]
+    Template(String),
+    /// No model of this name is served.
+    #[error("The model `{0}` does not exist or you do not have access to it.")]
+    ModelNotFound(String),
+    /// No route has this path.
+    #[error("Invalid URL ({method} {path})")]
+    UnknownRoute {
+        /// Method of the request.
+        method: String,
+        /// Path of the request, cut to a bounded length.
+        path: String,
+    },
+    /// The path exists with other methods.
+    #[error("Not allowed to {method} on {path}. Allowed: {allow}")]
+    WrongMethod {
+        /// Method of the request.
+        method: String,
+        /// Path of the request.
+        path: String,
+        /// Value of the `Allow` header.
+        allow: String,
+    },
+    /// The body has a type that we do not read.
+    #[error("Unsupported content type; send application/json")]
+    WrongMediaType,
+    /// The body is larger than we read.
+    #[error("The request body is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// Largest body in bytes.
+        limit: u64,
+    },
+    /// The body did not arrive in time, or broke off.
+    #[error("The request body did not arrive within {seconds} s")]
+    BodyTimeout {
+        /// Time that a body may take.
+        seconds: u64,
+    },
+    /// A key is needed and none came.
+    #[error(
+        "You didn't provide an API key. Provide it in an Authorization header using Bearer auth \
+         (i.e. Authorization: Bearer YOUR_KEY)."
+    )]
+    MissingKey,
+    /// A key came and is none of ours.
+    #[error("Incorrect API key provided.")]
+    WrongKey,
+    /// The waiting queue, or the memory for bodies, is full.
+    #[error("The engine is currently overloaded, please try again later")]
+    Busy {
+        /// Suggested wait.
+        retry_after_s: u32,
+    },
+    /// The model is still loading.
+    #[error("The model is still loading, please try again later")]
+    NotReady,
+    /// The process is going away; another replica may serve the request.
+    #[error("The server is shutting down")]
+    ShuttingDown,
+    /// The engine or its device failed.
+    #[error("The engine failed")]
+    Engine,
+    /// A defect of ours, caught at the border of one request.
+    #[error("The server had an error while processing your request")]
+    Internal,
+}
+
+/// Who has to act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The client: the same request fails again.
+    Client,
+    /// Nobody: retry later or elsewhere.
+    Capacity,
+    /// The server.
+    Us,
+}
+
+impl ApiError {
+    /// A field with a wrong value.
+    pub fn invalid(param: impl Into<String>, code: &'static str, message: String) -> Self {
+        ApiError::Invalid { param: param.into(), code, message }
+    }
+
+    /// The same error, told about the field that holds the prompt in this operation.
+    pub fn of_prompt(mut self, field: &'static str) -> Self {
+        match &mut self {
+            ApiError::ContextLength { param, .. } => *param = field,
+            ApiError::Invalid { param, .. } if param == "prompt" => *param = field.to_string(),
+            _ => {}
+        }
+        self
+    }
+
+    /// The status that tells it.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            ApiError::BadJson(_)
+            | ApiError::Invalid { .. }
+            | ApiError::ContextLength { .. }
+            | ApiError::Template(_) => StatusCode::BAD_REQUEST,
+            ApiError::MissingKey | ApiError::WrongKey => StatusCode::UNAUTHORIZED,
+            ApiError::ModelNotFound(_) | ApiError::UnknownRoute { .. } => StatusCode::NOT_FOUND,
+            ApiError::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            ApiError::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            ApiError::WrongMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::Busy { .. } | ApiError::NotReady | ApiError::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            ApiError::Engine | ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Who has to act.
+    pub fn fault(&self) -> Fault {
+        match self.status().as_u16() {
+            503 => Fault::Capacity,
+            500.. => Fault::Us,
+            _ => Fault::Client,
+        }
+    }
+
+    /// Seconds for `Retry-After`, where waiting helps.
+    pub fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            ApiError::Busy { retry_after_s } => Some((*retry_after_s).max(1)),
+            ApiError::NotReady => Some(5),
+            ApiError::ShuttingDown => Some(1),
+            _ => None,
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::ContextLength { max_model_len, prompt_tokens, max_tokens } => {
+                ApiError::ContextLength { max_model_len, prompt_tokens, max_tokens, param: "prompt" }
+            }
+            SubmitError::NeverFits { .. } => {
+                ApiError::invalid("max_tokens", "context_length_exceeded", error.to_string())
+            }
+            SubmitError::Invalid(message) => ApiError::invalid("prompt", "invalid_value", message),
+            SubmitError::Busy { retry_after_s, .. } => ApiError::Busy { retry_after_s },
+            SubmitError::Stopped => ApiError::ShuttingDown,
+        }
+    }
+}
+
+impl From<StepError> for ApiError {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Device(_) => ApiError::Engine,
+            StepError::ShuttingDown => ApiError::ShuttingDown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_follow_the_status() {
+        assert_eq!(ApiError::WrongKey.fault(), Fault::Client);
+        assert_eq!(ApiError::Busy { retry_after_s: 0 }.fault(), Fault::Capacity);
+        assert_eq!(ApiError::Busy { retry_after_s: 0 }.retry_after_s(), Some(1));
+        assert_eq!(ApiError::from(StepError::Device("x".into())).fault(), Fault::Us);
+    }
+
+    #[test]
+    fn a_context_that_is_too_long_names_the_sum() {
+        let error = ApiError::ContextLength {
+            max_model_len: 10,
+            prompt_tokens: u32::MAX,
+            max_tokens: u32::MAX,
+            param: "prompt",
+        };
+        assert!(error.to_string().contains("8589934590 tokens"));
+    }
+}

@@ -1,0 +1,197 @@
+//! A model that serves: its engine, its text, its names. Turns prompts into ids and ids into text.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::api::error::ApiError;
+use crate::api::generation::{Generation, Start};
+use crate::api::options::Options;
+use crate::handle::EngineHandle;
+use crate::metrics::{InstanceMetrics, Metrics};
+use crate::request::{Request, Segment, SubmitError, Tenant};
+use crate::text::{Chat, Message, PoolError, TemplateError, TextModel, TextPool, Tokenizer};
+
+/// A model that serves.
+pub struct Instance {
+    /// Names that clients may use, the first one in answers. Never empty.
+    pub names: Vec<String>,
+    /// Its engine.
+    pub engine: EngineHandle,
+    /// When it was loaded, Unix seconds.
+    pub created: u64,
+    /// What it counts.
+    pub metrics: InstanceMetrics,
+    text: TextModel,
+    pool: Arc<TextPool>,
+}
+
+/// A conversation to be made into a prompt.
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    /// Oldest first.
+    pub messages: Vec<Message>,
+    /// End with the beginning of an answer.
+    pub add_generation_prompt: bool,
+    /// Continue the last message.
+    pub continue_final_message: bool,
+    /// Further variables of the template.
+    pub template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Add the tokenizer's own tokens around what the template wrote.
+    pub add_special: bool,
+}
+
+/// A prompt with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// For logs.
+    pub id: Arc<str>,
+    /// Who asks.
+    pub tenant: Arc<str>,
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// How to go on.
+    pub options: Options,
+    /// Whether the answer is a text of its own or goes on with the prompt's.
+    pub start: Start,
+}
+
+impl Instance {
+    /// An instance of `names[0]`. `pool` runs what takes time in proportion to a prompt.
+    pub fn new(
+        names: Vec<String>,
+        engine: EngineHandle,
+        text: TextModel,
+        pool: Arc<TextPool>,
+        metrics: &Metrics,
+    ) -> Self {
+        let name = names.first().map_or("model", String::as_str);
+        let info = engine.info();
+        let num_blocks = info.groups.iter().map(|group| group.num_blocks).max().unwrap_or(0);
+        InstanceMetrics::cache_config(metrics, name, info.block_size, num_blocks);
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        Instance { metrics: InstanceMetrics::new(metrics, name), names, engine, created, text, pool }
+    }
+
+    /// Whether clients may call it so.
+    pub fn has_name(&self, name: &str) -> bool {
+        self.names.iter().any(|known| known == name)
+    }
+
+    /// The name in answers.
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+
+    /// Whether it has a chat template.
+    pub fn can_chat(&self) -> bool {
+        self.text.template.is_some()
+    }
+
+    /// Its tokenizer, for single tokens.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.text.tokenizer
+    }
+
+    /// Ids of a text.
+    pub async fn tokenize(&self, text: String, add_special: bool) -> Result<Vec<u32>, ApiError> {
+        let tokenizer = self.text.tokenizer.clone();
+        let ids = self.pool.run(move || tokenizer.encode(&text, add_special)).await;
+        ids.map_err(busy)?.map_err(|error| {
+            ApiError::invalid("prompt", "invalid_value", format!("The text cannot be used: {error}"))
+        })
+    }
+
+    /// Text of ids. Ids beyond the vocabulary are refused.
+    pub async fn detokenize(&self, ids: Vec<u32>) -> Result<String, ApiError> {
+        let vocab = self.engine.info().vocab;
+        if let Some(id) = ids.iter().find(|id| **id >= vocab) {
+            let message = format!("Token {id} is not in the vocabulary of {vocab} tokens.");
+            return Err(ApiError::invalid("tokens", "invalid_value", message));
+        }
+        let tokenizer = self.text.tokenizer.clone();
+        self.pool.run(move || tokenizer.decode(&ids, false)).await.map_err(busy)
+    }
+
+    /// Ids of a conversation, after the model's template.
+    pub async fn render(&self, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
+        let Some(template) = self.text.template.clone() else {
+            let message = "This model has no chat template; use /v1/completions.";
+            return Err(ApiError::Template(message.into()));
+        };
+        let tokenizer = self.text.tokenizer.clone();
+        let work = move || -> Result<Vec<u32>, ApiError> {
+            let chat = Chat {
+                messages: &conversation.messages,
+                add_generation_prompt: conversation.add_generation_prompt,
+                continue_final_message: conversation.continue_final_message,
+                tools: None,
+                kwargs: &conversation.template_kwargs,
+                now: SystemTime::now(),
+            };
+            let text = template.render(&chat).map_err(refused)?;
+            tokenizer.encode(&text, conversation.add_special).map_err(|error| {
+                let message = format!("The conversation cannot be used: {error}");
+                ApiError::invalid("messages", "invalid_value", message)
+            })
+        };
+        self.pool.run(work).await.map_err(busy)?
+    }
+
+    /// Submits a prompt. Dropping the generation cancels it.
+    pub fn generate(self: &Arc<Self>, work: Work) -> Result<Generation, ApiError> {
+        let info = self.engine.info();
+        let prompt_tokens = u32::try_from(work.prompt.len()).unwrap_or(u32::MAX);
+        let (sampler, stop) = work.options.resolve(info, prompt_tokens)?;
+        let max_tokens = stop.max_tokens;
+        let salt = format!("{}\0{}", work.tenant, work.options.cache_salt);
+        let request = Request {
+            id: work.id,
+            input: vec![Segment::Tokens(work.prompt)],
+            sampler,
+            stop,
+            n: work.options.n,
+            prompt_logprobs: work.options.prompt_logprobs,
+            tenant: Tenant { id: work.tenant, cache_salt: salt.into() },
+            priority: work.options.priority,
+        };
+        let events = self.engine.submit(request).map_err(|error| {
+            self.count_refused(&error);
+            ApiError::from(error)
+        })?;
+        self.metrics.admitted(prompt_tokens, max_tokens, work.options.n);
+        Ok(Generation::new(self.clone(), events, &work.options, work.start))
+    }
+
+    fn count_refused(&self, error: &SubmitError) {
+        match error {
+            SubmitError::Busy { .. } => self.metrics.refused_busy.increment(1),
+            SubmitError::ContextLength { .. } | SubmitError::NeverFits { .. } => {
+                self.metrics.refused_too_long.increment(1);
+            }
+            SubmitError::Invalid(_) | SubmitError::Stopped => {}
+        }
+    }
+}
+
+fn busy(error: PoolError) -> ApiError {
+    match error {
+        PoolError::Busy { .. } => ApiError::Busy { retry_after_s: 1 },
+        PoolError::Panicked => ApiError::Internal,
+        PoolError::Stopped => ApiError::ShuttingDown,
+    }
+}
+
+fn refused(error: TemplateError) -> ApiError {
+    match &error {
+        TemplateError::ReservedKwarg(_) => {
+            ApiError::invalid("chat_template_kwargs", "invalid_value", error.to_string())
+        }
+        TemplateError::TwoEndings | TemplateError::NothingToContinue => {
+            ApiError::invalid("continue_final_message", "invalid_value", error.to_string())
+        }
+        TemplateError::Damaged(_) => ApiError::Internal,
+        TemplateError::Raised(_) | TemplateError::Unfit(_) | TemplateError::TooMuch(_) => {
+            ApiError::Template(error.to_string())
+        }
+    }
+}

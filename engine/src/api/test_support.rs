@@ -1,0 +1,32 @@
+//! A model in numbers, for tests.
+
+use pagoda_kernels::dtype::DType;
+
+use crate::model::info::{DefaultSampling, InstanceInfo, KvGroupInfo, KvGroupKind};
+
+/// A small model.
+pub(crate) fn info() -> InstanceInfo {
+    InstanceInfo {
+        max_model_len: 128,
+        vocab: 300,
+        block_size: 16,
+        groups: vec![KvGroupInfo {
+            kind: KvGroupKind::Full,
+            num_layers: 1,
+            num_blocks: 64,
+            bytes_per_block: 1024,
+        }],
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_logits_rows: 64,
+        max_logprobs: 20,
+        numerics: "test".into(),
+        eos_token_ids: vec![2],
+        default_sampling: DefaultSampling::default(),
+        dtype: DType::F32,
+        kv_dtype: DType::F32,
+        weight_bytes: 0,
+        depth: 1,
+        device: "test".into(),
+    }
+}

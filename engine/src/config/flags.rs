@@ -1,0 +1,286 @@
+//! Settings as written: flags and the keys of the settings file, all optional, one struct.
+//!
+//! The first of two steps. What a value means, and whether values fit each other, is decided in
+//! [`crate::config::resolve`]. Names are those that users of vLLM know.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+
+use crate::config::units::{Bytes, Count};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pagoda",
+    version,
+    about = "Serves large language models over the OpenAI API",
+    after_help = "Without flags it serves a small built-in model on http://127.0.0.1:8000.\n\
+                  Every setting can stand in the file of --config under its flag's name \
+                  (max-model-len = 4096); flags win.",
+    args_conflicts_with_subcommands = true
+)]
+pub struct CommandLine {
+    /// What to do; nothing means `serve`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Settings of `serve`.
+    #[command(flatten)]
+    pub written: Written,
+}
+
+/// Commands of the binary.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model (what `pagoda` alone does)
+    Serve(Box<Written>),
+}
+
+impl CommandLine {
+    /// The settings, wherever they stand.
+    pub fn into_written(self) -> Written {
+        match self.command {
+            Some(Command::Serve(written)) => *written,
+            None => self.written,
+        }
+    }
+}
+
+/// All settings as written.
+#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Written {
+    /// Settings file in TOML
+    #[arg(long, value_name = "FILE", help_heading = "General")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Log lines as `text` or `json` (the filter comes from PAGODA_LOG, e.g. `debug`)
+    #[arg(long, value_name = "FORMAT", help_heading = "General")]
+    pub log_format: Option<String>,
+    /// Also expose metrics under another server's names: `vllm`
+    #[arg(long, value_name = "NAMES", help_heading = "General")]
+    pub metrics_compat: Option<String>,
+
+    /// Folder of a Hugging Face checkpoint [default: the built-in demo model]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub model: Option<String>,
+    /// Name that clients use, repeatable [default: the folder's name]
+    #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Model")]
+    pub served_model_name: Option<Vec<String>>,
+    /// Where weights come from: `auto`, `safetensors` or `dummy` (random weights)
+    #[arg(long, value_name = "FORMAT", help_heading = "Model")]
+    pub load_format: Option<String>,
+    /// Type of the weights: `auto`, `f32`, `bf16` or `f16`
+    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    pub dtype: Option<String>,
+    /// Tokens of one sequence, prompt and output (8192, 8k) [default: the model's]
+    #[arg(long, value_name = "TOKENS", help_heading = "Model")]
+    pub max_model_len: Option<Count>,
+    /// File with a chat template, instead of the model's
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
+    pub chat_template: Option<PathBuf>,
+    /// Most entries of a list of log-probabilities [default: 20]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub max_logprobs: Option<u32>,
+    /// Seed of dummy weights [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub seed: Option<u64>,
+
+    /// `auto`, `cpu` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", help_heading = "Device and memory")]
+    pub device: Option<String>,
+    /// Compute threads on the CPU [default: one a core]
+    #[arg(long, value_name = "N", help_heading = "Device and memory")]
+    pub threads: Option<u32>,
+    /// Instruction set on the CPU: `auto`, `portable`, `avx2` or `avx512`
+    #[arg(long, value_name = "ISA", help_heading = "Device and memory")]
+    pub isa: Option<String>,
+    /// Type of the KV cache: `auto`, `f32`, `bf16` or `f16`
+    #[arg(long, value_name = "TYPE", help_heading = "Device and memory")]
+    pub kv_cache_dtype: Option<String>,
+    /// Share of the memory (of the cgroup, of the GPU) to use in all, 0 to 1
+    #[arg(
+        long,
+        value_name = "SHARE",
+        alias = "memory-utilization",
+        help_heading = "Device and memory"
+    )]
+    #[serde(alias = "memory-utilization")]
+    pub gpu_memory_utilization: Option<f64>,
+    /// Memory of the KV cache (4GiB), instead of a share
+    #[arg(long, value_name = "BYTES", help_heading = "Device and memory")]
+    pub kv_cache_memory_bytes: Option<Bytes>,
+    /// Tokens of a KV block, a power of two from 16 [default: the device's]
+    #[arg(long, value_name = "TOKENS", help_heading = "Device and memory")]
+    pub block_size: Option<u32>,
+
+    /// Sequences of one step
+    #[arg(long, value_name = "N", help_heading = "Scheduling")]
+    pub max_num_seqs: Option<u32>,
+    /// Tokens of one step
+    #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
+    pub max_num_batched_tokens: Option<Count>,
+    /// Time that a step with running sequences should take at most
+    #[arg(long, value_name = "MS", help_heading = "Scheduling")]
+    pub max_step_ms: Option<u32>,
+    /// Share the KV cache of equal prompt beginnings [default: true]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        overrides_with = "no_enable_prefix_caching",
+        help_heading = "Scheduling"
+    )]
+    pub enable_prefix_caching: Option<bool>,
+    /// Compute every prompt anew
+    #[arg(long, help_heading = "Scheduling")]
+    #[serde(skip)]
+    pub no_enable_prefix_caching: bool,
+    /// Requests that may wait; more are refused with 503 [default: 1024]
+    #[arg(long, value_name = "N", help_heading = "Scheduling")]
+    pub max_num_queued_reqs: Option<u32>,
+    /// Prompt tokens that may wait [default: 1048576]
+    #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
+    pub max_num_queued_tokens: Option<Count>,
+
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "HOST", help_heading = "Network")]
+    pub host: Option<String>,
+    /// Port to listen on [default: 8000]
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    pub port: Option<u16>,
+    /// Address and port in one, instead of --host and --port
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Network")]
+    pub listen: Option<SocketAddr>,
+    /// Key that callers need, repeatable; better in PAGODA_API_KEY or a file than on a command line
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "PAGODA_API_KEY",
+        hide_env_values = true,
+        help_heading = "Network"
+    )]
+    pub api_key: Option<Vec<String>>,
+    /// File with one key a line; read again when it changes
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub api_key_file: Option<PathBuf>,
+    /// Leave /metrics open also when keys exist
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        help_heading = "Network"
+    )]
+    pub metrics_public: Option<bool>,
+    /// Origins whose web pages may call, comma-separated; `*` is any
+    #[arg(long, value_name = "ORIGINS", value_delimiter = ',', help_heading = "Network")]
+    pub allowed_origins: Option<Vec<String>>,
+    /// Open connections at most [default: 4096]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    pub max_connections: Option<u32>,
+    /// Largest request body [default: 16MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Network")]
+    pub max_body_bytes: Option<Bytes>,
+    /// Seconds that running requests get to finish on SIGTERM [default: 30]
+    #[arg(long, value_name = "SECONDS", help_heading = "Network")]
+    pub shutdown_timeout: Option<u32>,
+}
+
+impl Written {
+    /// These settings where they are written, else those of `file`.
+    pub fn over(self, file: Written) -> Written {
+        macro_rules! first_written {
+            ($($field:ident),* $(,)?) => {
+                // A literal of every field: a new setting that is not merged does not compile.
+                Written {
+                    config: self.config,
+                    enable_prefix_caching: match self.no_enable_prefix_caching {
+                        true => Some(false),
+                        false => self.enable_prefix_caching.or(file.enable_prefix_caching),
+                    },
+                    no_enable_prefix_caching: false,
+                    $($field: self.$field.or(file.$field)),*
+                }
+            };
+        }
+        first_written!(
+            log_format,
+            metrics_compat,
+            model,
+            served_model_name,
+            load_format,
+            dtype,
+            max_model_len,
+            chat_template,
+            max_logprobs,
+            seed,
+            device,
+            threads,
+            isa,
+            kv_cache_dtype,
+            gpu_memory_utilization,
+            kv_cache_memory_bytes,
+            block_size,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_step_ms,
+            max_num_queued_reqs,
+            max_num_queued_tokens,
+            host,
+            port,
+            listen,
+            api_key,
+            api_key_file,
+            metrics_public,
+            allowed_origins,
+            max_connections,
+            max_body_bytes,
+            shutdown_timeout,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_small() {
+        let command = CommandLine::command();
+        command.clone().debug_assert();
+        let visible = command.get_arguments().filter(|arg| !arg.is_hide_set()).count();
+        assert!((25..=36).contains(&visible), "{visible}");
+        assert!(command.get_arguments().all(|arg| arg.get_help().is_some()));
+    }
+
+    #[test]
+    fn serve_may_be_left_out() {
+        let bare = CommandLine::try_parse_from(["pagoda", "--port", "9"]).unwrap();
+        let named = CommandLine::try_parse_from(["pagoda", "serve", "--port", "9"]).unwrap();
+        assert_eq!(bare.into_written().port, Some(9));
+        assert_eq!(named.into_written().port, Some(9));
+    }
+
+    #[test]
+    fn the_last_of_a_flag_and_its_opposite_wins_and_flags_win_over_the_file() {
+        let parse = |args: &[&str]| {
+            let args = std::iter::once(&"pagoda").chain(args);
+            CommandLine::try_parse_from(args).unwrap().into_written()
+        };
+        let file = Written { enable_prefix_caching: Some(true), port: Some(1), ..parse(&[]) };
+        let merged = parse(&["--no-enable-prefix-caching"]).over(file.clone());
+        assert_eq!((merged.enable_prefix_caching, merged.port), (Some(false), Some(1)));
+        let merged = parse(&["--no-enable-prefix-caching", "--enable-prefix-caching"]).over(file);
+        assert_eq!(merged.enable_prefix_caching, Some(true));
+        assert_eq!(parse(&["--enable-prefix-caching=false"]).enable_prefix_caching, Some(false));
+        assert_eq!(parse(&["--memory-utilization", "0.5"]).gpu_memory_utilization, Some(0.5));
+        assert_eq!(parse(&["--api-key", "a", "--api-key", "b"]).api_key.unwrap().len(), 2);
+    }
+}

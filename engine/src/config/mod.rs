@@ -1,0 +1,194 @@
+//! Settings as meant: typed, ranged, fitting each other. Nothing after this checks them again.
+//!
+//! The only reader of flags, the settings file and the environment (keys and the log filter).
+
+/// Settings as written.
+pub mod flags;
+
+/// From written to meant.
+pub mod resolve;
+
+/// Numbers with units.
+pub mod units;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pagoda_kernels::dtype::DType;
+
+/// All settings of one process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The model and how it is loaded.
+    pub model: ModelSettings,
+    /// Where it runs and in how much memory.
+    pub device: DeviceSettings,
+    /// How steps are filled and how many requests may wait.
+    pub scheduling: SchedulingSettings,
+    /// Sockets, keys and origins.
+    pub network: NetworkSettings,
+    /// Bounds of everything that comes from the network.
+    pub limits: Limits,
+    /// Log lines as JSON.
+    pub log_json: bool,
+    /// Metrics also under vLLM's names.
+    pub vllm_metrics: bool,
+}
+
+/// The model and how it is loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSettings {
+    /// Checkpoint folder; `None` is the built-in demo model.
+    pub folder: Option<PathBuf>,
+    /// Names that clients may use, the first one in answers. Never empty.
+    pub names: Vec<String>,
+    /// Where weights come from.
+    pub load_format: LoadFormat,
+    /// Type of the weights; `None` is the checkpoint's.
+    pub dtype: Option<DType>,
+    /// Tokens of one sequence; `None` is the model's.
+    pub max_model_len: Option<u32>,
+    /// Chat template to use instead of the model's.
+    pub chat_template: Option<PathBuf>,
+    /// Most entries of a list of log-probabilities.
+    pub max_logprobs: u32,
+    /// Seed of dummy weights.
+    pub seed: u64,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadFormat {
+    /// Whatever the folder holds.
+    Auto,
+    /// safetensors files.
+    Safetensors,
+    /// Random weights.
+    Dummy,
+}
+
+/// Where the model runs and in how much memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceSettings {
+    /// Device name as written (`auto`, `cpu`, `cuda:N`).
+    pub device: String,
+    /// Compute threads; `None` is one a core.
+    pub threads: Option<u32>,
+    /// Instruction set as written; `None` is the best that the machine has.
+    pub isa: Option<String>,
+    /// Type of the KV cache; `None` is the weights'.
+    pub kv_dtype: Option<DType>,
+    /// Share of the memory to use, in (0, 1]; `None` is the device's default.
+    pub memory_share: Option<f64>,
+    /// Bytes of the KV cache, instead of a share.
+    pub kv_bytes: Option<u64>,
+    /// Tokens of a KV block, a power of two from 16; `None` is the device's.
+    pub block_size: Option<u32>,
+}
+
+/// How steps are filled and how many requests may wait.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulingSettings {
+    /// Sequences of one step; `None` is the device's default.
+    pub max_num_seqs: Option<u32>,
+    /// Tokens of one step; `None` is the device's default.
+    pub max_num_batched_tokens: Option<u32>,
+    /// Time that a step should take at most; `None` has no bound.
+    pub max_step: Option<Duration>,
+    /// Whether equal prompt beginnings share blocks.
+    pub prefix_cache: bool,
+    /// Requests that may wait.
+    pub queued_requests_max: u32,
+    /// Prompt tokens that may wait.
+    pub queued_tokens_max: u64,
+}
+
+/// Sockets, keys and origins.
+#[derive(Clone, PartialEq)]
+pub struct NetworkSettings {
+    /// Address to listen on.
+    pub listen: SocketAddr,
+    /// Keys from flags and the environment.
+    pub api_keys: Vec<String>,
+    /// File with more keys.
+    pub api_key_file: Option<PathBuf>,
+    /// Whether `/metrics` needs no key.
+    pub metrics_public: bool,
+    /// Origins whose pages may call.
+    pub allowed_origins: Vec<String>,
+    /// How long running requests may go on after SIGTERM.
+    pub shutdown_timeout: Duration,
+}
+
+impl std::fmt::Debug for NetworkSettings {
+    /// Never shows a key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NetworkSettings")
+            .field("listen", &self.listen)
+            .field("num_api_keys", &self.api_keys.len())
+            .field("api_key_file", &self.api_key_file)
+            .field("metrics_public", &self.metrics_public)
+            .field("allowed_origins", &self.allowed_origins)
+            .field("shutdown_timeout", &self.shutdown_timeout)
+            .finish()
+    }
+}
+
+/// Bounds of everything that comes from the network.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Open connections.
+    pub connections_max: u32,
+    /// Bytes of a request head: line and headers.
+    pub head_bytes_max: usize,
+    /// Headers of a request.
+    pub headers_max: usize,
+    /// Time for a request head, and for an idle connection to bring the next one.
+    pub head_timeout: Duration,
+    /// Bytes of a request body.
+    pub body_bytes_max: u64,
+    /// Bytes of all request bodies that are being read or parsed.
+    pub body_bytes_total: u64,
+    /// Time for a request body.
+    pub body_timeout: Duration,
+    /// Time that a client may take none of the bytes that wait for it.
+    pub write_timeout: Duration,
+    /// Streams of one HTTP/2 connection.
+    pub http2_streams_max: u32,
+    /// Messages of a conversation.
+    pub messages_max: usize,
+    /// Prompts of one completions request.
+    pub prompts_max: usize,
+    /// Choices of one request, over all its prompts.
+    pub choices_max: u32,
+    /// Stop strings,
+    pub stops_max: usize,
+    /// and bytes of each.
+    pub stop_bytes_max: usize,
+    /// Entries of `logit_bias`, `allowed_token_ids` and `stop_token_ids`.
+    pub token_list_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections_max: 4096,
+            head_bytes_max: 64 << 10,
+            headers_max: 100,
+            // Longer than the 60 s that balancers keep idle connections.
+            head_timeout: Duration::from_secs(65),
+            body_bytes_max: 16 << 20,
+            body_bytes_total: 256 << 20,
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            http2_streams_max: 256,
+            messages_max: 4096,
+            prompts_max: 256,
+            choices_max: 256,
+            stops_max: 16,
+            stop_bytes_max: 1024,
+            token_list_max: 1024,
+        }
+    }
+}

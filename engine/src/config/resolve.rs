@@ -1,0 +1,346 @@
+//! From settings as written to settings as meant: the file under the flags, ranges, defaults.
+//!
+//! Errors name the setting as the user wrote it. Reads one file, opens nothing else.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pagoda_kernels::dtype::DType;
+
+use crate::config::flags::Written;
+use crate::config::{
+    Config, DeviceSettings, Limits, LoadFormat, ModelSettings, NetworkSettings, SchedulingSettings,
+};
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The settings file cannot be read.
+    #[error("cannot read the settings file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The settings file is not TOML, or holds a key or value that we do not know.
+    #[error("in the settings file {path}: {message}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong; names the key.
+        message: String,
+    },
+    /// A setting has a value that it cannot have.
+    #[error("{setting}: {reason}")]
+    Value {
+        /// The setting's name, without dashes.
+        setting: &'static str,
+        /// What it must be.
+        reason: String,
+    },
+}
+
+impl Written {
+    /// What the settings mean.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None => Written::default(),
+        };
+        let written = self.over(file);
+        Ok(Config {
+            model: model(&written)?,
+            device: device(&written)?,
+            scheduling: scheduling(&written)?,
+            network: network(&written)?,
+            limits: limits(&written)?,
+            log_json: choose("log-format", &written.log_format, "text", &LOG_FORMATS)?,
+            vllm_metrics: choose("metrics-compat", &written.metrics_compat, "none", &COMPAT)?,
+        })
+    }
+}
+
+const LOG_FORMATS: [(&str, bool); 2] = [("text", false), ("json", true)];
+const COMPAT: [(&str, bool); 2] = [("none", false), ("vllm", true)];
+const LOAD_FORMATS: [(&str, LoadFormat); 3] = [
+    ("auto", LoadFormat::Auto),
+    ("safetensors", LoadFormat::Safetensors),
+    ("dummy", LoadFormat::Dummy),
+];
+const DTYPES: [(&str, Option<DType>); 9] = [
+    ("auto", None),
+    ("f32", Some(DType::F32)),
+    ("float32", Some(DType::F32)),
+    ("float", Some(DType::F32)),
+    ("bf16", Some(DType::Bf16)),
+    ("bfloat16", Some(DType::Bf16)),
+    ("f16", Some(DType::F16)),
+    ("float16", Some(DType::F16)),
+    ("half", Some(DType::F16)),
+];
+
+/// Name of the built-in model.
+const DEMO_NAME: &str = "pagoda-demo";
+
+/// Largest settings file, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+fn read_file(path: &Path) -> Result<Written, ConfigError> {
+    let read = |source| ConfigError::Read { path: path.into(), source };
+    let wrong = |message: String| ConfigError::File { path: path.into(), message };
+    if std::fs::metadata(path).map_err(read)?.len() > FILE_BYTES_MAX {
+        return Err(wrong(format!("larger than {FILE_BYTES_MAX} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(read)?;
+    toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_string()))
+}
+
+fn model(written: &Written) -> Result<ModelSettings, ConfigError> {
+    let folder = written.model.as_ref().map(PathBuf::from);
+    let names = match &written.served_model_name {
+        Some(names) if names.iter().any(String::is_empty) || names.is_empty() => {
+            return Err(value("served-model-name", "must not be empty"));
+        }
+        Some(names) => names.clone(),
+        None => vec![folder.as_deref().map_or_else(|| DEMO_NAME.to_string(), folder_name)],
+    };
+    let max_model_len = match written.max_model_len {
+        Some(len) => Some(positive("max-model-len", len.0)?),
+        None => None,
+    };
+    Ok(ModelSettings {
+        folder,
+        names,
+        load_format: choose("load-format", &written.load_format, "auto", &LOAD_FORMATS)?,
+        dtype: choose("dtype", &written.dtype, "auto", &DTYPES)?,
+        max_model_len,
+        chat_template: written.chat_template.clone(),
+        max_logprobs: up_to("max-logprobs", written.max_logprobs.unwrap_or(20), 1000)?,
+        seed: written.seed.unwrap_or(0),
+    })
+}
+
+/// The last part of the path; `.` and `..` are followed to what they name.
+fn folder_name(folder: &Path) -> String {
+    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+    whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
+    if let Some(share) = written.gpu_memory_utilization
+        && !(share > 0.0 && share <= 1.0)
+    {
+        return Err(value("gpu-memory-utilization", "must be above 0 and at most 1"));
+    }
+    if let Some(size) = written.block_size
+        && !(size.is_power_of_two() && (16..=1024).contains(&size))
+    {
+        return Err(value("block-size", "must be a power of two from 16 to 1024"));
+    }
+    let threads = match written.threads {
+        Some(threads) => Some(positive("threads", threads.into())?),
+        None => None,
+    };
+    Ok(DeviceSettings {
+        device: written.device.clone().unwrap_or_else(|| "auto".into()),
+        threads,
+        isa: written.isa.clone().filter(|isa| isa != "auto"),
+        kv_dtype: choose("kv-cache-dtype", &written.kv_cache_dtype, "auto", &DTYPES)?,
+        memory_share: written.gpu_memory_utilization,
+        kv_bytes: written.kv_cache_memory_bytes.map(|bytes| bytes.0),
+        block_size: written.block_size,
+    })
+}
+
+fn scheduling(written: &Written) -> Result<SchedulingSettings, ConfigError> {
+    let max_num_seqs = match written.max_num_seqs {
+        Some(seqs) => Some(up_to("max-num-seqs", positive("max-num-seqs", seqs.into())?, 65536)?),
+        None => None,
+    };
+    let max_num_batched_tokens = match written.max_num_batched_tokens {
+        Some(tokens) => Some(positive("max-num-batched-tokens", tokens.0)?),
+        None => None,
+    };
+    let step_ms = written.max_step_ms.filter(|ms| *ms > 0);
+    Ok(SchedulingSettings {
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_step: step_ms.map(|ms| Duration::from_millis(ms.into())),
+        prefix_cache: written.enable_prefix_caching.unwrap_or(true),
+        queued_requests_max: positive(
+            "max-num-queued-reqs",
+            written.max_num_queued_reqs.unwrap_or(1024).into(),
+        )?,
+        queued_tokens_max: written.max_num_queued_tokens.map_or(1 << 20, |tokens| tokens.0.max(1)),
+    })
+}
+
+fn network(written: &Written) -> Result<NetworkSettings, ConfigError> {
+    let api_keys = written.api_key.clone().unwrap_or_default();
+    if api_keys.iter().any(|key| key.trim() != key || key.is_empty()) {
+        return Err(value("api-key", "must not be empty or begin or end with a space"));
+    }
+    Ok(NetworkSettings {
+        listen: listen(written)?,
+        api_keys,
+        api_key_file: written.api_key_file.clone(),
+        metrics_public: written.metrics_public.unwrap_or(false),
+        allowed_origins: written.allowed_origins.clone().unwrap_or_default(),
+        shutdown_timeout: Duration::from_secs(written.shutdown_timeout.unwrap_or(30).into()),
+    })
+}
+
+fn listen(written: &Written) -> Result<SocketAddr, ConfigError> {
+    match (written.listen, &written.host, written.port) {
+        (Some(listen), None, None) => Ok(listen),
+        (Some(_), _, _) => Err(value("listen", "stands instead of host and port, not beside them")),
+        (None, host, port) => {
+            let host = host.as_deref().unwrap_or("127.0.0.1");
+            let found = (host, port.unwrap_or(8000)).to_socket_addrs();
+            let first = found.ok().and_then(|mut addresses| addresses.next());
+            first.ok_or_else(|| value("host", format!("{host} is no address of this machine")))
+        }
+    }
+}
+
+fn limits(written: &Written) -> Result<Limits, ConfigError> {
+    let defaults = Limits::default();
+    let connections = written.max_connections.unwrap_or(defaults.connections_max);
+    let body = written.max_body_bytes.map_or(defaults.body_bytes_max, |bytes| bytes.0);
+    if !(1024..=1 << 32).contains(&body) {
+        return Err(value("max-body-bytes", "must be from 1KiB to 4GiB"));
+    }
+    Ok(Limits {
+        connections_max: up_to(
+            "max-connections",
+            positive("max-connections", connections.into())?,
+            1_000_000,
+        )?,
+        body_bytes_max: body,
+        body_bytes_total: defaults.body_bytes_total.max(body),
+        ..defaults
+    })
+}
+
+fn value(setting: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Value { setting, reason: reason.into() }
+}
+
+fn positive(setting: &'static str, number: u64) -> Result<u32, ConfigError> {
+    match u32::try_from(number) {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(value(setting, "must be from 1 to 4294967295")),
+    }
+}
+
+fn up_to(setting: &'static str, number: u32, max: u32) -> Result<u32, ConfigError> {
+    if number > max {
+        return Err(value(setting, format!("must be at most {max}")));
+    }
+    Ok(number)
+}
+
+fn choose<T: Clone>(
+    setting: &'static str,
+    written: &Option<String>,
+    default: &str,
+    known: &[(&str, T)],
+) -> Result<T, ConfigError> {
+    let name = written.as_deref().unwrap_or(default);
+    match known.iter().find(|(known, _)| *known == name) {
+        Some((_, meaning)) => Ok(meaning.clone()),
+        None => {
+            let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+            Err(value(setting, format!("must be one of {}, not {name}", names.join(", "))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::flags::CommandLine;
+    use clap::Parser;
+
+    fn resolve(args: &[&str]) -> Result<Config, ConfigError> {
+        let args = std::iter::once(&"pagoda").chain(args);
+        CommandLine::try_parse_from(args).unwrap().into_written().resolve()
+    }
+
+    fn with_file(text: &str, args: &[&str]) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pagoda.toml");
+        std::fs::write(&path, text).unwrap();
+        let mut all = vec!["--config", path.to_str().unwrap()];
+        all.extend(args);
+        resolve(&all)
+    }
+
+    #[test]
+    fn no_flags_mean_the_demo_model_on_loopback() {
+        let config = resolve(&[]).unwrap();
+        assert_eq!(config.network.listen, "127.0.0.1:8000".parse().unwrap());
+        assert_eq!(config.model.names, ["pagoda-demo"]);
+        assert_eq!(config.model.folder, None);
+        assert!(config.scheduling.prefix_cache && !config.log_json && !config.vllm_metrics);
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_units_are_read() {
+        let text = "port = 9000\nmax-model-len = \"8k\"\nmax-body-bytes = 2048\ndtype = \"bf16\"\n\
+                    enable-prefix-caching = false\nallowed-origins = [\"https://a\"]\n";
+        let config = with_file(text, &["--port", "9001"]).unwrap();
+        assert_eq!(config.network.listen.port(), 9001);
+        assert_eq!(config.model.max_model_len, Some(8000));
+        assert_eq!(config.limits.body_bytes_max, 2048);
+        assert_eq!(config.model.dtype, Some(DType::Bf16));
+        assert!(!config.scheduling.prefix_cache);
+        assert_eq!(config.network.allowed_origins, ["https://a"]);
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_wrong_type_are_named() {
+        for (text, name) in [
+            ("max-modle-len = 3", "max-modle-len"),
+            ("port = \"x\"", "port"),
+            ("[network]\nport = 1", "network"),
+            ("max-model-len = \"8 apples\"", "max-model-len"),
+            ("port = 1\nport = 2", "port"),
+        ] {
+            let error = with_file(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+        assert!(resolve(&["--config", "/nowhere/at/all"]).is_err());
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_setting() {
+        for args in [
+            ["--dtype", "int3"],
+            ["--gpu-memory-utilization", "1.5"],
+            ["--gpu-memory-utilization", "NaN"],
+            ["--block-size", "24"],
+            ["--max-num-seqs", "0"],
+            ["--max-model-len", "0"],
+            ["--max-model-len", "5000000000"],
+            ["--api-key", " x"],
+            ["--max-body-bytes", "10"],
+            ["--log-format", "xml"],
+            ["--threads", "0"],
+            ["--served-model-name", ""],
+        ] {
+            let error = resolve(&args).unwrap_err().to_string();
+            assert!(error.starts_with(args[0].trim_start_matches('-')), "{args:?}: {error}");
+        }
+        assert!(resolve(&["--listen", "0.0.0.0:1", "--port", "2"]).is_err());
+    }
+
+    #[test]
+    fn keys_never_show_in_debug_output() {
+        let config = resolve(&["--api-key", "sk-secret"]).unwrap();
+        assert!(!format!("{config:?}").contains("sk-secret"));
+    }
+}

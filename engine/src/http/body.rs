@@ -1,0 +1,183 @@
+//! Reads a request body: bounded in bytes and time, and against a budget of all bodies in memory.
+//!
+//! A body that is too large is read on and thrown away for a while after the answer, because
+//! a connection closed over unread data resets, and the client would never see the 413.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::HeaderMap;
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONTENT_TYPE, EXPECT};
+use serde_json::{Map, Value};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::api::error::ApiError;
+use crate::config::Limits;
+
+/// Room for bodies that are in memory at the same time.
+#[derive(Debug)]
+pub struct BodyBudget {
+    kib: Semaphore,
+    body_bytes_max: u64,
+    timeout: Duration,
+}
+
+impl BodyBudget {
+    /// Budget after the limits.
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        let kib = (limits.body_bytes_total / 1024).max(limits.body_bytes_max.div_ceil(1024));
+        let kib = usize::try_from(kib).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Arc::new(BodyBudget {
+            kib: Semaphore::new(kib),
+            body_bytes_max: limits.body_bytes_max,
+            timeout: limits.body_timeout,
+        })
+    }
+
+    /// Reads a JSON object. The bytes are freed before this returns; the values stay.
+    pub async fn read_object(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Map<String, Value>, ApiError> {
+        if !claims_json(headers) {
+            self.linger(headers, body);
+            return Err(ApiError::WrongMediaType);
+        }
+        let declared = body.size_hint().upper();
+        if declared.is_some_and(|bytes| bytes > self.body_bytes_max) {
+            self.linger(headers, body);
+            return Err(ApiError::TooLarge { limit: self.body_bytes_max });
+        }
+        let room = self.reserve(declared.unwrap_or(self.body_bytes_max)).await?;
+        let bytes = self.read(headers, body).await?;
+        let parsed = parse_object(&bytes);
+        drop(room);
+        parsed
+    }
+
+    async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, ApiError> {
+        // At most `body_bytes_max`, which the configuration keeps below 4 TiB.
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        match tokio::time::timeout(ROOM_WAIT_MAX, self.kib.acquire_many(kib)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(ApiError::Busy { retry_after_s: 1 }),
+        }
+    }
+
+    async fn read(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, ApiError> {
+        let late = ApiError::BodyTimeout { seconds: self.timeout.as_secs() };
+        let mut bytes = BytesMut::new();
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        loop {
+            let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame,
+                Ok(None) => return Ok(bytes.freeze()),
+                // A body that breaks off has no reader for this answer.
+                Ok(Some(Err(_))) | Err(_) => return Err(late),
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if (bytes.len() + data.len()) as u64 > self.body_bytes_max {
+                self.linger(headers, body);
+                return Err(ApiError::TooLarge { limit: self.body_bytes_max });
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+
+    /// Reads on in the background, so that the answer to a body we refuse is seen.
+    fn linger(&self, headers: &HeaderMap, mut body: Incoming) {
+        if headers.contains_key(EXPECT) && !body.is_end_stream() {
+            // The client waits for our answer before it sends; reading would invite the body.
+            return;
+        }
+        let mut left = self.body_bytes_max.saturating_mul(LINGER_BODIES_MAX).max(LINGER_BYTES_MIN);
+        tokio::spawn(tokio::time::timeout(LINGER_TIME_MAX, async move {
+            while let Some(Ok(frame)) = body.frame().await {
+                let read = frame.data_ref().map_or(0, Bytes::len) as u64;
+                let Some(rest) = left.checked_sub(read) else { break };
+                left = rest;
+            }
+        }));
+    }
+}
+
+/// How long a request waits for room in the budget before it is refused.
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// A refused body is read on for at most this long,
+const LINGER_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// and for at most this many times the largest body,
+const LINGER_BODIES_MAX: u64 = 4;
+
+/// but at least this far.
+const LINGER_BYTES_MIN: u64 = 64 << 20;
+
+/// Absent is taken for JSON. Anything else is refused, also because a page of another origin can
+/// send form and plain text bodies without asking, but not JSON.
+fn claims_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return true };
+    let Ok(value) = value.to_str() else { return false };
+    let kind = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    match serde_json::from_slice(bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(ApiError::BadJson("The request body must be a JSON object.".into())),
+        Err(error) => Err(ApiError::BadJson(format!(
+            "We could not parse the JSON body of your request: {} at line {} column {}.",
+            kind_of(&error),
+            error.line(),
+            error.column()
+        ))),
+    }
+}
+
+/// serde's own text can quote the body, and bodies never reach a log.
+fn kind_of(error: &serde_json::Error) -> &'static str {
+    match error.classify() {
+        serde_json::error::Category::Eof => "unexpected end",
+        serde_json::error::Category::Syntax => "syntax error",
+        serde_json::error::Category::Data => "value out of range",
+        serde_json::error::Category::Io => "unreadable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+
+    #[test]
+    fn only_json_is_json() {
+        let claims = |kind: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            claims_json(&headers)
+        };
+        assert!(claims_json(&HeaderMap::new()));
+        assert!(claims("application/json"));
+        assert!(claims("Application/JSON; charset=utf-8"));
+        assert!(claims("application/vnd.openai.v1+json"));
+        assert!(!claims("text/plain"));
+        assert!(!claims("application/x-www-form-urlencoded"));
+        assert!(!claims("multipart/form-data; boundary=application/json"));
+    }
+
+    #[test]
+    fn broken_json_is_told_without_quoting_it() {
+        let error = parse_object(br#"{"messages": [secret]}"#).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("line 1") && !text.contains("secret"), "{text}");
+        assert!(parse_object(b"[]").is_err());
+        assert!(parse_object(b"").is_err());
+        assert!(parse_object(&[b'['; 100_000]).is_err());
+        assert_eq!(parse_object(b"{}").unwrap().len(), 0);
+    }
+}

@@ -1,0 +1,34 @@
+//! From socket to route and back.
+
+/// One line a request, and its metrics.
+pub mod access;
+
+/// Request bodies, bounded.
+pub mod body;
+
+/// Cross-origin requests.
+pub mod cors;
+
+/// Static API keys.
+pub mod keys;
+
+/// Answers.
+pub mod reply;
+
+/// `X-Request-Id`.
+pub mod request_id;
+
+/// Routes and how they are found.
+pub mod route;
+
+/// One request.
+pub mod service;
+
+/// Accepts connections.
+pub mod server;
+
+/// A socket with deadlines.
+pub mod io;
+
+/// Server-sent events.
+pub mod sse;

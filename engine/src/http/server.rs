@@ -1,0 +1,137 @@
+//! Accepts connections, speaks HTTP/1.1 and HTTP/2 on them, and drains them.
+//!
+//! The first step of the flow. Connections are capped by not accepting more; a connection's end,
+//! for whatever reason, drops all that its requests hold.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::config::Limits;
+use crate::http::io::TimedIo;
+use crate::http::service::Service;
+
+/// A listener's accept loop.
+pub struct Server {
+    service: Arc<Service>,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    draining: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// A server that stops accepting once `draining` turns true.
+    pub fn new(service: Arc<Service>, limits: Limits, draining: watch::Receiver<bool>) -> Self {
+        let places = Arc::new(Semaphore::new(limits.connections_max as usize));
+        Server { service, limits, places, draining }
+    }
+
+    /// Accepts until told to drain, then waits until the last connection is gone. The caller
+    /// bounds that wait; what it gives up on ends with the runtime.
+    pub async fn run(mut self, listener: TcpListener) {
+        loop {
+            let place = tokio::select! {
+                place = self.places.clone().acquire_owned() => place,
+                () = until_true(&mut self.draining) => break,
+            };
+            // The semaphore is never closed.
+            let Ok(place) = place else { break };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = until_true(&mut self.draining) => break,
+            };
+            match accepted {
+                Ok((socket, _)) => self.spawn(socket, place),
+                Err(error) => {
+                    // Out of file descriptors, most likely: let some connection end first.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(listener);
+        let _all = self.places.acquire_many(self.limits.connections_max).await;
+    }
+
+    fn spawn(&self, socket: TcpStream, place: OwnedSemaphorePermit) {
+        let (service, limits) = (self.service.clone(), self.limits.clone());
+        let draining = self.draining.clone();
+        tokio::spawn(async move {
+            service.metrics.connections.increment(1.0);
+            serve_connection(service.clone(), &limits, socket, draining).await;
+            service.metrics.connections.decrement(1.0);
+            drop(place);
+        });
+    }
+}
+
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+async fn until_true(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|on| *on).await.is_err() {
+        // Nobody is left who could ask for it.
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn serve_connection(
+    service: Arc<Service>,
+    limits: &Limits,
+    socket: TcpStream,
+    mut draining: watch::Receiver<bool>,
+) {
+    // Tokens are small writes that must not wait for each other.
+    let _ = socket.set_nodelay(true);
+    let io = TokioIo::new(TimedIo::new(socket, limits.head_timeout, limits.write_timeout));
+    let answer = service_fn(move |request| {
+        let service = service.clone();
+        async move { service.answer(request).await }
+    });
+    let builder = builder(limits);
+    let mut connection = pin!(builder.serve_connection(io, answer));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = until_true(&mut draining) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Clients leave; that is no fault of ours.
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(limits.headers_max)
+        // hyper's least buffer is 8 KiB.
+        .max_buf_size(limits.head_bytes_max.max(8 << 10))
+        // A client that closes its side has left: only so is its request cancelled at once.
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.http2_streams_max)
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    builder
+}
+
+/// HTTP/2 peers are asked this often whether they are still there,
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// and must answer within this time.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);

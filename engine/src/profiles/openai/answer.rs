@@ -1,0 +1,176 @@
+//! What the answers of both operations share: head, usage, collected choices, ignored names.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hyper::header::{HeaderName, HeaderValue};
+use serde::Serialize;
+
+use crate::api::error::ApiError;
+use crate::api::generation::{EndReason, Generation, Piece};
+use crate::api::instance::Instance;
+use crate::http::access::Tally;
+use crate::http::reply::Reply;
+use crate::metrics::HttpMetrics;
+use crate::request::TokenOut;
+
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Fields at the beginning of every answer and every chunk.
+#[derive(Clone, Debug, Serialize)]
+pub struct Head {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
+}
+
+impl Head {
+    /// A new answer of `instance`; ids begin with `prefix`.
+    pub fn new(prefix: &str, object: &'static str, instance: &Instance) -> Self {
+        // Equal numerics promise equal bits, which is what the fingerprint is asked for.
+        let numerics = blake3::hash(instance.engine.info().numerics.as_bytes());
+        Head {
+            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+            object,
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
+            model: instance.name().to_string(),
+            system_fingerprint: format!("fp_{}", &numerics.to_hex()[..10]),
+        }
+    }
+}
+
+/// Tokens that an answer cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u32,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct PromptDetails {
+    cached_tokens: u32,
+}
+
+impl Usage {
+    /// Counts what a piece tells, here and for the log line.
+    pub fn count(&mut self, piece: &Piece, tally: &Tally) {
+        match piece {
+            Piece::Started { prompt_tokens, cached_tokens } => {
+                self.prompt_tokens += prompt_tokens;
+                self.prompt_tokens_details.cached_tokens += cached_tokens;
+                tally.prompt_tokens.fetch_add(*prompt_tokens, Relaxed);
+            }
+            Piece::Token { .. } => {
+                self.completion_tokens += 1;
+                tally.output_tokens.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+        self.total_tokens = self.prompt_tokens + self.completion_tokens;
+    }
+}
+
+/// One choice, collected.
+#[derive(Debug, Default)]
+pub struct CollectedChoice {
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<TokenOut>,
+    /// Why it ended; set when it has.
+    pub reason: Option<EndReason>,
+}
+
+/// A generation, collected.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// In order.
+    pub choices: Vec<CollectedChoice>,
+    /// Log-probabilities of the prompt from its second token on, if they were asked for.
+    pub prompt: Vec<TokenOut>,
+}
+
+/// Waits for the end. Dropping the future drops the generation, which cancels it.
+pub async fn collect(
+    mut generation: Generation,
+    num_choices: u32,
+    usage: &mut Usage,
+    tally: &Tally,
+) -> Result<Collected, ApiError> {
+    let mut collected = Collected::default();
+    collected.choices.resize_with(num_choices as usize, CollectedChoice::default);
+    while let Some(piece) = generation.next().await {
+        usage.count(&piece, tally);
+        match piece {
+            Piece::Started { .. } => {}
+            Piece::Prompt { token, .. } => collected.prompt.push(token),
+            Piece::Token { choice, token, text } => {
+                if let Some(choice) = collected.choices.get_mut(choice as usize) {
+                    choice.text.push_str(&text);
+                    choice.tokens.push(token);
+                }
+            }
+            Piece::Ended { choice, text, reason } => {
+                if let Some(choice) = collected.choices.get_mut(choice as usize) {
+                    choice.text.push_str(&text);
+                    choice.reason = Some(reason);
+                }
+            }
+            Piece::Failed(error) => return Err(error),
+        }
+    }
+    Ok(collected)
+}
+
+/// `finish_reason`.
+pub fn finish_reason(reason: &EndReason) -> &'static str {
+    match reason {
+        EndReason::Eos | EndReason::StopToken(_) | EndReason::StopString(_) => "stop",
+        EndReason::Length => "length",
+    }
+}
+
+/// vLLM's `stop_reason`: the stop string or token of the request that ended the choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    /// A token.
+    Token(u32),
+    /// A string.
+    Text(String),
+}
+
+/// `stop_reason`; `None` for the model's own end and for length.
+pub fn stop_reason(reason: &EndReason) -> Option<StopReason> {
+    match reason {
+        EndReason::StopToken(token) => Some(StopReason::Token(*token)),
+        EndReason::StopString(text) => Some(StopReason::Text(text.clone())),
+        EndReason::Eos | EndReason::Length => None,
+    }
+}
+
+/// Lists the names that nobody read, in a header and a metric. Names are bounded and made plain,
+/// since the client chose them.
+pub fn note_ignored(reply: &mut Reply, ignored: &[String], metrics: &HttpMetrics) {
+    if ignored.is_empty() {
+        return;
+    }
+    metrics.ignored_fields.increment(ignored.len() as u64);
+    let plain = |name: &String| -> String {
+        let safe = |c: char| if c.is_ascii_alphanumeric() || "_.-[]".contains(c) { c } else { '?' };
+        name.chars().take(64).map(safe).collect()
+    };
+    let mut names: Vec<String> = ignored.iter().take(IGNORED_NAMES_MAX).map(plain).collect();
+    if ignored.len() > IGNORED_NAMES_MAX {
+        names.push("...".to_string());
+    }
+    if let Ok(value) = HeaderValue::from_str(&names.join(", ")) {
+        reply.headers_mut().insert(HeaderName::from_static("x-pagoda-ignored"), value);
+    }
+}
+
+/// Names in the header; all are counted.
+const IGNORED_NAMES_MAX: usize = 32;

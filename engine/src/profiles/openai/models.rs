@@ -1,0 +1,56 @@
+//! `/v1/models`: what is served, under every name.
+
+use hyper::StatusCode;
+use serde::Serialize;
+
+use crate::api::error::ApiError;
+use crate::api::instance::Instance;
+use crate::http::reply::{Reply, json};
+use crate::http::route::Call;
+
+#[derive(Serialize)]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    root: &'a str,
+    parent: Option<()>,
+    max_model_len: u32,
+}
+
+impl<'a> Model<'a> {
+    fn new(id: &'a str, instance: &'a Instance) -> Self {
+        Model {
+            id,
+            object: "model",
+            created: instance.created,
+            owned_by: "pagoda",
+            root: instance.name(),
+            parent: None,
+            max_model_len: instance.engine.info().max_model_len,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Models<'a> {
+    object: &'static str,
+    data: Vec<Model<'a>>,
+}
+
+/// All models.
+pub async fn list(call: Call) -> Result<Reply, ApiError> {
+    let instances = call.context.api.instances();
+    let models =
+        instances.iter().flat_map(|one| one.names.iter().map(|name| Model::new(name, one)));
+    Ok(json(StatusCode::OK, &Models { object: "list", data: models.collect() }))
+}
+
+/// One model.
+pub async fn one(call: Call) -> Result<Reply, ApiError> {
+    let name = call.rest.unwrap_or_default();
+    let instance = call.context.api.instance(Some(&name))?;
+    let shown = if instance.has_name(&name) { &name } else { instance.name() };
+    Ok(json(StatusCode::OK, &Model::new(shown, &instance)))
+}

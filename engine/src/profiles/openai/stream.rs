@@ -1,0 +1,161 @@
+//! Streams of chunks: one frame for all that is ready, the usage, the end mark, or an error.
+//!
+//! The answer's head is sent only when the first piece is there, so that what fails before it is
+//! told by its status. After it a failure is an error event and then the end.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
+
+use crate::api::error::ApiError;
+use crate::api::generation::{Generation, Piece};
+use crate::http::access::Tally;
+use crate::http::reply::Reply;
+use crate::http::sse::{self, Encoder};
+use crate::profiles::openai::answer::Usage;
+use crate::profiles::openai::errors::ErrorBody;
+use crate::profiles::openai::wire::Wire;
+
+/// Makes chunks of pieces, in the shape of one operation.
+pub trait Chunks: Send + 'static {
+    /// Adds the chunks of a piece of the answer to prompt number `prompt_idx`, perhaps none.
+    fn encode(&mut self, prompt_idx: usize, piece: Piece, frame: &mut Frame<'_>);
+
+    /// Adds the last chunk, which tells the usage alone.
+    fn encode_usage(&mut self, usage: Usage, frame: &mut Frame<'_>);
+}
+
+/// Where chunks go.
+pub struct Frame<'a> {
+    encoder: &'a mut Encoder,
+    usage: Option<Option<Usage>>,
+}
+
+impl Frame<'_> {
+    /// Adds a chunk.
+    pub fn push<T: serde::Serialize>(&mut self, chunk: &T) {
+        self.encoder.push(chunk);
+    }
+
+    /// Value of `usage` in ordinary chunks: absent, null, or what was used so far.
+    pub fn usage(&self) -> Option<Option<Usage>> {
+        self.usage
+    }
+}
+
+/// The stream of an answer to one or several prompts.
+pub async fn reply<C: Chunks>(
+    generations: Vec<Generation>,
+    chunks: C,
+    wire: &Wire,
+    tally: Arc<Tally>,
+) -> Result<Reply, ApiError> {
+    let mut pieces: SelectAll<BoxStream<'static, (usize, Piece)>> = SelectAll::new();
+    for (prompt_idx, generation) in generations.into_iter().enumerate() {
+        let next = |mut generation: Generation| async move {
+            let piece = generation.next().await?;
+            Some((piece, generation))
+        };
+        let stream = stream::unfold(generation, next);
+        pieces.push(stream.map(move |piece| (prompt_idx, piece)).boxed());
+    }
+    let mut first = VecDeque::new();
+    match pieces.next().await {
+        Some((_, Piece::Failed(error))) => return Err(error),
+        Some(piece) => first.push_back(piece),
+        None => {}
+    }
+    let state = Streaming {
+        pieces,
+        first,
+        chunks,
+        tally,
+        include_usage: wire.include_usage,
+        continuous_usage: wire.continuous_usage,
+        usage: Usage::default(),
+        encoder: Encoder::default(),
+        ended: false,
+    };
+    let frames = stream::unfold(state, |mut state| async move {
+        let bytes = state.next_frame().await?;
+        Some((bytes, state))
+    });
+    Ok(sse::reply(frames.boxed()))
+}
+
+struct Streaming<C> {
+    pieces: SelectAll<BoxStream<'static, (usize, Piece)>>,
+    first: VecDeque<(usize, Piece)>,
+    chunks: C,
+    tally: Arc<Tally>,
+    include_usage: bool,
+    continuous_usage: bool,
+    usage: Usage,
+    encoder: Encoder,
+    ended: bool,
+}
+
+impl<C: Chunks> Streaming<C> {
+    /// Waits for a piece and takes all that are ready with it: one write for a slow reader.
+    async fn next_frame(&mut self) -> Option<Bytes> {
+        while !self.ended {
+            let mut piece = match self.first.pop_front() {
+                Some(piece) => Some(piece),
+                None => self.pieces.next().await,
+            };
+            for _ in 0..PIECES_PER_FRAME_MAX {
+                self.take(piece);
+                if self.ended {
+                    break;
+                }
+                piece = match futures_util::FutureExt::now_or_never(self.pieces.next()) {
+                    Some(ready) => ready,
+                    None => break,
+                };
+            }
+            let frame = self.encoder.take();
+            if !frame.is_empty() {
+                return Some(frame);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, piece: Option<(usize, Piece)>) {
+        match piece {
+            Some((_, Piece::Failed(error))) => {
+                self.encoder.push(&ErrorBody::from(&error));
+                self.ended = true;
+                // Other prompts of the request end with it.
+                self.pieces = SelectAll::new();
+            }
+            Some((prompt_idx, piece)) => {
+                self.usage.count(&piece, &self.tally);
+                let usage = self.usage_so_far();
+                let mut frame = Frame { encoder: &mut self.encoder, usage };
+                self.chunks.encode(prompt_idx, piece, &mut frame);
+            }
+            None => {
+                if self.include_usage {
+                    let mut frame = Frame { encoder: &mut self.encoder, usage: None };
+                    self.chunks.encode_usage(self.usage, &mut frame);
+                }
+                self.encoder.push_done();
+                self.ended = true;
+            }
+        }
+    }
+
+    fn usage_so_far(&self) -> Option<Option<Usage>> {
+        match (self.include_usage, self.continuous_usage) {
+            (false, _) => None,
+            (true, false) => Some(None),
+            (true, true) => Some(Some(self.usage)),
+        }
+    }
+}
+
+/// Bounds a frame, so that a reader that was slow gets its backlog in pieces.
+const PIECES_PER_FRAME_MAX: usize = 256;

@@ -1,0 +1,112 @@
+//! `/tokenize` and `/detokenize`, as vLLM has them: text or a conversation to ids, and back.
+
+use hyper::StatusCode;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::api::error::ApiError;
+use crate::api::instance::Conversation;
+use crate::http::reply::{Reply, json};
+use crate::http::route::Call;
+use crate::profiles::openai::answer::note_ignored;
+use crate::profiles::openai::messages;
+use crate::profiles::openai::values::{boolean, missing, object, string, token_ids};
+
+#[derive(Serialize)]
+struct Tokenized {
+    count: usize,
+    max_model_len: u32,
+    tokens: Vec<u32>,
+    token_strs: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct Detokenized {
+    prompt: String,
+}
+
+/// A body of few fields, without the nulls; remembers which names were asked for.
+struct Small<'a> {
+    body: &'a Map<String, Value>,
+    known: Vec<&'static str>,
+}
+
+impl<'a> Small<'a> {
+    fn new(body: &'a Map<String, Value>) -> Self {
+        Small { body, known: Vec::new() }
+    }
+
+    fn find(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.known.push(name);
+        self.body.get(name).filter(|value| !value.is_null())
+    }
+
+    fn flag(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
+        self.find(name).map(|value| boolean(name, value)).transpose()
+    }
+
+    fn model(&mut self) -> Result<Option<String>, ApiError> {
+        self.find("model").map(|value| string("model", value, 256)).transpose()
+    }
+
+    fn ignored(&self) -> Vec<String> {
+        let unknown = |name: &&String| !self.known.contains(&name.as_str());
+        self.body.keys().filter(unknown).cloned().collect()
+    }
+}
+
+/// Ids of `prompt`, or of `messages` after the model's template.
+pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
+    let (context, body) = call.read_object().await?;
+    let mut small = Small::new(&body);
+    let instance = context.api.instance(small.model()?.as_deref())?;
+    let (prompt, chat) = (small.find("prompt"), small.find("messages"));
+    let add_special = small.flag("add_special_tokens")?;
+    let with_text = small.flag("return_token_strs")?.unwrap_or(false);
+    let continue_final_message = small.flag("continue_final_message")?.unwrap_or(false);
+    let generation_prompt = small.flag("add_generation_prompt")?;
+    let kwargs = small.find("chat_template_kwargs");
+    let tokens = match (prompt, chat) {
+        (Some(prompt), _) => {
+            let text = string("prompt", prompt, usize::MAX)?;
+            instance.tokenize(text, add_special.unwrap_or(true)).await?
+        }
+        (None, Some(value)) => {
+            let messages_max = context.limits.messages_max;
+            let conversation = Conversation {
+                messages: messages::parse("messages", value, messages_max)?.messages,
+                add_generation_prompt: generation_prompt.unwrap_or(!continue_final_message),
+                continue_final_message,
+                template_kwargs: match kwargs {
+                    Some(value) => object("chat_template_kwargs", value)?.clone(),
+                    None => Map::new(),
+                },
+                add_special: add_special.unwrap_or(false),
+            };
+            instance.render(conversation).await?
+        }
+        (None, None) => return Err(missing("prompt")),
+    };
+    let text = |id: &u32| instance.tokenizer().token(*id).unwrap_or_default();
+    let tokenized = Tokenized {
+        count: tokens.len(),
+        max_model_len: instance.engine.info().max_model_len,
+        token_strs: with_text.then(|| tokens.iter().map(text).collect()),
+        tokens,
+    };
+    let mut reply = json(StatusCode::OK, &tokenized);
+    note_ignored(&mut reply, &small.ignored(), &context.metrics);
+    Ok(reply)
+}
+
+/// Text of `tokens`.
+pub async fn detokenize(call: Call) -> Result<Reply, ApiError> {
+    let (context, body) = call.read_object().await?;
+    let mut small = Small::new(&body);
+    let instance = context.api.instance(small.model()?.as_deref())?;
+    let tokens = small.find("tokens").ok_or_else(|| missing("tokens"))?;
+    let prompt = instance.detokenize(token_ids("tokens", tokens, usize::MAX)?).await?;
+    let mut reply = json(StatusCode::OK, &Detokenized { prompt });
+    note_ignored(&mut reply, &small.ignored(), &context.metrics);
+    Ok(reply)
+}

@@ -1,0 +1,284 @@
+//! What clients of the OpenAI API see: shapes, streams, choices, log-probabilities, errors.
+
+use serde_json::{Value, json};
+
+use super::client::{get, post};
+use super::scripted::{Scripted, Setup};
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+fn user(text: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": text}]})
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn a_chat_answers_in_the_api_shape() {
+    let server = Scripted::open().await;
+    let answer = post(server.address, CHAT, &user("héllo")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let body = answer.json();
+    assert!(body["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!(body["object"], "chat.completion");
+    assert_eq!(body["model"], "model-a");
+    let choice = &body["choices"][0];
+    assert_eq!(choice["message"], json!({"role": "assistant", "content": "héllo", "refusal": null}));
+    assert_eq!(choice["finish_reason"], "stop");
+    assert!(choice["logprobs"].is_null());
+    let usage = &body["usage"];
+    // Six bytes and the end-of-sequence token.
+    assert_eq!(usage["completion_tokens"], 7);
+    let sum = usage["prompt_tokens"].as_u64().unwrap() + 7;
+    assert_eq!(usage["total_tokens"].as_u64(), Some(sum));
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 3);
+    assert_eq!(answer.header("x-api-profile"), Some("openai"));
+    assert!(answer.header("x-request-id").unwrap().starts_with("req_"));
+}
+
+#[tokio::test]
+async fn a_stream_has_role_deltas_reason_usage_and_end() {
+    let server = Scripted::open().await;
+    let more = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let answer = post(server.address, CHAT, &with(user("你好 é"), more)).await;
+    assert_eq!(answer.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    let (events, done) = answer.events();
+    assert!(done);
+    assert_eq!(events[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+    let text: String = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(text, "你好 é");
+    let last = &events[events.len() - 1];
+    assert_eq!(last["choices"], json!([]));
+    assert_eq!(last["usage"]["completion_tokens"], 10);
+    let ended = &events[events.len() - 2];
+    assert_eq!(ended["choices"][0]["finish_reason"], "stop");
+    assert_eq!(ended["choices"][0]["delta"], json!({}));
+    assert!(events[..events.len() - 1].iter().all(|event| event["usage"].is_null()));
+    let id = &events[0]["id"];
+    assert!(events.iter().all(|event| &event["id"] == id));
+    assert!(events.iter().all(|event| event["object"] == "chat.completion.chunk"));
+
+    let plain = post(server.address, CHAT, &with(user("x"), json!({"stream": true}))).await;
+    let (events, done) = plain.events();
+    assert!(done && events.iter().all(|event| event.get("usage").is_none()));
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let more = json!({"stream": true, "stream_options": options});
+    let (events, _) = post(server.address, CHAT, &with(user("xy"), more)).await.events();
+    assert_eq!(events[1]["usage"]["completion_tokens"], 1);
+}
+
+#[tokio::test]
+async fn choices_limits_and_stops() {
+    let server = Scripted::open().await;
+    let body = with(user("abcdef"), json!({"n": 3, "max_tokens": 4}));
+    let answer = post(server.address, CHAT, &body).await.json();
+    for (index, choice) in answer["choices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        assert_eq!(choice["message"]["content"], "abcd");
+        assert_eq!(choice["finish_reason"], "length");
+    }
+    assert_eq!(answer["usage"]["completion_tokens"], 12);
+
+    let body = with(user("abcdef"), json!({"stop": ["zz", "de"]}));
+    let answer = post(server.address, CHAT, &body).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "abc");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(answer["choices"][0]["stop_reason"], "de");
+    let body = with(user("abcdef"), json!({"stop": "de", "include_stop_str_in_output": true}));
+    let answer = post(server.address, CHAT, &body).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "abcde");
+    let body = with(user("abcdef"), json!({"stop_token_ids": [100]}));
+    let answer = post(server.address, CHAT, &body).await.json();
+    assert_eq!(answer["choices"][0]["message"]["content"], "abc");
+    assert_eq!(answer["choices"][0]["stop_reason"], 100);
+
+    let more = json!({"n": 2, "stream": true, "stop": "d"});
+    let (events, done) = post(server.address, CHAT, &with(user("abcdef"), more)).await.events();
+    assert!(done);
+    for index in 0..2 {
+        let of_choice = || {
+            events
+                .iter()
+                .flat_map(|event| event["choices"].as_array().unwrap())
+                .filter(|choice| choice["index"] == index)
+        };
+        let text: String =
+            of_choice().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
+        assert_eq!(text, "abc");
+        let reasons = of_choice().filter(|choice| !choice["finish_reason"].is_null()).count();
+        assert_eq!(reasons, 1);
+    }
+}
+
+#[tokio::test]
+async fn log_probabilities_in_the_chat_shape() {
+    let server = Scripted::open().await;
+    let more = json!({"logprobs": true, "top_logprobs": 2, "max_tokens": 3});
+    let body = with(user("aé"), more);
+    let answer = post(server.address, CHAT, &body).await.json();
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len(), 3);
+    assert_eq!(content[0]["token"], "a");
+    assert_eq!(content[1]["bytes"], json!([0xC3]));
+    assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
+
+    let body = with(body, json!({"stream": true}));
+    let (events, _) = post(server.address, CHAT, &body).await.events();
+    let tokens: usize = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array())
+        .map(Vec::len)
+        .sum();
+    assert_eq!(tokens, 3);
+}
+
+#[tokio::test]
+async fn completions_take_all_forms_of_prompts() {
+    let server = Scripted::open().await;
+    let texts = async |body: Value| -> Vec<String> {
+        let answer = post(server.address, COMPLETIONS, &body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let choices = answer.json()["choices"].as_array().unwrap().clone();
+        choices.iter().map(|choice| choice["text"].as_str().unwrap().to_string()).collect()
+    };
+    assert_eq!(texts(json!({"prompt": "ab"})).await, ["ab"]);
+    assert_eq!(texts(json!({"prompt": ["ab", "c"], "n": 2})).await, ["ab", "ab", "c", "c"]);
+    assert_eq!(texts(json!({"prompt": [104, 105]})).await, ["hi"]);
+    assert_eq!(texts(json!({"prompt": [[104], [105]]})).await, ["h", "i"]);
+    assert_eq!(texts(json!({"prompt": "ab", "echo": true})).await, ["abab"]);
+    let long = "x".repeat(40);
+    assert_eq!(texts(json!({"prompt": long})).await, ["x".repeat(16)]);
+    assert_eq!(texts(json!({"prompt": "abcd", "truncate_prompt_tokens": 2})).await, ["cd"]);
+
+    let body = json!({"prompt": ["ab", "c"], "stream": true, "echo": true});
+    let (events, done) = post(server.address, COMPLETIONS, &body).await.events();
+    assert!(done);
+    for (index, expected) in ["abab", "cc"].iter().enumerate() {
+        let text: String = events
+            .iter()
+            .flat_map(|event| event["choices"].as_array().unwrap())
+            .filter(|choice| choice["index"] == index)
+            .filter_map(|choice| choice["text"].as_str())
+            .collect();
+        assert_eq!(&text, expected);
+    }
+    assert!(events.iter().all(|event| event["object"] == "text_completion"));
+}
+
+#[tokio::test]
+async fn log_probabilities_in_the_completions_shape() {
+    let server = Scripted::open().await;
+    let body = json!({"prompt": "ab", "echo": true, "logprobs": 1, "max_tokens": 1});
+    let answer = post(server.address, COMPLETIONS, &body).await.json();
+    let logprobs = &answer["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"], json!(["a", "b", "a"]));
+    assert_eq!(logprobs["token_logprobs"], json!([null, -0.5, -0.5]));
+    assert_eq!(logprobs["text_offset"], json!([0, 1, 2]));
+    assert_eq!(logprobs["top_logprobs"][1], json!({"\u{0}": -1.0, "b": -0.5}));
+    let body = json!({"prompt": "ab", "prompt_logprobs": 0, "max_tokens": 0});
+    let answer = post(server.address, COMPLETIONS, &body).await.json();
+    assert_eq!(answer["choices"][0]["text"], "");
+    let prompt = &answer["choices"][0]["prompt_logprobs"];
+    assert!(prompt[0].is_null());
+    assert_eq!(prompt[1]["98"], json!({"logprob": -0.5, "rank": 1, "decoded_token": "b"}));
+    let body = json!({"prompt": "ab", "return_token_ids": true});
+    let answer = post(server.address, COMPLETIONS, &body).await.json();
+    assert_eq!(answer["choices"][0]["prompt_token_ids"], json!([97, 98]));
+    assert_eq!(answer["choices"][0]["token_ids"], json!([97, 98, 299]));
+}
+
+#[tokio::test]
+async fn models_are_found_by_every_name_and_tokens_counted() {
+    let server = Scripted::open().await;
+    let models = get(server.address, "/v1/models").await.json();
+    let ids: Vec<&Value> =
+        models["data"].as_array().unwrap().iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["model-a", "org/model-b"]);
+    for path in ["/v1/models/org%2Fmodel-b", "/v1/models/org/model-b"] {
+        assert_eq!(get(server.address, path).await.json()["id"], "org/model-b");
+    }
+    assert_eq!(get(server.address, "/v1/models/x").await.error(), "404 model model_not_found");
+    for name in ["model-a", "org/model-b", "default", ""] {
+        let body = with(user("x"), json!({"model": name}));
+        assert_eq!(post(server.address, CHAT, &body).await.status, 200, "{name}");
+    }
+    let body = with(user("x"), json!({"model": "x"}));
+    assert_eq!(post(server.address, CHAT, &body).await.error(), "404 model model_not_found");
+
+    let answer = post(server.address, "/tokenize", &json!({"prompt": "hé"})).await.json();
+    assert_eq!(answer["tokens"], json!([104, 195, 169]));
+    assert_eq!((&answer["count"], &answer["max_model_len"]), (&json!(3), &json!(512)));
+    let answer = post(server.address, "/tokenize", &user("x")).await.json();
+    let tokens = answer["tokens"].clone();
+    let back = post(server.address, "/detokenize", &json!({"tokens": tokens})).await.json();
+    assert_eq!(back["prompt"], "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
+    let answer = post(server.address, "/detokenize", &json!({"tokens": [300]})).await;
+    assert_eq!(answer.error(), "400 tokens invalid_value");
+}
+
+#[tokio::test]
+async fn errors_are_told_in_shape_before_and_after_the_first_byte() {
+    let server = Scripted::open().await;
+    for (path, body, expected) in [
+        (CHAT, json!({}), "400 messages missing_required_parameter"),
+        (CHAT, with(user("x"), json!({"temperature": 3})), "400 temperature decimal_above_max_value"),
+        (CHAT, with(user("x"), json!({"tools": [{}]})), "400 tools unsupported_value"),
+        (CHAT, user(&"x".repeat(600)), "400 messages context_length_exceeded"),
+        (
+            CHAT,
+            with(user("x"), json!({"max_tokens": 600})),
+            "400 messages context_length_exceeded",
+        ),
+        (COMPLETIONS, json!({"prompt": ""}), "400 prompt invalid_value"),
+        (COMPLETIONS, json!({"prompt": [300]}), "400 prompt invalid_value"),
+        (COMPLETIONS, json!({"prompt": "x", "logprobs": 21}), "400 logprobs integer_above_max_value"),
+        (CHAT, user("fail at once"), "503 - shutting_down"),
+        (CHAT, with(user("fail at once"), json!({"stream": true})), "503 - shutting_down"),
+        (CHAT, user("fail midway"), "500 - engine_failed"),
+    ] {
+        let answer = post(server.address, path, &body).await;
+        assert_eq!(answer.error(), expected, "{body}");
+        assert!(!answer.body.contains("secret"));
+    }
+    let answer =
+        post(server.address, CHAT, &with(user("fail midway"), json!({"stream": true}))).await;
+    let (events, done) = answer.events();
+    assert!(!done);
+    assert_eq!(events[events.len() - 1]["error"]["code"], "engine_failed");
+}
+
+#[tokio::test]
+async fn unknown_names_are_listed_and_counted() {
+    let server = Scripted::open().await;
+    let body = with(user("x"), json!({"frobnicate": 1, "bad name\n": 2}));
+    let answer = post(server.address, CHAT, &body).await;
+    assert_eq!(answer.header("x-pagoda-ignored"), Some("frobnicate, bad?name?"));
+    let metrics = get(server.address, "/metrics").await.body;
+    assert!(metrics.contains("pagoda_ignored_fields_total 2"), "{metrics}");
+    for line in [
+        "vllm:num_requests_running{model_name=\"model-a\",engine=\"0\"}",
+        "pagoda_http_requests_total{route=\"/v1/chat/completions\",method=\"POST\",status=\"200\"} 1",
+        "finished_reason=\"stop\"} 1",
+        "vllm:request_queue_time_seconds_count",
+        "vllm:cache_config_info{model_name=\"model-a\",engine=\"0\",block_size=\"16\"",
+    ] {
+        assert!(metrics.contains(line), "{line}\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_loading_server_says_so() {
+    let server = Scripted::with(Setup { is_loading: true, ..Setup::default() }).await;
+    let answer = post(server.address, CHAT, &user("x")).await;
+    assert_eq!(answer.error(), "503 - model_loading");
+    assert_eq!(answer.header("retry-after"), Some("5"));
+    assert_eq!(get(server.address, "/health").await.status, 200);
+    assert_eq!(get(server.address, "/ready").await.status, 503);
+}

@@ -1,0 +1,184 @@
+//! From settings to an instance: device, checkpoint, weights, text, engine thread.
+//!
+//! Runs once, on a thread of its own. Whatever goes wrong is one clear error for whoever started
+//! the process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::api::instance::Instance;
+use crate::config::{Config, DeviceSettings, LoadFormat, ModelSettings};
+use crate::memory::KvBudget;
+use crate::metrics::Metrics;
+use crate::model::load::DEFAULT_MEMORY_SHARE;
+use crate::model::{
+    self, LoadError, LoadOptions, LoadedModel, ModelFiles, ModelSource, Progress,
+};
+use crate::scheduler::settings::SchedulerSettings;
+use crate::step;
+use crate::text::files::TextFilesError;
+use crate::text::{TextFiles, TextModel, TextPool};
+
+/// An instance, and what there is to tell about its start.
+pub struct Loaded {
+    /// Serves.
+    pub instance: Arc<Instance>,
+    /// Lines of the start-up summary.
+    pub summary: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Why no instance came to be.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting that this program or machine cannot follow.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The checkpoint.
+    #[error("cannot load the model")]
+    Model(#[source] LoadError),
+    /// Tokenizer or chat template.
+    #[error("cannot use the model's text files")]
+    Text(#[source] TextFilesError),
+    /// The file of --chat-template.
+    #[error("cannot read the chat template {path}")]
+    Template {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Loads what the settings name.
+pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
+    let began = Instant::now();
+    check_device(&config.device)?;
+    let source = source(&config.model)?;
+    tracing::info!(model = config.model.names[0], "loading");
+    let LoadedModel { runner, info, files, summary } =
+        model::load(&source, &options(config), &told_now_and_then()).map_err(StartError::Model)?;
+    let text = text(&config.model, &files, info.vocab)?;
+    let pool = TextPool::new(TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
+    let (engine, _thread) =
+        step::start(runner, info, scheduler_settings(config)).map_err(StartError::Thread)?;
+    let names = config.model.names.clone();
+    let instance = Instance::new(names, engine, text, Arc::new(pool), metrics);
+    Ok(Loaded { instance: Arc::new(instance), summary, took: began.elapsed() })
+}
+
+/// Threads that tokenize and render: bounded, so that long prompts do not take the engine's cores.
+const TEXT_THREADS: usize = 2;
+
+/// Prompts that may wait for them.
+const TEXT_QUEUE_MAX: usize = 1024;
+
+fn check_device(settings: &DeviceSettings) -> Result<(), StartError> {
+    if matches!(settings.device.as_str(), "auto" | "cpu") {
+        return Ok(());
+    }
+    let reason = format!("{} cannot be used; this build serves on cpu", settings.device);
+    Err(StartError::Setting { setting: "device", reason })
+}
+
+fn source(settings: &ModelSettings) -> Result<ModelSource, StartError> {
+    match (&settings.folder, settings.load_format) {
+        (None, LoadFormat::Dummy) => Err(StartError::Setting {
+            setting: "load-format",
+            reason: "dummy needs --model with a folder that holds a config.json".into(),
+        }),
+        (None, LoadFormat::Auto | LoadFormat::Safetensors) => Ok(ModelSource::Demo),
+        (Some(folder), LoadFormat::Dummy) => {
+            Ok(ModelSource::Dummy { folder: folder.clone(), seed: settings.seed })
+        }
+        (Some(folder), LoadFormat::Auto | LoadFormat::Safetensors) => {
+            Ok(ModelSource::Folder(folder.clone()))
+        }
+    }
+}
+
+fn options(config: &Config) -> LoadOptions {
+    let (model, device, scheduling) = (&config.model, &config.device, &config.scheduling);
+    LoadOptions {
+        dtype: model.dtype,
+        kv_dtype: device.kv_dtype,
+        max_model_len: model.max_model_len,
+        max_num_seqs: scheduling.max_num_seqs,
+        max_num_batched_tokens: scheduling.max_num_batched_tokens,
+        max_logprobs: model.max_logprobs,
+        kv: match device.kv_bytes {
+            Some(bytes) => KvBudget::Bytes(bytes),
+            None => KvBudget::Share(device.memory_share.unwrap_or(DEFAULT_MEMORY_SHARE)),
+        },
+        threads: device.threads,
+        isa: device.isa.clone(),
+        block_size: device.block_size,
+    }
+}
+
+fn scheduler_settings(config: &Config) -> SchedulerSettings {
+    let scheduling = &config.scheduling;
+    SchedulerSettings {
+        max_queued_requests: scheduling.queued_requests_max,
+        max_queued_tokens: scheduling.queued_tokens_max,
+        max_choices: config.limits.choices_max,
+        max_step: scheduling.max_step,
+        prefix_cache: scheduling.prefix_cache,
+        ..SchedulerSettings::default()
+    }
+}
+
+/// One line now and then: a start that takes minutes shall not look like one that hangs.
+fn told_now_and_then() -> impl Fn(Progress) {
+    let last = std::cell::Cell::new(Instant::now());
+    move |progress| {
+        if last.get().elapsed() < PROGRESS_INTERVAL {
+            return;
+        }
+        last.set(Instant::now());
+        tracing::info!(
+            layers = progress.layers_done,
+            of = progress.layers,
+            mib = progress.bytes >> 20,
+            "loading"
+        );
+    }
+}
+
+/// Between two lines.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
+fn text(
+    settings: &ModelSettings,
+    files: &ModelFiles,
+    vocab: u32,
+) -> Result<TextModel, StartError> {
+    let own_template = match &settings.chat_template {
+        Some(path) => {
+            let read = |source| StartError::Template { path: path.clone(), source };
+            Some(std::fs::read(path).map_err(read)?)
+        }
+        None => None,
+    };
+    if files.tokenizer.is_none() && settings.load_format == LoadFormat::Dummy {
+        return TextModel::dummy(vocab).map_err(StartError::Text);
+    }
+    let template = files.chat_template.as_deref().map(str::as_bytes);
+    TextModel::from_files(&TextFiles {
+        tokenizer: files.tokenizer.as_deref(),
+        config: files.tokenizer_config.as_deref(),
+        template: own_template.as_deref().or(template),
+    })
+    .map_err(StartError::Text)
+}

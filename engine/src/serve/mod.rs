@@ -1,0 +1,275 @@
+//! The life of the process: listen, load, serve, drain.
+//!
+//! The port is taken first, so that a second start fails at once and `/ready` answers while the
+//! model loads. The engine thread and the network runtime share nothing but the handle.
+
+/// From settings to an instance.
+pub mod load;
+
+/// What is printed once everything serves.
+mod summary;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+use crate::api::instance::Instance;
+use crate::api::{Api, Condition};
+use crate::config::Config;
+use crate::http::body::BodyBudget;
+use crate::http::cors::Cors;
+use crate::http::keys::{KeyFileError, Keys};
+use crate::http::route::Router;
+use crate::http::server::Server;
+use crate::http::service::Service;
+use crate::metrics::{HttpMetrics, Metrics};
+use crate::profiles::FACES;
+use load::{Loaded, StartError, load};
+
+/// Why the process does not serve, or serves no more.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {}", told(.source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The key file.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The network runtime, signals or metrics cannot be set up.
+    #[error("cannot start: {0}")]
+    Setup(String),
+    /// The engine failed while serving.
+    #[error("the engine failed")]
+    Engine,
+}
+
+impl ServeError {
+    /// The exit code that tells it to a supervisor.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ServeError::Listen { .. } => 3,
+            ServeError::Keys(_) | ServeError::Setup(_) => 2,
+            ServeError::Start(_) => 1,
+            ServeError::Engine => 70,
+        }
+    }
+}
+
+fn told(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "the port is taken (is Pagoda running already? choose another with --port)".into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Serves until told to stop.
+pub fn serve(config: Config) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("net")
+        .build()
+        .map_err(|error| ServeError::Setup(error.to_string()))?;
+    let outcome = runtime.block_on(serve_until_stopped(config));
+    // What the drain gave up on must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    outcome
+}
+
+async fn serve_until_stopped(config: Config) -> Result<(), ServeError> {
+    let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
+    let mut signals = Signals::new().map_err(setup)?;
+    let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
+    let metrics = Metrics::new(config.vllm_metrics)
+        .map_err(|error| ServeError::Setup(error.to_string()))?;
+    let address = config.network.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address, source })?;
+    let address = listener.local_addr().unwrap_or(address);
+
+    let api = Api::new(metrics.clone());
+    let http = HttpMetrics::new(metrics);
+    let service = service(&config, keys.clone(), api.clone(), http.clone())?;
+    let (drain, draining) = watch::channel(false);
+    let server = Server::new(Arc::new(service), config.limits.clone(), draining);
+    let serving = tokio::spawn(server.run(listener));
+    let upkeep = tokio::spawn(upkeep(api.clone(), keys));
+
+    let outcome = load_and_serve(&config, address, &api, &mut signals).await;
+    api.start_draining();
+    if outcome.is_err() {
+        // Streams have their error events; give the sockets a moment to carry them.
+        let _ = drain.send(true);
+        let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
+        return outcome;
+    }
+    finish_what_runs(&api, &http, config.network.shutdown_timeout, &mut signals).await;
+    let _ = drain.send(true);
+    // Idle connections close now; what still writes is given up on.
+    let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
+    upkeep.abort();
+    Ok(())
+}
+
+/// Waits for the running requests, a deadline or a second signal. The port stays open meanwhile,
+/// so that a load balancer sees `/ready` turn to 503; new work is refused.
+async fn finish_what_runs(
+    api: &Api,
+    http: &HttpMetrics,
+    deadline: Duration,
+    signals: &mut Signals,
+) {
+    tracing::info!(
+        requests = http.active(),
+        seconds = deadline.as_secs(),
+        "stopping: finishing what runs"
+    );
+    for instance in api.instances().iter() {
+        instance.engine.drain(deadline);
+    }
+    let finished = async {
+        while http.active() > 0 {
+            tokio::time::sleep(DRAIN_LOOK_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        ended = tokio::time::timeout(deadline + FLUSH_TIME, finished) => {
+            if ended.is_err() {
+                tracing::warn!("the time to finish is over; what runs is dropped");
+            }
+        }
+        () = signals.stop() => tracing::warn!("stopping at once"),
+    }
+}
+
+/// How soon the end of the last request is noticed.
+const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long sockets may take to carry what was written last.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+
+fn service(
+    config: &Config,
+    keys: Arc<Keys>,
+    api: Arc<Api>,
+    metrics: Arc<HttpMetrics>,
+) -> Result<Service, ServeError> {
+    Ok(Service {
+        router: Router::new(FACES).ok_or_else(|| ServeError::Setup("no profile".into()))?,
+        keys,
+        cors: Cors::new(&config.network.allowed_origins),
+        metrics_public: config.network.metrics_public,
+        limits: Arc::new(config.limits.clone()),
+        bodies: BodyBudget::new(&config.limits),
+        api,
+        metrics,
+    })
+}
+
+/// Loads the model, then waits for a signal or a failure.
+async fn load_and_serve(
+    config: &Config,
+    address: SocketAddr,
+    api: &Arc<Api>,
+    signals: &mut Signals,
+) -> Result<(), ServeError> {
+    let loading = load_on_thread(config.clone(), api.clone());
+    let loaded = tokio::select! {
+        loaded = loading => loaded?,
+        // Nothing runs yet: nothing to finish.
+        () = signals.stop() => return Ok(()),
+    };
+    let text = summary::summary(config, address, &loaded);
+    api.serve(vec![loaded.instance.clone()]);
+    // Nobody reads it if this fails, and that is no reason to stop.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    tokio::select! {
+        () = signals.stop() => Ok(()),
+        () = engine_ended(&loaded.instance) => Err(ServeError::Engine),
+    }
+}
+
+/// Loading computes for seconds or minutes: not on the runtime's threads, which answer `/ready`.
+async fn load_on_thread(config: Config, api: Arc<Api>) -> Result<Loaded, ServeError> {
+    let (done, loaded) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("load".into());
+    let work = move || {
+        // Nobody waits any more if the process was told to stop.
+        let _ = done.send(load(&config, &api.metrics));
+    };
+    thread.spawn(work).map_err(|error| ServeError::Setup(error.to_string()))?;
+    match loaded.await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(ServeError::Setup("loading the model panicked".into())),
+    }
+}
+
+async fn engine_ended(instance: &Arc<Instance>) {
+    while instance.engine.is_serving() {
+        tokio::time::sleep(ENGINE_LOOK_INTERVAL).await;
+    }
+}
+
+/// How soon an engine that ended is noticed.
+const ENGINE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Whatever has to be done again and again: keys that change, samples that pile up, a watchdog.
+async fn upkeep(api: Arc<Api>, keys: Arc<Keys>) {
+    let mut failed = false;
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        api.metrics.run_upkeep();
+        match keys.reload() {
+            Ok(true) => tracing::info!("the API keys were read again"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the API keys stay as they were"),
+        }
+        let fails = api.condition() == Condition::Failed;
+        if fails && !failed {
+            tracing::error!("the engine hangs in a step or has ended; /health answers 503");
+        }
+        failed = fails;
+    }
+}
+
+/// A key that was revoked in the file is refused within this time.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// SIGTERM and Ctrl-C.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next of them.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

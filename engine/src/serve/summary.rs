@@ -1,0 +1,69 @@
+//! What is printed once everything serves: what runs where, and what to try.
+
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::config::Config;
+use crate::serve::load::Loaded;
+
+/// The start-up summary.
+pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> String {
+    let base = format!("http://{}", reachable(address));
+    let mut text = String::new();
+    let network = &config.network;
+    let keys = network.api_keys.len();
+    let who = match (&network.api_key_file, keys) {
+        (Some(file), _) => format!("{keys} keys and those in {}", file.display()),
+        (None, 0) => "everyone who reaches the port".to_string(),
+        (None, _) => format!("{keys} keys"),
+    };
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{}", loaded.summary);
+    let _ = writeln!(text, "served as   {}", config.model.names.join(", "));
+    let _ = writeln!(text, "may call    {who}");
+    let _ = writeln!(text, "ready       after {:.1} s", loaded.took.as_secs_f32());
+    let _ = writeln!(text, "\nListening on {base}");
+    let _ = writeln!(text, "  page     {base}/");
+    let _ = writeln!(text, "  OpenAI   {base}/v1");
+    let path =
+        if loaded.instance.can_chat() { "chat/completions" } else { "completions" };
+    let body = if loaded.instance.can_chat() {
+        r#"{"messages": [{"role": "user", "content": "What is 17 + 25?"}]}"#
+    } else {
+        r#"{"prompt": "Once upon a time"}"#
+    };
+    let key = if keys > 0 || network.api_key_file.is_some() {
+        " -H \"Authorization: Bearer $PAGODA_API_KEY\""
+    } else {
+        ""
+    };
+    let _ = writeln!(text, "\nTry:");
+    let _ = writeln!(
+        text,
+        "  curl {base}/v1/{path}{key} -H 'Content-Type: application/json' -d '{body}'"
+    );
+    text
+}
+
+/// An address that a client on this machine can use.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_for_all_is_shown_as_one_for_this_machine() {
+        let shown = |address: &str| reachable(address.parse().unwrap()).to_string();
+        assert_eq!(shown("0.0.0.0:8000"), "127.0.0.1:8000");
+        assert_eq!(shown("[::]:8000"), "[::1]:8000");
+        assert_eq!(shown("10.0.0.1:8000"), "10.0.0.1:8000");
+    }
+}
