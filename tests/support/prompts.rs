@@ -16,7 +16,8 @@ use pagoda_kernels::sampling::{LogitsRow, Purpose, SamplerParams, SlotInit};
 /// What came out for one prompt.
 #[derive(Debug, Default)]
 pub struct PromptValues {
-    /// `[i]`: log-probability of token i + 1 after tokens up to i (of token 0 after the last).
+    /// `[i]`: log-probability of token i + 1 after tokens up to i; the last, which no token of the
+    /// prompt follows, is that of token id 0.
     pub targets: Vec<f32>,
     /// All next tokens with their log-probabilities, by length of the prefix.
     pub tops: BTreeMap<usize, Vec<(u32, f32)>>,

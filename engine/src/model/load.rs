@@ -319,3 +319,5 @@ fn summarize(place: &str, info: &InstanceInfo, plan: &KvPlan, activations: u64) 
     )
 }
 
+#[cfg(test)]
+mod tests;

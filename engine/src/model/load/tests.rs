@@ -1,0 +1,128 @@
+//! Loads of every source, and checkpoints that lie.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::info::KvGroupKind;
+
+fn golden(case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(case)
+}
+
+fn small() -> LoadOptions {
+    LoadOptions { max_num_seqs: Some(4), kv: KvBudget::Bytes(64 << 20), ..LoadOptions::default() }
+}
+
+fn refusal(source: &ModelSource, options: &LoadOptions) -> String {
+    load(source, options, &|_| ()).map(|model| model.info).unwrap_err().to_string()
+}
+
+/// A copy of a golden checkpoint with its configuration changed.
+fn changed(case: &str, field: &str, value: u32) -> (TempDir, ModelSource) {
+    let folder = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(golden(case).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config[field] = value.into();
+    config["layer_types"] = serde_json::Value::Null;
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    fs::copy(golden(case).join("model.safetensors"), folder.path().join("model.safetensors"))
+        .unwrap();
+    let source = ModelSource::Folder(folder.path().to_owned());
+    (folder, source)
+}
+
+#[test]
+fn the_demo_loads_and_says_what_it_is() {
+    let steps = std::cell::RefCell::new(Vec::new());
+    let model = load(&ModelSource::Demo, &small(), &|p| steps.borrow_mut().push(p)).unwrap();
+    let InstanceInfo { dtype, kv_dtype, weight_bytes, .. } = model.info;
+    assert_eq!((dtype, kv_dtype), (DType::Bf16, DType::Bf16));
+    let last = steps.borrow().last().copied().unwrap();
+    assert_eq!(last.layers_done, last.layers);
+    assert!(last.bytes <= weight_bytes && last.bytes * 10 > weight_bytes * 9);
+    assert_eq!(model.info.groups.len(), 1);
+    assert!(model.summary.contains("the built-in demo model"), "{}", model.summary);
+    assert!(!model.info.eos_token_ids.is_empty());
+}
+
+#[test]
+fn a_dummy_needs_a_configuration_only() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("qwen3_moe").join("config.json"), folder.path().join("config.json")).unwrap();
+    let source = ModelSource::Dummy { folder: folder.path().to_owned(), seed: 3 };
+    let model = load(&source, &small(), &|_| ()).unwrap();
+    assert!(model.files.tokenizer.is_none());
+    assert_eq!(model.info.vocab, 331);
+    assert_eq!(model.info.eos_token_ids, [2]);
+}
+
+#[test]
+fn settings_override_what_the_checkpoint_says() {
+    let options = LoadOptions {
+        dtype: Some(DType::F16),
+        kv_dtype: Some(DType::F32),
+        max_model_len: Some(100),
+        block_size: Some(16),
+        isa: Some("portable".to_owned()),
+        threads: Some(1),
+        ..small()
+    };
+    let model = load(&ModelSource::Folder(golden("qwen2_window")), &options, &|_| ()).unwrap();
+    let info = model.info;
+    assert_eq!((info.dtype, info.kv_dtype), (DType::F16, DType::F32));
+    assert_eq!((info.max_model_len, info.block_size), (100, 16));
+    assert!(info.device.contains("portable") && info.numerics.contains("F16"));
+    let blocks: Vec<_> = info.groups.iter().map(|group| (group.kind, group.num_blocks)).collect();
+    assert_eq!(blocks, [(KvGroupKind::Full, 4 * 7), (KvGroupKind::Window(50), 4 * 7)]);
+}
+
+#[test]
+fn a_checkpoint_that_lies_is_one_error_with_file_tensor_and_reason() {
+    let (folder, source) = changed("qwen3", "num_hidden_layers", 3);
+    let said = refusal(&source, &small());
+    let file = folder.path().join("model.safetensors").display().to_string();
+    assert!(said.starts_with(&file), "{said}");
+    assert!(said.contains("tensor model.layers.2.") && said.ends_with("is missing"), "{said}");
+
+    let (_folder, source) = changed("qwen3", "intermediate_size", 128);
+    let said = refusal(&source, &small());
+    assert!(
+        said.contains("mlp.gate_proj.weight: has shape [136, 80], config.json asks for [128, 80]"),
+        "{said}"
+    );
+
+    let (folder, source) = changed("qwen3", "vocab_size", 331);
+    let path = folder.path().join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+    let said = refusal(&source, &small());
+    assert!(said.contains("model.safetensors: tensor") && said.contains("is truncated"), "{said}");
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_by_name() {
+    let llama = ModelSource::Folder(golden("llama2"));
+    let said = |options: LoadOptions| refusal(&llama, &options);
+    let beyond = LoadOptions { max_model_len: Some(2049), ..small() };
+    assert_eq!(said(beyond), "max-model-len: 2049 is beyond the 2048 tokens of the checkpoint");
+    let few = LoadOptions { max_num_batched_tokens: Some(3), ..small() };
+    assert!(said(few).starts_with("max-num-batched-tokens: 3 rows are fewer than max-num-seqs"));
+    let none = LoadOptions { max_num_seqs: Some(0), ..small() };
+    assert!(said(none).starts_with("max-num-seqs: 0 is not within"));
+    let isa = LoadOptions { isa: Some("sve2".to_owned()), ..small() };
+    assert!(said(isa).starts_with("isa: \"sve2\" is not one of this machine's: portable"));
+    let tiny = LoadOptions { kv: KvBudget::Bytes(1 << 20), ..small() };
+    assert!(said(tiny).contains("lower max-model-len to"));
+    let block = LoadOptions { block_size: Some(24), ..small() };
+    assert!(said(block).contains("must be a power of two"));
+}
+
+#[test]
+fn a_stretching_rope_may_go_beyond_its_positions() {
+    let options = LoadOptions { max_model_len: Some(4096), ..small() };
+    let model = load(&ModelSource::Folder(golden("llama_dynamic")), &options, &|_| ()).unwrap();
+    assert_eq!(model.info.max_model_len, 4096);
+}
