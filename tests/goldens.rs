@@ -42,11 +42,17 @@ impl Case {
         Ok(Case { golden, checkpoint, spec })
     }
 
-    fn load(self, block_size: usize, threads: usize) -> anyhow::Result<(Golden, LoadedModel)> {
+    fn load(
+        self,
+        dtype: DType,
+        block_size: usize,
+        threads: usize,
+    ) -> anyhow::Result<(Golden, LoadedModel)> {
         let device = CpuDevice::new(CpuOptions { block_size, threads, ..CpuOptions::default() })?;
         // As many sequences as rows, so that every row of a step may have logits.
         let options = LoadOptions {
-            dtype: Some(DType::F32),
+            dtype: Some(dtype),
+            kv_dtype: Some(DType::F32),
             max_model_len: Some(self.golden.max_model_len),
             max_num_seqs: Some(2000),
             max_num_batched_tokens: Some(2000),
@@ -77,7 +83,7 @@ fn distance(
 
 /// Runs one case at one block size, on so many threads, in every way and returns the largest distance.
 fn check_case(name: &str, block_size: usize, threads: usize) -> anyhow::Result<f32> {
-    let (golden, mut model) = Case::open(name)?.load(block_size, threads)?;
+    let (golden, mut model) = Case::open(name)?.load(DType::F32, block_size, threads)?;
     let whole = golden.tokens.len();
     let mut largest = distance(&golden, &mut model, whole, &|_| whole, 0)?;
 
@@ -115,7 +121,7 @@ fn every_value_is_within_a_thousandth_of_transformers() {
 /// The distance of the first 300 tokens, the last of them alone in its step, so that its query
 /// meets keys of the steps before. Long enough for windows and for every scaling to show.
 fn distance_at_300(case: Case, last_position_shift: i32) -> f32 {
-    let (golden, mut model) = case.load(16, 1).unwrap();
+    let (golden, mut model) = case.load(DType::F32, 16, 1).unwrap();
     let chunk = |done: usize| if done == 0 { 299 } else { 1 };
     distance(&golden, &mut model, 300, &chunk, last_position_shift).unwrap()
 }
@@ -140,6 +146,21 @@ fn each_planted_fault_moves_a_value() {
     for fault in faults::FAULTS {
         let least = seen.get(fault.name).unwrap_or_else(|| panic!("nowhere: {}", fault.name));
         println!("{:32} moves a value by {least:.2} at least", fault.name);
+    }
+}
+
+/// The goldens' weights are exact in f16 too (but for the smallest), so only a kernel that rounds
+/// weights or rows to bf16 on the way gets far from them.
+#[test]
+fn f16_weights_are_widened_and_never_become_bf16() {
+    for name in ["llama2", "qwen3", "qwen3_moe"] {
+        let measure = |dtype| {
+            let (golden, mut model) = Case::open(name).unwrap().load(dtype, 32, 1).unwrap();
+            distance(&golden, &mut model, 300, &|_| 300, 0).unwrap()
+        };
+        let (half, brain) = (measure(DType::F16), measure(DType::Bf16));
+        println!("{name}: f16 {half:.5}, bf16 {brain:.5}");
+        assert!(half <= 2.0 * TOLERANCE && brain >= 0.02, "{name}: f16 {half}, bf16 {brain}");
     }
 }
 

@@ -101,7 +101,13 @@ pub fn pack<D: Device>(
         Packer { device, source, dtype, hidden: spec.hidden, bytes: 0, used: BTreeSet::new() };
     let names = &spec.tensors;
     let table = [(weight(names.embed), spec.vocab, spec.hidden)];
+    // The largest come first, while little else is in memory.
     let embed = packer.matrix(&table, Stacking::Stack)?;
+    let head = if spec.head.tied {
+        embed.clone()
+    } else {
+        packer.matrix(&[(weight(names.head), spec.vocab, spec.hidden)], Stacking::Stack)?
+    };
     let mut layers = Vec::with_capacity(spec.layers.len());
     for (index, layer) in spec.layers.iter().enumerate() {
         layers.push(packer.layer(spec, layer, index)?);
@@ -109,11 +115,6 @@ pub fn pack<D: Device>(
         progress(Progress { layers_done, layers, bytes: packer.bytes });
     }
     let final_norm = packer.vector(&[(weight(names.final_norm), spec.hidden)])?;
-    let head = if spec.head.tied {
-        embed.clone()
-    } else {
-        packer.matrix(&[(weight(names.head), spec.vocab, spec.hidden)], Stacking::Stack)?
-    };
     packer.log_unused();
     Ok(Weights { embed, layers, final_norm, head, bytes: packer.bytes })
 }
