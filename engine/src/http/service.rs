@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{
-    ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use hyper::header::{ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use crate::api::Api;
@@ -170,7 +168,10 @@ fn carry(headers: &mut HeaderMap, id: &str, face: &Face) {
     if let Some(id) = header_value(id) {
         headers.insert(REQUEST_ID, id);
     }
-    headers.insert(HeaderName::from_static("x-api-profile"), HeaderValue::from_static(face.name));
+    headers.insert(
+        HeaderName::from_static("x-api-profile"),
+        HeaderValue::from_static(face.name),
+    );
     headers.insert(
         HeaderName::from_static("x-content-type-options"),
         HeaderValue::from_static("nosniff"),

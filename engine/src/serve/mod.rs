@@ -95,8 +95,8 @@ async fn serve_until_stopped(config: Config) -> Result<(), ServeError> {
     let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
     let mut signals = Signals::new().map_err(setup)?;
     let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
-    let metrics =
-        Metrics::new(config.vllm_metrics).map_err(|error| ServeError::Setup(error.to_string()))?;
+    let metrics = Metrics::new(config.vllm_metrics)
+        .map_err(|error| ServeError::Setup(error.to_string()))?;
     let address = config.network.listen;
     let listener = TcpListener::bind(address)
         .await

@@ -25,7 +25,8 @@ pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> 
     let _ = writeln!(text, "\nListening on {base}");
     let _ = writeln!(text, "  page     {base}/");
     let _ = writeln!(text, "  OpenAI   {base}/v1");
-    let path = if loaded.instance.can_chat() { "chat/completions" } else { "completions" };
+    let path =
+        if loaded.instance.can_chat() { "chat/completions" } else { "completions" };
     let body = if loaded.instance.can_chat() {
         r#"{"messages": [{"role": "user", "content": "What is 17 + 25?"}]}"#
     } else {

@@ -49,7 +49,8 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
         stream::reply(vec![generation], chunks, &wire, context.tally.clone()).await?
     } else {
         let mut usage = Usage::default();
-        let collected = collect(generation, wire.options.n, &mut usage, &context.tally).await?;
+        let collected =
+            collect(generation, wire.options.n, &mut usage, &context.tally).await?;
         whole(&wire, &instance, collected, usage, prompt_ids)
     };
     note_ignored(&mut reply, &wire.ignored, &context.metrics);
@@ -166,7 +167,11 @@ struct Delta {
 }
 
 impl ChatChunks {
-    fn new(wire: &Wire, instance: &Arc<Instance>, prompt_token_ids: Option<Vec<u32>>) -> Self {
+    fn new(
+        wire: &Wire,
+        instance: &Arc<Instance>,
+        prompt_token_ids: Option<Vec<u32>>,
+    ) -> Self {
         ChatChunks {
             wire: wire.clone(),
             instance: instance.clone(),
@@ -193,7 +198,8 @@ impl Chunks for ChatChunks {
         match piece {
             Piece::Started { .. } => {
                 prompt_token_ids = self.prompt_token_ids.take();
-                let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
+                let delta =
+                    || Delta { role: Some("assistant"), content: Some(String::new()) };
                 choices.extend((0..self.wire.options.n).map(|index| Self::choice(index, delta())));
             }
             Piece::Token { choice, token, text } => {
@@ -231,3 +237,4 @@ impl Chunks for ChatChunks {
         frame.push(&Chunk { head: &self.head, choices, usage, prompt_token_ids: None });
     }
 }
+

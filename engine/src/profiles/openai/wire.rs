@@ -126,7 +126,8 @@ impl Wire {
             return Err(unsupported("best_of", "it must equal n; all choices are returned"));
         }
         if self.echo && self.options.logprobs.is_some() {
-            self.options.prompt_logprobs = self.options.prompt_logprobs.max(self.options.logprobs);
+            self.options.prompt_logprobs =
+                self.options.prompt_logprobs.max(self.options.logprobs);
         }
         let prompts = self.take_prompts()?;
         let choices = prompts.len() as u64 * u64::from(self.options.n);
@@ -148,8 +149,7 @@ impl Wire {
 
     fn finish_both(&self) -> Read<()> {
         if self.has_stream_options && !self.stream {
-            let message =
-                "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
+            let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
             return Err(ApiError::invalid("stream_options", "invalid_value", message.into()));
         }
         if self.stream && self.options.prompt_logprobs.is_some() {

@@ -199,9 +199,7 @@ fn play(group: SequenceGroup, cancelled: &AtomicU32) {
 /// A chat's last user message without the template's marks, or the whole prompt.
 fn said(text: &str, prompt: &[u32]) -> Vec<u32> {
     match text.rsplit_once("user\n") {
-        Some((_, rest)) => {
-            rest.split("\nassistant").next().unwrap_or(rest).bytes().map(u32::from).collect()
-        }
+        Some((_, rest)) => rest.split("\nassistant").next().unwrap_or(rest).bytes().map(u32::from).collect(),
         None => prompt.to_vec(),
     }
 }
