@@ -21,10 +21,11 @@ pub mod ops;
 /// Devices at load time, and executors that replay a program.
 pub mod device;
 
-/// The CPU device: a worker team and kernels for each instruction set.
-pub mod cpu;
 /// Read-only mappings of weight files.
 pub mod file_map;
+
+/// The CPU device: a worker team and kernels for each instruction set.
+pub mod cpu;
 
 /// Every op in plain float64 loops, for tests.
 pub mod reference;

@@ -31,6 +31,9 @@ pub mod program;
 /// A team that replays a program.
 pub mod executor;
 
+/// What this machine can do at most.
+pub mod ceilings;
+
 mod cells;
 mod command;
 

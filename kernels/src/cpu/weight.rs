@@ -94,17 +94,6 @@ impl<'a> Panels<'a> {
         let size = self.shape.panel_bytes();
         &self.bytes[index * size..(index + 1) * size]
     }
-
-    /// Element (n, k), widened.
-    pub(crate) fn at(&self, n: usize, k: usize) -> f32 {
-        let at = self.shape.element(k, n % PANEL) * self.shape.format.bytes();
-        let bytes = &self.panel(n / PANEL)[at..];
-        match self.shape.format {
-            DType::F32 => f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-            DType::Bf16 => bf16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
-            DType::F16 => f16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
-        }
-    }
 }
 
 impl PackedMatrix {
@@ -120,7 +109,8 @@ impl PackedMatrix {
         Ok(PackedMatrix(Arc::new(packed)))
     }
 
-    /// Zeros, to be filled by `fill` with the values of each (row, column).
+    /// The value of each (row, column), rounded.
+    #[cfg(test)]
     pub(crate) fn from_values(
         n: usize,
         k: usize,
@@ -181,7 +171,8 @@ impl PackedExperts {
         Ok(PackedExperts(Arc::new(packed)))
     }
 
-    /// Zeros, to be filled by `fill` with the values of each (expert, row, column).
+    /// The value of each (expert, row, column), rounded.
+    #[cfg(test)]
     pub(crate) fn from_values(
         experts: usize,
         (n, k): (usize, usize),

@@ -10,6 +10,9 @@ mod product;
 mod rows;
 mod tile;
 
+#[cfg(test)]
+mod tests;
+
 use crate::cpu::buffer::Activation;
 use crate::cpu::command::{ScratchPlan, WorkerCtx};
 use crate::cpu::program::CpuProgram;

@@ -8,6 +8,9 @@
 mod group;
 mod route;
 
+#[cfg(test)]
+mod tests;
+
 use crate::batch::Batch;
 use crate::cpu::command::{ScratchPlan, WorkerCtx};
 use crate::cpu::linear::{OutRows, PreparedRows, Product, prepares};

@@ -97,3 +97,6 @@ pub(crate) trait Simd: Copy + 'static {
         Self::fma(Self::lower(a), Self::lower(b), acc)
     }
 }
+
+#[cfg(test)]
+mod tests;
