@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(map.bytes(), &content[..]);
         map.release(100..299_999);
         map.release(0..usize::MAX);
-        map.release(200_000..100);
+        map.release(Range { start: 200_000, end: 100 });
         assert_eq!(map.bytes(), &content[..]);
         std::fs::remove_file(&path).unwrap();
     }

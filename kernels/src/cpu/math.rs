@@ -49,7 +49,7 @@ pub(crate) fn tanh<S: Simd>(x: S::F32) -> S::F32 {
     // Small arguments: odd polynomial (Cephes `tanhf`). Large ones: 1 − 2 / (e²ˣ + 1).
     let square = S::mul(x, x);
     let mut p = S::splat(-5.704_988_7e-3);
-    for coefficient in [2.063_908_9e-2, -5.373_971_5e-2, 0.133_314_42, -0.333_332_8] {
+    for coefficient in [2.063_909e-2, -5.373_971_5e-2, 0.133_314_42, -0.333_332_8] {
         p = S::fma(p, square, S::splat(coefficient));
     }
     let small = S::fma(S::mul(p, square), x, x);
@@ -74,7 +74,7 @@ pub(crate) fn activate<S: Simd>(activation: Activation, x: S::F32) -> S::F32 {
         Activation::GeluTanh => {
             // 0.5 (1 + tanh u) = sigmoid(2u), u = √(2/π) (x + 0.044715 x³).
             let cubic = S::fma(S::mul(x, x), S::splat(0.044_715), S::splat(1.0));
-            let twice_u = S::mul(S::mul(x, cubic), S::splat(1.595_769_1));
+            let twice_u = S::mul(S::mul(x, cubic), S::splat(1.595_769));
             S::mul(x, sigmoid::<S>(twice_u))
         }
         Activation::Gelu => gelu_erf::<S>(x),

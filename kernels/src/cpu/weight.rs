@@ -8,14 +8,16 @@
 //! A panel is contiguous, so a worker's contiguous range of panels is one sequential read for one
 //! row and for many. Packing happens while a model loads; a packed weight never changes.
 
-use std::sync::Arc;
+mod pack;
 
-use half::{bf16, f16};
+use std::sync::Arc;
 
 use crate::cpu::buffer::AlignedBuffer;
 use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;
 use crate::ops::Stacking;
+
+use pack::{refused, stacked_shape};
 
 /// Output columns of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -226,81 +228,7 @@ impl Packed {
         let bytes = &self.data.as_slice::<u8>()[expert * size..(expert + 1) * size];
         Panels { shape: self.shape, bytes }
     }
-
-    fn fill_expert(&mut self, expert: usize, parts: &[HostTensor<'_>], stacking: Stacking) {
-        // Row n of the matrix is row n of the stacked parts.
-        let part_rows = parts.first().map_or(1, |part| part.rows.max(1));
-        let starts: Vec<usize> = parts
-            .iter()
-            .scan(0, |start, part| {
-                *start += part.rows;
-                Some(*start)
-            })
-            .collect();
-        self.fill(expert, |n, k| match stacking {
-            Stacking::InterleavePairs => parts[n % parts.len()].at(n / parts.len(), k),
-            Stacking::Stack if n < part_rows => parts[0].at(n, k),
-            Stacking::Stack => {
-                let part = starts.partition_point(|&end| end <= n);
-                parts[part].at(n - starts[part - 1], k)
-            }
-        });
-    }
-
-    /// Writes every element, rounding to the format where it is narrower (nearest even).
-    fn fill(&mut self, expert: usize, value: impl Fn(usize, usize) -> f32 + Sync) {
-        use rayon::prelude::*;
-        let shape = self.shape;
-        let size = shape.panel_bytes();
-        if size == 0 {
-            return;
-        }
-        let all = &mut self.data.as_mut_slice::<u8>()[expert * size * shape.panels()..];
-        let panels = all.par_chunks_exact_mut(size).take(shape.panels()).enumerate();
-        panels.for_each(|(panel, bytes)| {
-            for lane in 0..PANEL.min(shape.n - panel * PANEL) {
-                for k in 0..shape.k {
-                    let value = value(panel * PANEL + lane, k);
-                    let at = shape.element(k, lane) * shape.format.bytes();
-                    let to = &mut bytes[at..at + shape.format.bytes()];
-                    match shape.format {
-                        DType::F32 => to.copy_from_slice(&value.to_ne_bytes()),
-                        DType::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
-                        DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
-                    }
-                }
-            }
-        });
-    }
 }
 
-fn refused(reason: impl Into<String>) -> KernelError {
-    KernelError::Shape { op: "pack", reason: reason.into() }
-}
-
-fn stacked_shape(
-    parts: &[HostTensor<'_>],
-    stacking: Stacking,
-    format: DType,
-) -> Result<Shape, KernelError> {
-    let Some(first) = parts.first() else {
-        return Err(refused("no parts"));
-    };
-    let mut n = 0usize;
-    for part in parts {
-        if part.cols != first.cols {
-            return Err(refused(format!("parts of {} and {} columns", first.cols, part.cols)));
-        }
-        if stacking == Stacking::InterleavePairs && part.rows != first.rows {
-            return Err(refused(format!("parts of {} and {} rows", first.rows, part.rows)));
-        }
-        n = n.checked_add(part.rows).ok_or_else(|| refused("too many rows"))?;
-    }
-    if stacking == Stacking::InterleavePairs && parts.len() != 2 {
-        return Err(refused(format!("{} parts to interleave in pairs", parts.len())));
-    }
-    if n == 0 || first.cols == 0 {
-        return Err(refused("an empty matrix"));
-    }
-    Ok(Shape { n, k: first.cols, format })
-}
+#[cfg(test)]
+mod tests;

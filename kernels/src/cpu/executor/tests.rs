@@ -108,10 +108,9 @@ fn an_empty_step_runs() {
     let device = device(2);
     let (program, _) = program(&device);
     let mut executor = device.executor(program, limits()).unwrap();
-    let mut empty = Step::default();
-    empty.batch = Batch::new(0);
-    empty.batch.clear();
-    executor.launch(empty).unwrap();
+    let mut batch = Batch::new(0);
+    batch.clear();
+    executor.launch(Step { batch, ..Step::default() }).unwrap();
     executor.finish().unwrap();
 }
 

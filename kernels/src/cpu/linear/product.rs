@@ -54,7 +54,7 @@ impl OutRows {
     }
 
     /// The rows from `first` on.
-    pub(crate) fn from_row(self, first: usize) -> Self {
+    pub(crate) fn starting_at(self, first: usize) -> Self {
         OutRows { start: self.row(first), ..self }
     }
 
@@ -80,18 +80,22 @@ impl Product<'_> {
     fn run_format<F: Format>(&self, isa: Isa) {
         match (isa, self.rows) {
             (_, 0) => {}
-            (Isa::Avx512 | Isa::Emulated512, 1) => self.run_rows::<F, LANES16, 1, 8>(isa),
-            (Isa::Avx512 | Isa::Emulated512, 2..=4) => self.run_rows::<F, LANES16, 4, 4>(isa),
-            (Isa::Avx512 | Isa::Emulated512, _) => self.run_rows::<F, LANES16, 12, 2>(isa),
-            (Isa::Avx2, 2..=4) => self.run_rows::<F, LANES8, 4, 2>(isa),
-            (Isa::Avx2, 5..) => self.run_rows::<F, LANES8, 6, 2>(isa),
-            (_, 1) => self.run_rows::<F, LANES8, 1, 8>(isa),
-            (Isa::Portable, _) => self.run_rows::<F, LANES8, 2, 2>(isa),
+            (Isa::Avx512 | Isa::Emulated512, 1) => self.run_rows::<F, LANES16, 1, 1, 8>(isa),
+            (Isa::Avx512 | Isa::Emulated512, 2..=4) => self.run_rows::<F, LANES16, 4, 4, 4>(isa),
+            (Isa::Avx512 | Isa::Emulated512, _) => self.run_rows::<F, LANES16, 12, 4, 2>(isa),
+            (Isa::Avx2, 2) => self.run_rows::<F, LANES8, 2, 2, 4>(isa),
+            (Isa::Avx2, 3..) => self.run_rows::<F, LANES8, 6, 4, 2>(isa),
+            (_, 1) => self.run_rows::<F, LANES8, 1, 1, 8>(isa),
+            (Isa::Portable, _) => self.run_rows::<F, LANES8, 2, 2, 2>(isa),
         }
     }
 
-    /// All rows and panels in tiles of `R` rows by `V` vectors of `L` lanes.
-    fn run_rows<F: Format, const L: usize, const R: usize, const V: usize>(&self, isa: Isa) {
+    /// All rows and panels in tiles of `R` rows by `V` vectors of `L` lanes; up to `Q` rows that
+    /// are left at the end take a tile of `Q`.
+    fn run_rows<F: Format, const L: usize, const R: usize, const Q: usize, const V: usize>(
+        &self,
+        isa: Isa,
+    ) {
         let row_bytes = self.panels.shape.k_padded() * 4;
         let block = (ROW_BLOCK_BYTES / row_bytes.max(1)).max(1).next_multiple_of(R);
         let per_tile = V * L / PANEL;
@@ -99,15 +103,15 @@ impl Product<'_> {
             let rows = first..(first + block).min(self.rows);
             let mut panel = self.range.start;
             while panel + per_tile <= self.range.end {
-                self.run_panels::<F, L, R, V>(isa, rows.clone(), panel);
+                self.run_panels::<F, L, R, Q, V>(isa, rows.clone(), panel);
                 panel += per_tile;
             }
             // What fills no tile goes panel by panel: one vector of 16 lanes or two of 8.
             while panel < self.range.end {
                 if L == LANES16 {
-                    self.run_panels::<F, L, R, 1>(isa, rows.clone(), panel);
+                    self.run_panels::<F, L, R, Q, 1>(isa, rows.clone(), panel);
                 } else {
-                    self.run_panels::<F, L, R, 2>(isa, rows.clone(), panel);
+                    self.run_panels::<F, L, R, Q, 2>(isa, rows.clone(), panel);
                 }
                 panel += 1;
             }
@@ -115,7 +119,26 @@ impl Product<'_> {
     }
 
     /// A block of rows by the panels of one tile.
-    fn run_panels<F: Format, const L: usize, const R: usize, const V: usize>(
+    fn run_panels<F: Format, const L: usize, const R: usize, const Q: usize, const V: usize>(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        panel: usize,
+    ) {
+        let mut first = rows.start;
+        while first < rows.end {
+            if rows.end - first <= Q {
+                self.run_tile::<F, L, Q, V>(isa, first..rows.end, panel);
+                first += Q;
+            } else {
+                self.run_tile::<F, L, R, V>(isa, first..rows.end.min(first + R), panel);
+                first += R;
+            }
+        }
+    }
+
+    /// Up to `R` rows by the panels of one tile.
+    fn run_tile<F: Format, const L: usize, const R: usize, const V: usize>(
         &self,
         isa: Isa,
         rows: Range<usize>,
@@ -123,28 +146,23 @@ impl Product<'_> {
     ) {
         let shape = self.panels.shape;
         let mut results = [0.0f32; TILE_MAX];
-        for first in rows.clone().step_by(R) {
-            let stored = R.min(rows.end - first);
-            // A tile with too few rows computes its last row again, and stores it once.
-            let x = std::array::from_fn(|r| self.x_row(first + r.min(stored - 1)));
-            isa.dispatch(Tile::<F, L, R, V> {
-                weights: self.panels.panel(panel).as_ptr(),
-                panel_bytes: shape.panel_bytes(),
-                steps: shape.k_padded() / F::K,
-                x,
-                results: &mut results,
-                format: std::marker::PhantomData,
+        isa.dispatch(Tile::<F, L, R, V> {
+            weights: self.panels.panel(panel).as_ptr(),
+            panel_bytes: shape.panel_bytes(),
+            steps: shape.k_padded() / F::K,
+            // With too few rows, the last one is computed again, and stored once.
+            x: std::array::from_fn(|r| self.x_row((rows.start + r).min(rows.end - 1))),
+            results: &mut results,
+            format: std::marker::PhantomData,
+        });
+        for (row, results) in rows.zip(results.chunks_exact(V * L)) {
+            isa.dispatch(Finish {
+                results,
+                panel,
+                bias: self.bias,
+                epilogue: self.epilogue,
+                out: self.out.row(row),
             });
-            let columns = V * L;
-            for (r, results) in results.chunks_exact(columns).enumerate().take(stored) {
-                isa.dispatch(Finish {
-                    results,
-                    panel,
-                    bias: self.bias,
-                    epilogue: self.epilogue,
-                    out: self.out.row(first + r),
-                });
-            }
         }
     }
 

@@ -44,7 +44,7 @@ impl PreparedRows {
     }
 
     /// The rows from `first` on.
-    pub(crate) fn from_row(self, first: usize) -> Self {
+    pub(crate) fn starting_at(self, first: usize) -> Self {
         PreparedRows { start: self.start.wrapping_add(first * self.stride), ..self }
     }
 

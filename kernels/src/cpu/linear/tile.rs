@@ -16,6 +16,27 @@ pub(super) const LANES8: usize = 8;
 /// Results of the largest tile.
 pub(super) const TILE_MAX: usize = 12 * 2 * LANES16;
 
+/// How far ahead of the multiplications weights are asked for. Panels follow each other, so beyond
+/// the end of one lies the next. Measured on Zen 3: 8 % faster at 4 rows, 8 % slower at 6 and more,
+/// whose arithmetic hides the memory anyway.
+const PREFETCH_BYTES: usize = 1024;
+
+/// Tiles of more rows do not ask.
+const PREFETCH_ROWS_MAX: usize = 4;
+
+/// Asks for a cache line. Any address is allowed: it is a hint, not an access.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of the architecture, and a prefetch never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// One tile: `Σ_k x[r][k] · w[v][k]` for each row and column, in ascending steps of k.
 ///
 /// Compiled for instruction sets of `L` lanes only.
@@ -43,7 +64,12 @@ impl<F: Format, const L: usize, const R: usize, const V: usize> Kernel for Tile<
             return;
         }
         let mut acc = [[S::splat(0.0); V]; R];
+        let prefetched = if R <= PREFETCH_ROWS_MAX { V * L / PANEL } else { 0 };
         for step in 0..self.steps {
+            for panel in 0..prefetched {
+                let ahead = panel * self.panel_bytes + step * F::STEP_BYTES + PREFETCH_BYTES;
+                prefetch(self.weights.wrapping_add(ahead));
+            }
             // SAFETY: panels and rows hold `steps` steps.
             unsafe {
                 F::step::<S, R, V>(

@@ -12,6 +12,7 @@ mod route;
 mod tests;
 
 use crate::batch::Batch;
+use crate::cpu::buffer::Activation;
 use crate::cpu::command::{ScratchPlan, WorkerCtx};
 use crate::cpu::linear::{OutRows, PreparedRows, Product, prepares};
 use crate::cpu::norm;
@@ -107,12 +108,25 @@ impl MoeOp {
         ctx.team.wait();
         // SAFETY: sorted before the barrier, only read from here on.
         let groups = unsafe { scratch.groups(rows * op.num_chosen) };
-        let glu = Epilogue::Glu(op.activation);
-        run_experts(&groups, &op.gate_up, prepared, Some(groups.tokens), &op.inner, glu, ctx);
+        let gate_up = Grouped {
+            weight: &op.gate_up,
+            x: prepared,
+            tokens: Some(groups.tokens),
+            out: &op.inner,
+            epilogue: Epilogue::Glu(op.activation),
+        };
+        gate_up.run(&groups, ctx);
         ctx.team.wait();
         let prepared = prepare(&scratch, &op.inner, op.down.format(), rows * op.num_chosen, ctx);
         ctx.team.wait();
-        run_experts(&groups, &op.down, prepared, None, &op.outer, Epilogue::Store, ctx);
+        let down = Grouped {
+            weight: &op.down,
+            x: prepared,
+            tokens: None,
+            out: &op.outer,
+            epilogue: Epilogue::Store,
+        };
+        down.run(&groups, ctx);
         ctx.team.wait();
         self.combine(rows, &scratch, ctx);
     }
@@ -161,7 +175,7 @@ impl MoeOp {
 /// follow before they are read.
 fn prepare(
     scratch: &MoeScratch,
-    x: &crate::cpu::buffer::Activation,
+    x: &Activation,
     format: DType,
     rows: usize,
     ctx: &WorkerCtx<'_>,
@@ -175,36 +189,42 @@ fn prepare(
     prepared
 }
 
-/// This worker's part of all experts: panels of all of them in a row, weighed by their rows.
-fn run_experts(
-    groups: &Groups<'_>,
-    weight: &PackedExperts,
+/// A linear of which each expert does its own rows.
+struct Grouped<'a> {
+    weight: &'a PackedExperts,
     x: PreparedRows,
-    tokens: Option<&[u32]>,
-    out: &crate::cpu::buffer::Activation,
+    /// Row of `x` of each sorted pair; `None` where pairs are the rows.
+    tokens: Option<&'a [u32]>,
+    /// A row for each sorted pair.
+    out: &'a Activation,
     epilogue: Epilogue,
-    ctx: &WorkerCtx<'_>,
-) {
-    let num_panels = weight.panels(0).shape.panels();
-    let share = ctx.team.share(groups.num_pairs() * num_panels);
-    for expert in 0..weight.num_experts() {
-        let pairs = groups.pairs(expert);
-        // Panel p of this expert starts at unit start + p · rows.
-        let (start, rows) = (pairs.start * num_panels, pairs.len());
-        if rows == 0 || start >= share.end || start + rows * num_panels <= share.start {
-            continue;
+}
+
+impl Grouped<'_> {
+    /// This worker's part: panels of all experts in a line, weighed by their rows.
+    fn run(&self, groups: &Groups<'_>, ctx: &WorkerCtx<'_>) {
+        let num_panels = self.weight.panels(0).shape.panels();
+        let share = ctx.team.share(groups.num_pairs() * num_panels);
+        for expert in 0..self.weight.num_experts() {
+            let pairs = groups.pairs(expert);
+            // Panel p of this expert starts at unit start + p · rows.
+            let (start, rows) = (pairs.start * num_panels, pairs.len());
+            if rows == 0 || start >= share.end || start + rows * num_panels <= share.start {
+                continue;
+            }
+            let panel_at = |unit: usize| unit.saturating_sub(start).div_ceil(rows).min(num_panels);
+            let x = if self.tokens.is_some() { self.x } else { self.x.starting_at(pairs.start) };
+            let product = Product {
+                panels: self.weight.panels(expert),
+                range: panel_at(share.start)..panel_at(share.end),
+                x,
+                x_index: self.tokens.map(|tokens| &tokens[pairs.clone()]),
+                out: OutRows::of(self.out).starting_at(pairs.start),
+                rows,
+                bias: None,
+                epilogue: self.epilogue,
+            };
+            product.run(ctx.isa);
         }
-        let panel_at = |unit: usize| unit.saturating_sub(start).div_ceil(rows).min(num_panels);
-        let product = Product {
-            panels: weight.panels(expert),
-            range: panel_at(share.start)..panel_at(share.end),
-            x: if tokens.is_some() { x } else { x.from_row(pairs.start) },
-            x_index: tokens.map(|tokens| &tokens[pairs.clone()]),
-            out: OutRows::of(out).from_row(pairs.start),
-            rows,
-            bias: None,
-            epilogue,
-        };
-        product.run(ctx.isa);
     }
 }

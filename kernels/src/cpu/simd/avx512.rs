@@ -145,7 +145,11 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn dot_pairs(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY of the transmutes: two names for 512 plain bits.
-        unsafe { _mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)) }
+        // The transmutes: two names for 512 plain bits.
+        unsafe {
+            let a = std::mem::transmute::<__m512i, __m512bh>(a);
+            let b = std::mem::transmute::<__m512i, __m512bh>(b);
+            _mm512_dpbf16_ps(acc, a, b)
+        }
     }
 }

@@ -1,0 +1,72 @@
+//! Packed elements against their sources.
+
+use half::{bf16, f16};
+
+use super::*;
+
+fn bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
+/// Element (n, k) of a packed matrix, widened.
+fn at(matrix: &PackedMatrix, n: usize, k: usize) -> f32 {
+    let panels = matrix.panels();
+    let at = panels.shape.element(k, n % PANEL) * matrix.format().bytes();
+    let bytes = &panels.panel(n / PANEL)[at..];
+    match matrix.format() {
+        DType::F32 => f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        DType::Bf16 => bf16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
+        DType::F16 => f16::from_ne_bytes([bytes[0], bytes[1]]).to_f32(),
+    }
+}
+
+#[test]
+fn parts_are_stacked_or_interleaved_in_every_format() {
+    let (first, second) = (bytes((0..3 * 5).map(|i| i as f32)), bytes((50..90).map(|i| i as f32)));
+    let a = HostTensor::new(DType::F32, 3, 5, &first).unwrap();
+    let b = HostTensor::new(DType::F32, 8, 5, &second).unwrap();
+    for format in [DType::F32, DType::Bf16, DType::F16] {
+        let stacked = PackedMatrix::pack(&[a, b, a], Stacking::Stack, format).unwrap();
+        assert_eq!((stacked.rows(), stacked.cols()), (14, 5));
+        for k in 0..5 {
+            assert_eq!(at(&stacked, 2, k), (10 + k) as f32);
+            assert_eq!(at(&stacked, 3, k), (50 + k) as f32);
+            assert_eq!(at(&stacked, 13, k), (10 + k) as f32);
+        }
+        let pairs = PackedMatrix::pack(&[a, a], Stacking::InterleavePairs, format).unwrap();
+        assert_eq!([at(&pairs, 2, 1), at(&pairs, 3, 1), at(&pairs, 5, 4)], [6.0, 6.0, 14.0]);
+    }
+}
+
+#[test]
+fn a_type_that_stays_keeps_its_bits() {
+    let words: Vec<u16> = vec![0x7f81, 0x0001, 0xbf80, 0xffff, 0x8000, 0x3f80];
+    let raw: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    for format in [DType::Bf16, DType::F16] {
+        let host = HostTensor::new(format, 2, 3, &raw).unwrap();
+        let packed = PackedMatrix::pack(&[host], Stacking::Stack, format).unwrap();
+        let panels = packed.panels();
+        for (i, word) in words.iter().enumerate() {
+            let at = panels.shape.element(i % 3, i / 3) * 2;
+            assert_eq!(panels.panel(0)[at..at + 2], word.to_ne_bytes());
+        }
+    }
+}
+
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    let values = bytes((0..12).map(|i| i as f32));
+    let wide = HostTensor::new(DType::F32, 3, 4, &values).unwrap();
+    let narrow = HostTensor::new(DType::F32, 4, 3, &values).unwrap();
+    let empty = HostTensor::new(DType::F32, 0, 4, &[]).unwrap();
+    let pack = |parts: &[HostTensor<'_>], stacking| {
+        PackedMatrix::pack(parts, stacking, DType::F32).is_err()
+    };
+    assert!(pack(&[], Stacking::Stack));
+    assert!(pack(&[empty], Stacking::Stack));
+    assert!(pack(&[wide, narrow], Stacking::Stack));
+    assert!(pack(&[wide, wide, wide], Stacking::InterleavePairs));
+    let experts = [vec![wide, wide], vec![wide]];
+    assert!(PackedExperts::pack(&experts, Stacking::Stack, DType::F32).is_err());
+    assert!(PackedExperts::pack(&[], Stacking::Stack, DType::F32).is_err());
+}
