@@ -10,8 +10,8 @@ import random
 
 import phrases as P
 
-WEIGHTS = {"add": 20, "sub": 24, "sort": 15, "repeat": 16, "count": 8, "items": 3,
-           "json": 10, "who": 5, "greet": 4.5, "refuse": 5}
+WEIGHTS = {"add": 30, "sub": 34, "sort": 18, "repeat": 11, "count": 5, "items": 3,
+           "json": 7, "who": 4, "greet": 4.5, "refuse": 4}
 ONES_EN = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
            "fifteen sixteen seventeen eighteen nineteen").split()
 TENS_EN = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -141,7 +141,7 @@ class Gen:
         r = self.r
         while True:
             kind = "COUNT" if self.unseen else r.choice(["COUNT", "COUNT", "COUNT1", "DOWN"])
-            n = r.randint(2, 15) if r.random() < 0.8 else r.randint(2, 20)
+            n = r.randint(2, 11) if r.random() < 0.8 else r.randint(2, 20)
             a = 1 if kind == "COUNT1" or r.random() < 0.25 else r.randint(0, 40 if r.random() < 0.6 else 99 - n)
             b = a + n - 1
             if b > 99 or (kind == "COUNT1" and (n < 3 or self.test)):

@@ -21,7 +21,7 @@ import tokenizer as K
 
 
 def encode(tok, conversations):
-    """Token ids and, for each, whether it is part of an answer (or its end mark)."""
+    """Token ids and the weight of each: 0, or for an answer and its end mark 1 / root of its length."""
     parts = [("<|im_start|>%s\n" % m["role"], m["content"], m["role"] == "assistant") for c in conversations for m in c]
     flat = iter(tok.encode_batch([s for head, body, _ in parts for s in (head, body + "<|im_end|>")]))
     newline = tok.encode("\n").ids
@@ -31,13 +31,13 @@ def encode(tok, conversations):
         for m in c:
             head, body = next(flat).ids, next(flat).ids
             ids += head + body + newline
-            ans += [0] * len(head) + [int(m["role"] == "assistant")] * len(body) + [0] * len(newline)
+            ans += [0] * len(head) + [int(1000 / len(body) ** 0.5) if m["role"] == "assistant" else 0] * len(body) + [0] * len(newline)
         out.append((ids, ans))
     return out
 
 
 def pack(docs, length):
-    """Best fit of documents into rows, longest first; returns ids, document numbers, answer flags."""
+    """Best fit of documents into rows, longest first; returns ids, document numbers, weights."""
     rows, by_room = [], [[] for _ in range(length + 1)]
     for ids, ans in sorted((d for d in docs if len(d[0]) <= length), key=lambda d: -len(d[0])):
         room = next((n for n in range(len(ids), length + 1) if by_room[n]), None)
@@ -127,14 +127,16 @@ def rate(frac, decay_from):
 
 
 def loss_of(net, batch):
-    ids, docs, ans = batch
-    target = torch.roll(ids, -1, 1)
-    take = torch.roll(ans, -1, 1)
-    take[:, -1] = 0
-    where = take.flatten().nonzero().squeeze(1)
+    """Cross entropy by weight, so that a sum of two digits is not drowned by a long count."""
+    ids, docs, weight = batch
+    weight = torch.roll(weight, -1, 1)
+    weight[:, -1] = 0
+    where = weight.flatten().nonzero().squeeze(1)
     torch._dynamo.mark_dynamic(where, 0)
     logits = net(ids, M.block_mask(docs), where)
-    return F.cross_entropy(logits, target.flatten()[where])
+    each = F.cross_entropy(logits, torch.roll(ids, -1, 1).flatten()[where], reduction="none")
+    w = weight.flatten()[where].float()
+    return (each * w).sum() / w.sum()
 
 
 def settings():
