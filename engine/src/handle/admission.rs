@@ -111,7 +111,7 @@ impl Checked {
         let mut chain = KeyChain::new(root, num_blocks);
         chain.extend(hasher, prompt.len(), |index| prompt[index]);
         let stop = Arc::new(request.stop);
-        let (sink, stream) = event_ring(ring_capacity);
+        let (sink, stream) = event_ring(ring_capacity, request.n);
         let sequence = |choice: u32| Sequence {
             prompt: prompt.clone(),
             output: Vec::with_capacity(stop.max_tokens as usize),

@@ -63,12 +63,12 @@ pub fn ring_capacity(bounds: EventBounds) -> Option<usize> {
     usize::try_from(choices.checked_add(prompt)?.checked_add(2)?).ok()
 }
 
-/// A stream and its sink, of `capacity` items.
-pub fn event_ring(capacity: usize) -> (EventSink, EventStream) {
+/// A stream of `num_choices` choices and its sink, with room for `capacity` items.
+pub fn event_ring(capacity: usize, num_choices: u32) -> (EventSink, EventStream) {
     let (producer, consumer) = RingBuffer::new(capacity);
     let waker = Arc::new(AtomicWaker::new());
     let sink = EventSink { producer, waker: WakeOnDrop(waker.clone()) };
-    (sink, EventStream { consumer, waker, top: Vec::new() })
+    (sink, EventStream { consumer, waker, top: Vec::new(), num_unfinished: num_choices })
 }
 
 /// The engine thread's end. Pushing never waits and never allocates; [`EventSink::wake`] tells the
@@ -146,10 +146,12 @@ pub struct EventStream {
     consumer: Consumer<Item>,
     waker: Arc<AtomicWaker>,
     top: Vec<(u32, f32)>,
+    num_unfinished: u32,
 }
 
 impl EventStream {
-    /// The next event; `None` once all choices have finished or the request failed.
+    /// The next event; `None` once all choices have finished or the request failed. An engine
+    /// thread that ends without a word counts as a failure.
     pub async fn next(&mut self) -> Option<Event> {
         poll_fn(|context| self.poll_next(context)).await
     }
@@ -160,11 +162,9 @@ impl EventStream {
             return Poll::Ready(Some(event));
         }
         self.waker.register(context.waker());
-        // The end is asked for before the last look: what came before the end is then seen.
-        let ended = self.consumer.is_abandoned();
         match self.try_next() {
             Some(event) => Poll::Ready(Some(event)),
-            None if ended => Poll::Ready(None),
+            None if self.num_unfinished == 0 => Poll::Ready(None),
             None => Poll::Pending,
         }
     }
@@ -172,17 +172,23 @@ impl EventStream {
     /// The next event if there is one now. `None` says nothing about the end:
     /// see [`EventStream::is_ended`].
     pub fn try_next(&mut self) -> Option<Event> {
+        // The end is asked for before the last look: what came before the end is then seen.
+        let abandoned = self.consumer.is_abandoned();
         while let Ok(item) = self.consumer.pop() {
             if let Some(event) = self.event(item) {
                 return Some(event);
             }
         }
+        if abandoned && self.num_unfinished > 0 {
+            self.num_unfinished = 0;
+            return Some(Event::Failed(StepError::ShuttingDown));
+        }
         None
     }
 
-    /// Whether nothing more will come and everything was read.
+    /// Whether everything was read and nothing more will come.
     pub fn is_ended(&self) -> bool {
-        self.consumer.is_abandoned() && self.consumer.is_empty()
+        self.num_unfinished == 0
     }
 
     /// The event that `item` completes, if any.
@@ -197,8 +203,14 @@ impl EventStream {
             }
             Item::Prompt { index, token } => Event::Prompt { index, token: self.token(token) },
             Item::Token { choice, token } => Event::Token { choice, token: self.token(token) },
-            Item::Finished { choice, reason } => Event::Finished { choice, reason },
-            Item::Failed(error) => Event::Failed(*error),
+            Item::Finished { choice, reason } => {
+                self.num_unfinished = self.num_unfinished.saturating_sub(1);
+                Event::Finished { choice, reason }
+            }
+            Item::Failed(error) => {
+                self.num_unfinished = 0;
+                Event::Failed(*error)
+            }
         })
     }
 
@@ -218,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_token_comes_with_its_own_top_list() {
-        let (mut sink, mut stream) = event_ring(8);
+        let (mut sink, mut stream) = event_ring(8, 2);
         sink.started(3, 0);
         sink.token(0, flat(7), &[(7, -0.5), (9, -1.0)]);
         sink.token(1, flat(8), &[]);
@@ -232,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_sleeping_reader_sees_tokens_and_the_end() {
-        let (mut sink, mut stream) = event_ring(4);
+        let (mut sink, mut stream) = event_ring(4, 1);
         let reader = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
@@ -253,8 +265,22 @@ mod tests {
     }
 
     #[test]
+    fn an_engine_that_ends_without_a_word_is_a_failure() {
+        let (mut sink, mut stream) = event_ring(4, 2);
+        sink.token(0, flat(1), &[]);
+        sink.finished(0, FinishReason::Length);
+        drop(sink);
+        assert!(matches!(stream.try_next(), Some(Event::Token { .. })));
+        assert!(matches!(stream.try_next(), Some(Event::Finished { .. })));
+        assert!(!stream.is_ended(), "the other choice has not finished");
+        assert_eq!(stream.try_next(), Some(Event::Failed(StepError::ShuttingDown)));
+        assert!(stream.is_ended());
+        assert_eq!(stream.try_next(), None);
+    }
+
+    #[test]
     fn dropping_the_stream_is_seen_by_the_sink() {
-        let (sink, stream) = event_ring(1);
+        let (sink, stream) = event_ring(1, 1);
         assert!(!sink.is_abandoned());
         drop(stream);
         assert!(sink.is_abandoned());

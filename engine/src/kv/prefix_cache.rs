@@ -174,8 +174,9 @@ impl PrefixCache {
             return;
         }
         for (group, table) in self.groups.iter_mut().zip(tables) {
-            for index in from.max(table.first_live())..to {
-                group.index.insert(keys[index], table.entries()[index]);
+            let from = from.max(table.first_live()).min(to);
+            for (&key, &block) in keys[from..to].iter().zip(&table.entries()[from..to]) {
+                group.index.insert(key, block);
             }
         }
     }

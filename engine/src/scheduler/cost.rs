@@ -105,18 +105,16 @@ impl CostModel {
         for i in 0..3 {
             a[i][i] += a[i][i] * 1e-6 + 1e-9;
             if !used[i] {
-                for j in 0..3 {
-                    (a[i][j], a[j][i]) = (0.0, 0.0);
-                }
+                a.iter_mut().for_each(|row| row[i] = 0.0);
+                a[i] = [0.0; 3];
                 (a[i][i], b[i]) = (1.0, 0.0);
             }
         }
         for i in 0..3 {
             for row in i + 1..3 {
                 let factor = a[row][i] / a[i][i];
-                for column in i..3 {
-                    a[row][column] -= factor * a[i][column];
-                }
+                let above = a[i];
+                a[row].iter_mut().zip(above).for_each(|(value, above)| *value -= factor * above);
                 b[row] -= factor * b[i];
             }
         }

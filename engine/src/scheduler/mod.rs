@@ -59,6 +59,7 @@ pub struct Scheduler {
     /// Groups whose readers have something new to read.
     to_wake: Vec<u32>,
     /// Groups that ended and wait to be dropped.
+    #[expect(clippy::vec_box, reason = "groups are handed to another thread without a copy")]
     ended: Vec<Box<SequenceGroup>>,
 }
 

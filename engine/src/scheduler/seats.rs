@@ -100,10 +100,11 @@ impl Scheduler {
         let Some(group) = self.sequences.group_mut(id.group) else { return };
         let sequence = &mut group.sequences[id.choice as usize];
         sequence.queued_tokens = sequence.known();
-        let (cost, arrival) = (sequence.queued_tokens, sequence.arrival);
-        self.shared.queue.requeue(1, u64::from(cost));
+        let arrival = sequence.arrival;
+        self.shared.queue.requeue(1, u64::from(sequence.queued_tokens));
         self.shared.stats.preemptions.fetch_add(1, Relaxed);
-        let waiting = Waiting { id, priority: group.priority, arrival, cost };
+        // It paid when it started: that it must go again is not its tenant's doing.
+        let waiting = Waiting { id, priority: group.priority, arrival, cost: 0 };
         self.waiting.rejoin(&group.tenant.id, waiting);
     }
 

@@ -21,6 +21,8 @@ use crate::sequence::SequenceGroup;
 struct Gain {
     /// Tokens generated.
     tokens: u32,
+    /// Whether the reader has something new to read.
+    news: bool,
     /// Whether the request's prompt has just become complete.
     started: bool,
     /// Why the sequence ended, if it did.
@@ -68,6 +70,7 @@ fn take<'a>(
     let prompt_tokens = sequence.prompt.len() as u32;
     let mut gain = Gain { started: !*started && entry.end() >= prompt_tokens, ..Gain::default() };
     *started |= gain.started;
+    gain.news = gain.started || entry.num_logits > 0;
     let mut announced = !gain.started;
     for (purpose, row) in sampled {
         let token = FlatToken { id: row.token, logprob: row.logprob, rank: row.rank };
@@ -125,7 +128,9 @@ fn account(scheduler: &mut Scheduler, entry: &Entry, gain: Gain) {
         sequence.chain.extend(&scheduler.shared.hasher, known, token);
         scheduler.publish(entry.id);
     }
-    scheduler.mark_dirty(entry.id.group);
+    if gain.news {
+        scheduler.mark_dirty(entry.id.group);
+    }
     if gain.started {
         scheduler.admit_choices(entry.id.group);
     }

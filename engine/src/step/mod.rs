@@ -263,3 +263,6 @@ impl StepLoop {
         &self.inbox.shared
     }
 }
+
+#[cfg(test)]
+mod tests;
