@@ -1,6 +1,6 @@
 //! The binary `pagoda`: flags to settings, settings to a served model.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,6 +41,9 @@ fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
 /// Lines on stderr; the filter comes from PAGODA_LOG.
 fn start_logging(json: bool) {
     let filter = EnvFilter::try_from_env("PAGODA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     if json { lines.json().flatten_event(true).init() } else { lines.with_target(false).init() }
 }

@@ -180,7 +180,12 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::ContextLength { max_model_len, prompt_tokens, max_tokens } => {
-                ApiError::ContextLength { max_model_len, prompt_tokens, max_tokens, param: "prompt" }
+                ApiError::ContextLength {
+                    max_model_len,
+                    prompt_tokens,
+                    max_tokens,
+                    param: "prompt",
+                }
             }
             SubmitError::NeverFits { .. } => {
                 ApiError::invalid("max_tokens", "context_length_exceeded", error.to_string())

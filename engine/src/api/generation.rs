@@ -229,8 +229,7 @@ impl Generation {
     }
 
     fn end(&mut self, index: u32, text: String, reason: EndReason) -> Piece {
-        let outcome =
-            if reason == EndReason::Length { Outcome::Length } else { Outcome::Stop };
+        let outcome = if reason == EndReason::Length { Outcome::Length } else { Outcome::Stop };
         if let Some(choice) = self.choices.get_mut(index as usize) {
             choice.ended = true;
             let (total, after_first) =

@@ -69,7 +69,14 @@ impl Instance {
         let num_blocks = info.groups.iter().map(|group| group.num_blocks).max().unwrap_or(0);
         InstanceMetrics::cache_config(metrics, name, info.block_size, num_blocks);
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-        Instance { metrics: InstanceMetrics::new(metrics, name), names, engine, created, text, pool }
+        Instance {
+            metrics: InstanceMetrics::new(metrics, name),
+            names,
+            engine,
+            created,
+            text,
+            pool,
+        }
     }
 
     /// Whether clients may call it so.
@@ -97,7 +104,11 @@ impl Instance {
         let tokenizer = self.text.tokenizer.clone();
         let ids = self.pool.run(move || tokenizer.encode(&text, add_special)).await;
         ids.map_err(busy)?.map_err(|error| {
-            ApiError::invalid("prompt", "invalid_value", format!("The text cannot be used: {error}"))
+            ApiError::invalid(
+                "prompt",
+                "invalid_value",
+                format!("The text cannot be used: {error}"),
+            )
         })
     }
 

@@ -35,10 +35,8 @@ fn observe(metrics: &InstanceMetrics, stats: &EngineStats) {
 
 /// The engine counts into buckets of its own; here they become cumulative lines of text.
 fn samples(metric: &str, model_name: &str, reading: &TimeReading) -> String {
-    let name: String = model_name
-        .chars()
-        .map(|c| if matches!(c, '"' | '\\' | '\n') { '_' } else { c })
-        .collect();
+    let name: String =
+        model_name.chars().map(|c| if matches!(c, '"' | '\\' | '\n') { '_' } else { c }).collect();
     let labels = format!("model_name=\"{name}\",engine=\"0\"");
     let (mut text, mut total) = (String::new(), 0_u64);
     for (bucket, count) in reading.counts.iter().enumerate() {

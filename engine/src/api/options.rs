@@ -124,10 +124,7 @@ impl Options {
             choice: 0,
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
-            repetition_penalty: self
-                .repetition_penalty
-                .or(model.repetition_penalty)
-                .unwrap_or(1.0),
+            repetition_penalty: self.repetition_penalty.or(model.repetition_penalty).unwrap_or(1.0),
             min_tokens: self.min_tokens,
             suppressed,
             logit_bias: self.logit_bias.clone(),
@@ -261,7 +258,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_the_model_is_refused_by_name() {
         let info = info();
-        let refused = |options: Options, prompt: u32| param(options.resolve(&info, prompt).unwrap_err());
+        let refused =
+            |options: Options, prompt: u32| param(options.resolve(&info, prompt).unwrap_err());
         let vocab = info.vocab;
         let default = Options::default();
         assert_eq!(

@@ -100,7 +100,7 @@ pub struct Written {
     /// Type of the KV cache: `auto`, `f32`, `bf16` or `f16`
     #[arg(long, value_name = "TYPE", help_heading = "Device and memory")]
     pub kv_cache_dtype: Option<String>,
-    /// Share of the memory (of the cgroup, of the GPU) to use in all, 0 to 1
+    /// Share of the memory (of the cgroup, of the GPU) to use in all, 0 to 1 [default: 0.7]
     #[arg(
         long,
         value_name = "SHARE",
@@ -116,10 +116,10 @@ pub struct Written {
     #[arg(long, value_name = "TOKENS", help_heading = "Device and memory")]
     pub block_size: Option<u32>,
 
-    /// Sequences of one step
+    /// Sequences of one step [default: 64]
     #[arg(long, value_name = "N", help_heading = "Scheduling")]
     pub max_num_seqs: Option<u32>,
-    /// Tokens of one step
+    /// Tokens of one step [default: 512]
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub max_num_batched_tokens: Option<Count>,
     /// Time that a step with running sequences should take at most
@@ -184,7 +184,7 @@ pub struct Written {
     /// Open connections at most [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Network")]
     pub max_connections: Option<u32>,
-    /// Largest request body [default: 16MiB]
+    /// Largest request body [default: 8MiB]
     #[arg(long, value_name = "BYTES", help_heading = "Network")]
     pub max_body_bytes: Option<Bytes>,
     /// Seconds that running requests get to finish on SIGTERM [default: 30]

@@ -148,7 +148,7 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Bytes of a request body.
     pub body_bytes_max: u64,
-    /// Bytes of all request bodies that are being read or parsed.
+    /// Bytes of all request bodies that are in memory, read or parsed.
     pub body_bytes_total: u64,
     /// Time for a request body.
     pub body_timeout: Duration,
@@ -178,7 +178,7 @@ impl Default for Limits {
             headers_max: 100,
             // Longer than the 60 s that balancers keep idle connections.
             head_timeout: Duration::from_secs(65),
-            body_bytes_max: 16 << 20,
+            body_bytes_max: 8 << 20,
             body_bytes_total: 256 << 20,
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),

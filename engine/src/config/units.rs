@@ -58,11 +58,7 @@ impl FromStr for Bytes {
     }
 }
 
-fn number(
-    text: &str,
-    units: &[(&str, u64)],
-    known: &'static str,
-) -> Result<u64, UnitError> {
+fn number(text: &str, units: &[(&str, u64)], known: &'static str) -> Result<u64, UnitError> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);

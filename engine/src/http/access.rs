@@ -26,6 +26,7 @@ pub struct Access {
     started: Instant,
     status: u16,
     complete: bool,
+    is_probe: bool,
     tally: Arc<Tally>,
     metrics: Arc<HttpMetrics>,
 }
@@ -41,6 +42,7 @@ impl Access {
             started: Instant::now(),
             status: CLIENT_LEFT,
             complete: false,
+            is_probe: false,
             tally: Arc::default(),
             metrics,
         }
@@ -49,6 +51,11 @@ impl Access {
     /// Names the route once it is found.
     pub fn set_route(&mut self, route: &'static str) {
         self.route = route;
+    }
+
+    /// Health checks and scrapes come every few seconds: their lines are for debugging.
+    pub fn set_probe(&mut self) {
+        self.is_probe = true;
     }
 
     /// Names the status once there is an answer.
@@ -71,18 +78,23 @@ impl Drop for Access {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
         self.metrics.finished(self.route, self.method, self.status, elapsed);
-        tracing::info!(
-            target: "pagoda::access",
-            id = &*self.id,
-            method = self.method,
-            route = self.route,
-            status = self.status,
-            prompt_tokens = self.tally.prompt_tokens.load(Ordering::Relaxed),
-            output_tokens = self.tally.output_tokens.load(Ordering::Relaxed),
-            ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            complete = self.complete,
-            "request"
-        );
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "pagoda::access",
+                    id = &*self.id,
+                    method = self.method,
+                    route = self.route,
+                    status = self.status,
+                    prompt_tokens = self.tally.prompt_tokens.load(Ordering::Relaxed),
+                    output_tokens = self.tally.output_tokens.load(Ordering::Relaxed),
+                    ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+                    complete = self.complete,
+                    "request"
+                )
+            };
+        }
+        if self.is_probe { line!(debug) } else { line!(info) }
     }
 }
 

@@ -12,7 +12,7 @@ use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, EXPECT};
 use serde_json::{Map, Value};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::error::ApiError;
 use crate::config::Limits;
@@ -20,9 +20,25 @@ use crate::config::Limits;
 /// Room for bodies that are in memory at the same time.
 #[derive(Debug)]
 pub struct BodyBudget {
-    kib: Semaphore,
+    kib: Arc<Semaphore>,
     body_bytes_max: u64,
     timeout: Duration,
+}
+
+/// A parsed body. Its place in the budget is free again once this is dropped: a parsed list of
+/// numbers is many times as large as its text.
+#[derive(Debug)]
+pub struct BodyObject {
+    object: Map<String, Value>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for BodyObject {
+    type Target = Map<String, Value>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.object
+    }
 }
 
 impl BodyBudget {
@@ -31,18 +47,18 @@ impl BodyBudget {
         let kib = (limits.body_bytes_total / 1024).max(limits.body_bytes_max.div_ceil(1024));
         let kib = usize::try_from(kib).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Arc::new(BodyBudget {
-            kib: Semaphore::new(kib),
+            kib: Arc::new(Semaphore::new(kib)),
             body_bytes_max: limits.body_bytes_max,
             timeout: limits.body_timeout,
         })
     }
 
-    /// Reads a JSON object. The bytes are freed before this returns; the values stay.
+    /// Reads a JSON object. Its bytes are freed before this returns; the values stay.
     pub async fn read_object(
         &self,
         headers: &HeaderMap,
         body: Incoming,
-    ) -> Result<Map<String, Value>, ApiError> {
+    ) -> Result<BodyObject, ApiError> {
         if !claims_json(headers) {
             self.linger(headers, body);
             return Err(ApiError::WrongMediaType);
@@ -54,15 +70,13 @@ impl BodyBudget {
         }
         let room = self.reserve(declared.unwrap_or(self.body_bytes_max)).await?;
         let bytes = self.read(headers, body).await?;
-        let parsed = parse_object(&bytes);
-        drop(room);
-        parsed
+        Ok(BodyObject { object: parse_object(&bytes)?, _room: room })
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<SemaphorePermit<'_>, ApiError> {
+    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, ApiError> {
         // At most `body_bytes_max`, which the configuration keeps below 4 TiB.
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        match tokio::time::timeout(ROOM_WAIT_MAX, self.kib.acquire_many(kib)).await {
+        match tokio::time::timeout(ROOM_WAIT_MAX, self.kib.clone().acquire_many_owned(kib)).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(ApiError::Busy { retry_after_s: 1 }),
         }
@@ -89,9 +103,9 @@ impl BodyBudget {
     }
 
     /// Reads on in the background, so that the answer to a body we refuse is seen.
-    fn linger(&self, headers: &HeaderMap, mut body: Incoming) {
-        if headers.contains_key(EXPECT) && !body.is_end_stream() {
-            // The client waits for our answer before it sends; reading would invite the body.
+    pub fn linger(&self, headers: &HeaderMap, mut body: Incoming) {
+        // A client that expects waits for our answer before it sends; reading would invite it.
+        if body.is_end_stream() || headers.contains_key(EXPECT) {
             return;
         }
         let mut left = self.body_bytes_max.saturating_mul(LINGER_BODIES_MAX).max(LINGER_BYTES_MIN);

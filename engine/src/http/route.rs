@@ -8,13 +8,12 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Method};
-use serde_json::{Map, Value};
 
 use crate::api::Api;
 use crate::api::error::ApiError;
 use crate::config::Limits;
 use crate::http::access::Tally;
-use crate::http::body::BodyBudget;
+use crate::http::body::{BodyBudget, BodyObject};
 use crate::http::keys::Caller;
 use crate::http::reply::Reply;
 use crate::metrics::HttpMetrics;
@@ -87,7 +86,7 @@ pub struct CallContext {
 
 impl Call {
     /// Reads the body as a JSON object.
-    pub async fn read_object(self) -> Result<(CallContext, Map<String, Value>), ApiError> {
+    pub async fn read_object(self) -> Result<(CallContext, BodyObject), ApiError> {
         let object = self.bodies.read_object(&self.headers, self.body).await?;
         Ok((self.context, object))
     }
@@ -265,8 +264,18 @@ mod tests {
         assert_eq!(told(Method::GET, "/v1/models/org/name"), "first /v1/models/{id} org/name");
         assert_eq!(told(Method::POST, "/v1/models"), "second /v1/models ");
         for near in [
-            "/v1/models/", "//v1/models", "/v1//models", "/V1/models", "/v1/./models", "/v1/models%2F",
-            "/x/../v1/models", "/v1%2Fmodels", "/v1/models;a", "", "*", "/v1/models/%zz",
+            "/v1/models/",
+            "//v1/models",
+            "/v1//models",
+            "/V1/models",
+            "/v1/./models",
+            "/v1/models%2F",
+            "/x/../v1/models",
+            "/v1%2Fmodels",
+            "/v1/models;a",
+            "",
+            "*",
+            "/v1/models/%zz",
             "/v1/models/%ff",
         ] {
             assert!(told(Method::GET, near).ends_with("404"), "{near}");

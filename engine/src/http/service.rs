@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::{
+    ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use crate::api::Api;
@@ -59,6 +61,9 @@ impl Service {
         let mut reply = match routed {
             Routed::Found { route, rest, .. } => {
                 access.set_route(route.path);
+                if route.access != AccessRule::Key {
+                    access.set_probe();
+                }
                 match self.admit(route.access, &head.headers) {
                     Ok(caller) => {
                         let context = self.context(id.clone(), caller, &access);
@@ -67,14 +72,19 @@ impl Service {
                         let call = Call { headers, rest, body, bodies, context };
                         answer_or_error(face, (route.serve)(call)).await
                     }
-                    Err(refused) => error_reply(face, &refused),
+                    Err(refused) => {
+                        self.bodies.linger(&head.headers, body);
+                        error_reply(face, &refused)
+                    }
                 }
             }
             Routed::WrongMethod { path, allow, .. } => {
                 access.set_route(path);
+                self.bodies.linger(&head.headers, body);
                 self.other_method(face, &head.method, head.uri.path(), &allow, &head.headers)
             }
             Routed::Unknown { .. } => {
+                self.bodies.linger(&head.headers, body);
                 let (method, path) = (shown(head.method.as_str()), shown(head.uri.path()));
                 error_reply(face, &ApiError::UnknownRoute { method, path })
             }
@@ -168,10 +178,7 @@ fn carry(headers: &mut HeaderMap, id: &str, face: &Face) {
     if let Some(id) = header_value(id) {
         headers.insert(REQUEST_ID, id);
     }
-    headers.insert(
-        HeaderName::from_static("x-api-profile"),
-        HeaderValue::from_static(face.name),
-    );
+    headers.insert(HeaderName::from_static("x-api-profile"), HeaderValue::from_static(face.name));
     headers.insert(
         HeaderName::from_static("x-content-type-options"),
         HeaderValue::from_static("nosniff"),

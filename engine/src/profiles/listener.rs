@@ -6,8 +6,8 @@ use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRE
 use hyper::{Method, StatusCode};
 use serde_json::json;
 
-use crate::api::{Api, Condition};
 use crate::api::error::ApiError;
+use crate::api::{Api, Condition};
 use crate::http::reply::{Reply, json as json_reply, with_type};
 use crate::http::route::{AccessRule, Call, Face, Route};
 use crate::page;
@@ -72,10 +72,8 @@ fn metrics(api: &Api) -> Reply {
 fn chat_page() -> Reply {
     let mut reply = with_type(StatusCode::OK, "text/html; charset=utf-8", page::HTML);
     let headers = reply.headers_mut();
-    headers.insert(
-        CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(page::CONTENT_SECURITY_POLICY),
-    );
+    headers
+        .insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CONTENT_SECURITY_POLICY));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     reply

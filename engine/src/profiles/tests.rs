@@ -14,3 +14,6 @@ mod misbehaving;
 
 /// Keys, origins, methods, and the listener's own routes.
 mod surface;
+
+/// The same faces before the demo model.
+mod demo;

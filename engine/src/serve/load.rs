@@ -12,9 +12,7 @@ use crate::config::{Config, DeviceSettings, LoadFormat, ModelSettings};
 use crate::memory::KvBudget;
 use crate::metrics::Metrics;
 use crate::model::load::DEFAULT_MEMORY_SHARE;
-use crate::model::{
-    self, LoadError, LoadOptions, LoadedModel, ModelFiles, ModelSource, Progress,
-};
+use crate::model::{self, LoadError, LoadOptions, LoadedModel, ModelFiles, ModelSource, Progress};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::step;
 use crate::text::files::TextFilesError;
@@ -159,11 +157,7 @@ fn told_now_and_then() -> impl Fn(Progress) {
 /// Between two lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-fn text(
-    settings: &ModelSettings,
-    files: &ModelFiles,
-    vocab: u32,
-) -> Result<TextModel, StartError> {
+fn text(settings: &ModelSettings, files: &ModelFiles, vocab: u32) -> Result<TextModel, StartError> {
     let own_template = match &settings.chat_template {
         Some(path) => {
             let read = |source| StartError::Template { path: path.clone(), source };

@@ -35,13 +35,12 @@ use load::{Loaded, StartError, load};
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {}", told(.source))]
+    #[error("cannot listen on {address}: {}", told(.cause))]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
-        #[source]
-        source: std::io::Error,
+        /// Why; told in full above, so no source of its own.
+        cause: std::io::Error,
     },
     /// The key file.
     #[error(transparent)]
@@ -95,12 +94,11 @@ async fn serve_until_stopped(config: Config) -> Result<(), ServeError> {
     let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
     let mut signals = Signals::new().map_err(setup)?;
     let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
-    let metrics = Metrics::new(config.vllm_metrics)
-        .map_err(|error| ServeError::Setup(error.to_string()))?;
+    let metrics =
+        Metrics::new(config.vllm_metrics).map_err(|error| ServeError::Setup(error.to_string()))?;
     let address = config.network.listen;
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Listen { address, source })?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
     let address = listener.local_addr().unwrap_or(address);
 
     let api = Api::new(metrics.clone());

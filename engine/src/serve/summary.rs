@@ -13,9 +13,9 @@ pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> 
     let network = &config.network;
     let keys = network.api_keys.len();
     let who = match (&network.api_key_file, keys) {
-        (Some(file), _) => format!("{keys} keys and those in {}", file.display()),
         (None, 0) => "everyone who reaches the port".to_string(),
-        (None, _) => format!("{keys} keys"),
+        (None, _) => format!("whoever has a key ({keys} given)"),
+        (Some(file), _) => format!("whoever has a key ({keys} given, more in {})", file.display()),
     };
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{}", loaded.summary);
@@ -25,8 +25,7 @@ pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> 
     let _ = writeln!(text, "\nListening on {base}");
     let _ = writeln!(text, "  page     {base}/");
     let _ = writeln!(text, "  OpenAI   {base}/v1");
-    let path =
-        if loaded.instance.can_chat() { "chat/completions" } else { "completions" };
+    let path = if loaded.instance.can_chat() { "chat/completions" } else { "completions" };
     let body = if loaded.instance.can_chat() {
         r#"{"messages": [{"role": "user", "content": "What is 17 + 25?"}]}"#
     } else {

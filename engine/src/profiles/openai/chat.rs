@@ -49,8 +49,7 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
         stream::reply(vec![generation], chunks, &wire, context.tally.clone()).await?
     } else {
         let mut usage = Usage::default();
-        let collected =
-            collect(generation, wire.options.n, &mut usage, &context.tally).await?;
+        let collected = collect(generation, wire.options.n, &mut usage, &context.tally).await?;
         whole(&wire, &instance, collected, usage, prompt_ids)
     };
     note_ignored(&mut reply, &wire.ignored, &context.metrics);
@@ -112,7 +111,7 @@ fn whole(
         head: Head::new("chatcmpl", "chat.completion", instance),
         choices: collected.choices.into_iter().enumerate().map(choice).collect(),
         usage,
-        prompt_logprobs: wire.options.prompt_logprobs.map(|_| logprobs::prompt(&prompt, names)),
+        prompt_logprobs: wire.prompt_logprobs.map(|_| logprobs::prompt(&prompt, names)),
         prompt_token_ids,
     };
     json(StatusCode::OK, &completion)
@@ -167,11 +166,7 @@ struct Delta {
 }
 
 impl ChatChunks {
-    fn new(
-        wire: &Wire,
-        instance: &Arc<Instance>,
-        prompt_token_ids: Option<Vec<u32>>,
-    ) -> Self {
+    fn new(wire: &Wire, instance: &Arc<Instance>, prompt_token_ids: Option<Vec<u32>>) -> Self {
         ChatChunks {
             wire: wire.clone(),
             instance: instance.clone(),
@@ -198,8 +193,7 @@ impl Chunks for ChatChunks {
         match piece {
             Piece::Started { .. } => {
                 prompt_token_ids = self.prompt_token_ids.take();
-                let delta =
-                    || Delta { role: Some("assistant"), content: Some(String::new()) };
+                let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
                 choices.extend((0..self.wire.options.n).map(|index| Self::choice(index, delta())));
             }
             Piece::Token { choice, token, text } => {
@@ -237,4 +231,3 @@ impl Chunks for ChatChunks {
         frame.push(&Chunk { head: &self.head, choices, usage, prompt_token_ids: None });
     }
 }
-

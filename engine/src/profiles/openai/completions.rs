@@ -71,9 +71,8 @@ async fn ids_of(wire: &Wire, instance: &Instance, prompt: Prompt) -> Result<Vec<
 pub(super) fn truncated(wire: &Wire, instance: &Instance, mut ids: Vec<u32>) -> Vec<u32> {
     let Some(keep) = wire.truncate else { return ids };
     let room = instance.engine.info().max_model_len;
-    let keep = keep.unwrap_or_else(|| {
-        room.saturating_sub(wire.options.max_tokens.unwrap_or(1).max(1))
-    });
+    let keep =
+        keep.unwrap_or_else(|| room.saturating_sub(wire.options.max_tokens.unwrap_or(1).max(1)));
     let drop = ids.len().saturating_sub(keep as usize);
     ids.drain(..drop);
     ids
@@ -182,8 +181,7 @@ impl<'a> WholeAnswer<'a> {
 
     fn choice(&self, choice: CollectedChoice, prompt: &[TokenOut], shown: &Shown) -> Choice {
         let wire = self.wire;
-        let names =
-            TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
+        let names = TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
         let reason = choice.reason.unwrap_or(EndReason::Length);
         let mut offset = 0;
         let mut logprobs = echo_logprobs(wire, names, shown, prompt, &mut offset);
@@ -198,7 +196,7 @@ impl<'a> WholeAnswer<'a> {
             logprobs,
             finish_reason: Some(finish_reason(&reason)),
             stop_reason: stop_reason(&reason),
-            prompt_logprobs: wire.options.prompt_logprobs.map(|_| logprobs::prompt(prompt, names)),
+            prompt_logprobs: wire.prompt_logprobs.map(|_| logprobs::prompt(prompt, names)),
             prompt_token_ids: wire.return_token_ids.then(|| shown.ids.clone()),
             token_ids: wire.return_token_ids.then(ids),
             ..Choice::new(self.choices.len())
@@ -256,8 +254,7 @@ impl TextChunks {
         if std::mem::replace(&mut prompt.echoed, true) || !(wire.echo || wire.return_token_ids) {
             return;
         }
-        let names =
-            TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
+        let names = TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
         let mut choices = Vec::with_capacity(n);
         for (choice, offset) in prompt.offsets.iter_mut().enumerate() {
             let logprobs = echo_logprobs(wire, names, &prompt.shown, &prompt.prompt, offset);
@@ -274,8 +271,7 @@ impl TextChunks {
 
     fn token(&mut self, prompt_idx: usize, choice: u32, token: TokenOut, text: String) -> Choice {
         let wire = &self.wire;
-        let names =
-            TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
+        let names = TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
         let mut logprobs = None;
         let offset = self
             .prompts

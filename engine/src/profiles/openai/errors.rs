@@ -100,15 +100,9 @@ mod tests {
                 ApiError::WrongMethod { method: method_2, path: at_2, allow: "POST".into() },
                 "405 invalid_request_error - method_not_supported",
             ),
-            (
-                ApiError::BodyTimeout { seconds: 1 },
-                "408 invalid_request_error - request_timeout",
-            ),
+            (ApiError::BodyTimeout { seconds: 1 }, "408 invalid_request_error - request_timeout"),
             (ApiError::TooLarge { limit: 1 }, "413 invalid_request_error - request_too_large"),
-            (
-                ApiError::WrongMediaType,
-                "415 invalid_request_error - unsupported_content_type",
-            ),
+            (ApiError::WrongMediaType, "415 invalid_request_error - unsupported_content_type"),
             (ApiError::Busy { retry_after_s: 1 }, "503 server_error - engine_overloaded"),
             (ApiError::NotReady, "503 server_error - model_loading"),
             (ApiError::ShuttingDown, "503 server_error - shutting_down"),

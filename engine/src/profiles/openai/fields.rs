@@ -55,9 +55,8 @@ pub struct Source<'a> {
 pub fn parse(operation: Operation, body: &Map<String, Value>, limits: &Limits) -> Read<Wire> {
     let mut wire = Wire::default();
     for (name, value) in body {
-        let known = |field: &&Field| {
-            field.name == name && field.only.is_none_or(|only| only == operation)
-        };
+        let known =
+            |field: &&Field| field.name == name && field.only.is_none_or(|only| only == operation);
         let Some(field) = FIELDS.iter().find(known) else {
             wire.ignored.push(name.clone());
             continue;
@@ -108,41 +107,60 @@ pub static FIELDS: &[Field] = &[
     both("stream_options", Honoured(stream_options)),
     both("max_tokens", set!(max_tokens, count, 0..=u32::MAX)),
     chat("max_completion_tokens", set!(max_completion_tokens, count, 0..=u32::MAX)),
-    both("n", Honoured(|wire, from| {
-        wire.options.n = read::count(from.name, from.value, 1..=from.limits.choices_max.min(128))?;
-        Ok(())
-    })),
-    both("stop", Honoured(|wire, from| {
-        let (stops_max, bytes_max) = (from.limits.stops_max, from.limits.stop_bytes_max);
-        wire.options.stop = read::stop_strings(from.name, from.value, stops_max, bytes_max)?;
-        Ok(())
-    })),
-    both("seed", Honoured(|wire, from| {
-        let seed = read::integer(from.name, from.value, i64::MIN..=i64::MAX)?;
-        wire.options.seed = Some(seed.cast_unsigned());
-        Ok(())
-    })),
+    both(
+        "n",
+        Honoured(|wire, from| {
+            wire.options.n =
+                read::count(from.name, from.value, 1..=from.limits.choices_max.min(128))?;
+            Ok(())
+        }),
+    ),
+    both(
+        "stop",
+        Honoured(|wire, from| {
+            let (stops_max, bytes_max) = (from.limits.stops_max, from.limits.stop_bytes_max);
+            wire.options.stop = read::stop_strings(from.name, from.value, stops_max, bytes_max)?;
+            Ok(())
+        }),
+    ),
+    both(
+        "seed",
+        Honoured(|wire, from| {
+            let seed = read::integer(from.name, from.value, i64::MIN..=i64::MAX)?;
+            wire.options.seed = Some(seed.cast_unsigned());
+            Ok(())
+        }),
+    ),
     both("temperature", set!(options.temperature, number, 0.0..=2.0)),
     both("top_p", set!(options.top_p, number, 0.0..=1.0)),
     both("frequency_penalty", set!(options.frequency_penalty, number, -2.0..=2.0)),
     both("presence_penalty", set!(options.presence_penalty, number, -2.0..=2.0)),
-    both("logit_bias", Honoured(|wire, from| {
-        let len_max = from.limits.token_list_max;
-        wire.options.logit_bias = read::logit_bias(from.name, from.value, len_max)?;
-        Ok(())
-    })),
-    chat("messages", Honoured(|wire, from| {
-        let parsed = messages::parse(from.name, from.value, from.limits.messages_max)?;
-        wire.messages = Some(parsed.messages);
-        wire.ignored.extend(parsed.ignored);
-        Ok(())
-    })),
+    both(
+        "logit_bias",
+        Honoured(|wire, from| {
+            let len_max = from.limits.token_list_max;
+            wire.options.logit_bias = read::logit_bias(from.name, from.value, len_max)?;
+            Ok(())
+        }),
+    ),
+    chat(
+        "messages",
+        Honoured(|wire, from| {
+            let parsed = messages::parse(from.name, from.value, from.limits.messages_max)?;
+            wire.messages = Some(parsed.messages);
+            wire.ignored.extend(parsed.ignored);
+            Ok(())
+        }),
+    ),
     chat("logprobs", set!(chat_logprobs, boolean)),
     chat("top_logprobs", set!(top_logprobs, count, 0..=1000)),
-    completions("prompt", Honoured(|wire, from| {
-        wire.prompts = Some(prompts::parse(from.name, from.value, from.limits.prompts_max)?);
-        Ok(())
-    })),
+    completions(
+        "prompt",
+        Honoured(|wire, from| {
+            wire.prompts = Some(prompts::parse(from.name, from.value, from.limits.prompts_max)?);
+            Ok(())
+        }),
+    ),
     completions("echo", set!(echo, boolean)),
     completions("logprobs", set!(options.logprobs, count, 0..=1000)),
     completions("best_of", set!(best_of, count, 1..=128)),
@@ -170,57 +188,78 @@ pub static FIELDS: &[Field] = &[
     chat("prediction", RefusedUnless(never, "predicted outputs are not supported")),
     chat("web_search_options", RefusedUnless(never, "there is no web search")),
     // vLLM's extensions.
-    both("top_k", Honoured(|wire, from| {
-        let top_k = read::integer(from.name, from.value, -1..=i64::from(u32::MAX))?;
-        wire.options.top_k = Some(u32::try_from(top_k).unwrap_or(0));
-        Ok(())
-    })),
+    both(
+        "top_k",
+        Honoured(|wire, from| {
+            let top_k = read::integer(from.name, from.value, -1..=i64::from(u32::MAX))?;
+            wire.options.top_k = Some(u32::try_from(top_k).unwrap_or(0));
+            Ok(())
+        }),
+    ),
     both("min_p", set!(options.min_p, number, 0.0..=1.0)),
     both("repetition_penalty", set!(options.repetition_penalty, number, 0.01..=10.0)),
     both("min_tokens", set!(options.min_tokens, count, 0..=u32::MAX)),
     both("ignore_eos", set!(options.ignore_eos, boolean)),
-    both("stop_token_ids", Honoured(|wire, from| {
-        let len_max = from.limits.token_list_max;
-        wire.options.stop_token_ids = read::token_ids(from.name, from.value, len_max)?;
-        Ok(())
-    })),
-    both("allowed_token_ids", Honoured(|wire, from| {
-        let len_max = from.limits.token_list_max;
-        read::array(from.name, from.value, len_max)?;
-        wire.options.allowed = read::token_ids(from.name, from.value, len_max)?;
-        Ok(())
-    })),
+    both(
+        "stop_token_ids",
+        Honoured(|wire, from| {
+            let len_max = from.limits.token_list_max;
+            wire.options.stop_token_ids = read::token_ids(from.name, from.value, len_max)?;
+            Ok(())
+        }),
+    ),
+    both(
+        "allowed_token_ids",
+        Honoured(|wire, from| {
+            let len_max = from.limits.token_list_max;
+            read::array(from.name, from.value, len_max)?;
+            wire.options.allowed = read::token_ids(from.name, from.value, len_max)?;
+            Ok(())
+        }),
+    ),
     both("include_stop_str_in_output", set!(options.include_stop, boolean)),
     both("skip_special_tokens", set!(options.skip_special, boolean)),
-    both("prompt_logprobs", set!(options.prompt_logprobs, count, 0..=1000)),
-    both("truncate_prompt_tokens", Honoured(|wire, from| {
-        let keep = read::integer(from.name, from.value, -1..=i64::from(u32::MAX))?;
-        wire.truncate = Some(u32::try_from(keep).ok());
-        Ok(())
-    })),
-    both("cache_salt", Honoured(|wire, from| {
-        let salt = read::string(from.name, from.value, 256)?;
-        if salt.is_empty() {
-            return Err(unsupported(from.name, "it must not be empty"));
-        }
-        wire.options.cache_salt = salt;
-        Ok(())
-    })),
-    both("priority", Honoured(|wire, from| {
-        let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
-        let priority = read::integer(from.name, from.value, range)?;
-        wire.options.priority = i32::try_from(priority).unwrap_or(0);
-        Ok(())
-    })),
+    both("prompt_logprobs", set!(prompt_logprobs, count, 0..=1000)),
+    both(
+        "truncate_prompt_tokens",
+        Honoured(|wire, from| {
+            let keep = read::integer(from.name, from.value, -1..=i64::from(u32::MAX))?;
+            wire.truncate = Some(u32::try_from(keep).ok());
+            Ok(())
+        }),
+    ),
+    both(
+        "cache_salt",
+        Honoured(|wire, from| {
+            let salt = read::string(from.name, from.value, 256)?;
+            if salt.is_empty() {
+                return Err(unsupported(from.name, "it must not be empty"));
+            }
+            wire.options.cache_salt = salt;
+            Ok(())
+        }),
+    ),
+    both(
+        "priority",
+        Honoured(|wire, from| {
+            let range = i64::from(i32::MIN)..=i64::from(i32::MAX);
+            let priority = read::integer(from.name, from.value, range)?;
+            wire.options.priority = i32::try_from(priority).unwrap_or(0);
+            Ok(())
+        }),
+    ),
     both("return_token_ids", set!(return_token_ids, boolean)),
     both("return_tokens_as_token_ids", set!(tokens_as_ids, boolean)),
     both("add_special_tokens", set!(add_special, boolean)),
     chat("add_generation_prompt", set!(add_generation_prompt, boolean)),
     chat("continue_final_message", set!(continue_final_message, boolean)),
-    chat("chat_template_kwargs", Honoured(|wire, from| {
-        wire.template_kwargs = read::object(from.name, from.value)?.clone();
-        Ok(())
-    })),
+    chat(
+        "chat_template_kwargs",
+        Honoured(|wire, from| {
+            wire.template_kwargs = read::object(from.name, from.value)?.clone();
+            Ok(())
+        }),
+    ),
     // vLLM's extensions that would change the answer and that we lack.
     both("use_beam_search", RefusedUnless(is_false, "there is no beam search")),
     both("length_penalty", RefusedUnless(is_one, "there is no beam search")),
@@ -230,7 +269,10 @@ pub static FIELDS: &[Field] = &[
     both("guided_regex", RefusedUnless(never, "structured output is not supported")),
     both("guided_choice", RefusedUnless(never, "structured output is not supported")),
     both("guided_grammar", RefusedUnless(never, "structured output is not supported")),
-    completions("response_format", RefusedUnless(is_text_format, "structured output is not supported")),
+    completions(
+        "response_format",
+        RefusedUnless(is_text_format, "structured output is not supported"),
+    ),
     completions("prompt_embeds", RefusedUnless(never, "prompts are text or token ids")),
     chat("chat_template", RefusedUnless(never, "a client cannot bring a template")),
     chat("documents", RefusedUnless(is_empty_list, "documents are not supported")),

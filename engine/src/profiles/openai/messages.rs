@@ -83,8 +83,9 @@ fn content(name: &str, value: &Value) -> Read<Content> {
         Value::String(text) => Ok(Content::Text(text.clone())),
         Value::Array(_) => {
             let parts = array(name, value, usize::MAX)?.iter().enumerate();
-            let texts: Read<Vec<String>> =
-                parts.map(|(index, part)| text_of_part(&format!("{name}[{index}]"), part)).collect();
+            let texts: Read<Vec<String>> = parts
+                .map(|(index, part)| text_of_part(&format!("{name}[{index}]"), part))
+                .collect();
             Ok(Content::Parts(texts?))
         }
         _ => Err(wrong_type(name, "a string or an array of content parts", value)),

@@ -43,7 +43,7 @@ pub mod models;
 pub mod errors;
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use hyper::Method;
 
 use crate::api::error::ApiError;
@@ -57,8 +57,8 @@ pub static FACE: Face = Face {
     routes: &[
         route(Method::POST, "/v1/chat/completions", |call| chat::serve(call).boxed()),
         route(Method::POST, "/v1/completions", |call| completions::serve(call).boxed()),
-        route(Method::GET, "/v1/models", |call| models::list(call).boxed()),
-        route(Method::GET, "/v1/models/{id}", |call| models::one(call).boxed()),
+        route(Method::GET, "/v1/models", |call| ready(models::list(call)).boxed()),
+        route(Method::GET, "/v1/models/{id}", |call| ready(models::one(call)).boxed()),
         route(Method::POST, "/tokenize", |call| tokens::tokenize(call).boxed()),
         route(Method::POST, "/detokenize", |call| tokens::detokenize(call).boxed()),
     ],

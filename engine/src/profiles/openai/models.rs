@@ -40,7 +40,7 @@ struct Models<'a> {
 }
 
 /// All models.
-pub async fn list(call: Call) -> Result<Reply, ApiError> {
+pub fn list(call: Call) -> Result<Reply, ApiError> {
     let instances = call.context.api.instances();
     let models =
         instances.iter().flat_map(|one| one.names.iter().map(|name| Model::new(name, one)));
@@ -48,7 +48,7 @@ pub async fn list(call: Call) -> Result<Reply, ApiError> {
 }
 
 /// One model.
-pub async fn one(call: Call) -> Result<Reply, ApiError> {
+pub fn one(call: Call) -> Result<Reply, ApiError> {
     let name = call.rest.unwrap_or_default();
     let instance = call.context.api.instance(Some(&name))?;
     let shown = if instance.has_name(&name) { &name } else { instance.name() };

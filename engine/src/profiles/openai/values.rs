@@ -166,8 +166,7 @@ pub fn wrong_type(name: &str, expected: &str, value: &Value) -> ApiError {
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     };
-    let message =
-        format!("Invalid type for '{name}': expected {expected}, but got {got} instead.");
+    let message = format!("Invalid type for '{name}': expected {expected}, but got {got} instead.");
     ApiError::invalid(name, "invalid_type", message)
 }
 

@@ -35,6 +35,8 @@ pub struct Wire {
     pub top_logprobs: Option<u32>,
     /// The prompts.
     pub prompts: Option<Vec<Prompt>>,
+    /// Log-probabilities of the prompt in vLLM's shape, with so many alternatives.
+    pub prompt_logprobs: Option<u32>,
     /// Repeat the prompt before the completion.
     pub echo: bool,
     /// Generate this many and return the best `n`.
@@ -72,6 +74,7 @@ impl Default for Wire {
             chat_logprobs: false,
             top_logprobs: None,
             prompts: None,
+            prompt_logprobs: None,
             echo: false,
             best_of: None,
             truncate: None,
@@ -118,7 +121,7 @@ impl Wire {
         self.finish_both()?;
         self.options.max_tokens = self.max_tokens;
         self.options.max_tokens_default = Some(COMPLETION_TOKENS_DEFAULT);
-        let scores = self.echo || self.options.prompt_logprobs.is_some();
+        let scores = self.echo || self.prompt_logprobs.is_some();
         if self.options.max_tokens == Some(0) && !scores {
             return Err(at_least_one("max_tokens"));
         }
@@ -126,8 +129,7 @@ impl Wire {
             return Err(unsupported("best_of", "it must equal n; all choices are returned"));
         }
         if self.echo && self.options.logprobs.is_some() {
-            self.options.prompt_logprobs =
-                self.options.prompt_logprobs.max(self.options.logprobs);
+            self.options.prompt_logprobs = self.prompt_logprobs.max(self.options.logprobs);
         }
         let prompts = self.take_prompts()?;
         let choices = prompts.len() as u64 * u64::from(self.options.n);
@@ -147,12 +149,14 @@ impl Wire {
         self.add_generation_prompt.unwrap_or(!self.continue_final_message)
     }
 
-    fn finish_both(&self) -> Read<()> {
+    fn finish_both(&mut self) -> Read<()> {
+        self.options.prompt_logprobs = self.prompt_logprobs;
         if self.has_stream_options && !self.stream {
-            let message = "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
+            let message =
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.";
             return Err(ApiError::invalid("stream_options", "invalid_value", message.into()));
         }
-        if self.stream && self.options.prompt_logprobs.is_some() {
+        if self.stream && self.prompt_logprobs.is_some() {
             return Err(unsupported("prompt_logprobs", "it cannot be streamed"));
         }
         Ok(())

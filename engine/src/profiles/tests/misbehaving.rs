@@ -169,6 +169,11 @@ async fn a_body_that_is_too_large_is_told_so_even_while_it_is_sent() {
     let answer = read_to_end(&mut socket).await;
     assert_eq!(answer.error(), "413 - request_too_large");
     assert_eq!(server.taken.load(SeqCst), 0);
+    // A path that is not there, asked with a body that nobody reads.
+    let mut socket = connect(&server).await;
+    let bytes = request("POST", "/nowhere", "connection: close\r\n", &large);
+    socket.write_all(bytes.as_bytes()).await.unwrap();
+    assert_eq!(read_to_end(&mut socket).await.error(), "404 - unknown_url");
 }
 
 #[tokio::test]
@@ -235,7 +240,7 @@ async fn a_drain_lets_what_runs_end_and_closes_the_rest() {
 #[tokio::test]
 async fn a_slow_reader_loses_nothing() {
     let server = Scripted::open().await;
-    let text = "slow ".repeat(60);
+    let text = "slow ".repeat(30);
     let mut socket = connect(&server).await;
     let body = json!({"messages": [{"role": "user", "content": text}], "stream": true});
     let bytes = request("POST", CHAT, "connection: close\r\n", &body.to_string());

@@ -27,7 +27,10 @@ async fn a_chat_answers_in_the_api_shape() {
     assert_eq!(body["object"], "chat.completion");
     assert_eq!(body["model"], "model-a");
     let choice = &body["choices"][0];
-    assert_eq!(choice["message"], json!({"role": "assistant", "content": "héllo", "refusal": null}));
+    assert_eq!(
+        choice["message"],
+        json!({"role": "assistant", "content": "héllo", "refusal": null})
+    );
     assert_eq!(choice["finish_reason"], "stop");
     assert!(choice["logprobs"].is_null());
     let usage = &body["usage"];
@@ -228,17 +231,21 @@ async fn errors_are_told_in_shape_before_and_after_the_first_byte() {
     let server = Scripted::open().await;
     for (path, body, expected) in [
         (CHAT, json!({}), "400 messages missing_required_parameter"),
-        (CHAT, with(user("x"), json!({"temperature": 3})), "400 temperature decimal_above_max_value"),
-        (CHAT, with(user("x"), json!({"tools": [{}]})), "400 tools unsupported_value"),
-        (CHAT, user(&"x".repeat(600)), "400 messages context_length_exceeded"),
         (
             CHAT,
-            with(user("x"), json!({"max_tokens": 600})),
-            "400 messages context_length_exceeded",
+            with(user("x"), json!({"temperature": 3})),
+            "400 temperature decimal_above_max_value",
         ),
+        (CHAT, with(user("x"), json!({"tools": [{}]})), "400 tools unsupported_value"),
+        (CHAT, user(&"x".repeat(600)), "400 messages context_length_exceeded"),
+        (CHAT, with(user("x"), json!({"max_tokens": 600})), "400 messages context_length_exceeded"),
         (COMPLETIONS, json!({"prompt": ""}), "400 prompt invalid_value"),
         (COMPLETIONS, json!({"prompt": [300]}), "400 prompt invalid_value"),
-        (COMPLETIONS, json!({"prompt": "x", "logprobs": 21}), "400 logprobs integer_above_max_value"),
+        (
+            COMPLETIONS,
+            json!({"prompt": "x", "logprobs": 21}),
+            "400 logprobs integer_above_max_value",
+        ),
         (CHAT, user("fail at once"), "503 - shutting_down"),
         (CHAT, with(user("fail at once"), json!({"stream": true})), "503 - shutting_down"),
         (CHAT, user("fail midway"), "500 - engine_failed"),

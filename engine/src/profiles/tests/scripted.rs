@@ -79,20 +79,7 @@ impl Scripted {
             let text = TextModel::dummy(300).unwrap();
             api.serve(vec![Arc::new(Instance::new(names, engine, text, pool, &metrics))]);
         }
-        let service = Service {
-            router: Router::new(FACES).unwrap(),
-            keys: Keys::new(&setup.keys, None).unwrap(),
-            cors: Cors::new(&setup.origins),
-            metrics_public: false,
-            bodies: BodyBudget::new(&setup.limits),
-            limits: Arc::new(setup.limits.clone()),
-            api: api.clone(),
-            metrics: HttpMetrics::new(metrics),
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (drain, draining) = watch::channel(false);
-        tokio::spawn(Server::new(Arc::new(service), setup.limits, draining).run(listener));
+        let (address, drain) = listen(setup, api.clone(), metrics).await;
         Scripted { address, api, taken, cancelled, drain }
     }
 
@@ -112,7 +99,31 @@ impl Scripted {
     }
 }
 
-async fn until(holds: impl Fn() -> bool) {
+/// A listener with all faces over `api`.
+pub(super) async fn listen(
+    setup: Setup,
+    api: Arc<Api>,
+    metrics: Arc<Metrics>,
+) -> (SocketAddr, watch::Sender<bool>) {
+    let service = Service {
+        router: Router::new(FACES).unwrap(),
+        keys: Keys::new(&setup.keys, None).unwrap(),
+        cors: Cors::new(&setup.origins),
+        metrics_public: false,
+        bodies: BodyBudget::new(&setup.limits),
+        limits: Arc::new(setup.limits.clone()),
+        api,
+        metrics: HttpMetrics::new(metrics),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (drain, draining) = watch::channel(false);
+    tokio::spawn(Server::new(Arc::new(service), setup.limits, draining).run(listener));
+    (address, drain)
+}
+
+/// Waits until something holds, and fails if it never does.
+pub(super) async fn until(holds: impl Fn() -> bool) {
     for _ in 0..2000 {
         if holds() {
             return;
@@ -199,7 +210,9 @@ fn play(group: SequenceGroup, cancelled: &AtomicU32) {
 /// A chat's last user message without the template's marks, or the whole prompt.
 fn said(text: &str, prompt: &[u32]) -> Vec<u32> {
     match text.rsplit_once("user\n") {
-        Some((_, rest)) => rest.split("\nassistant").next().unwrap_or(rest).bytes().map(u32::from).collect(),
+        Some((_, rest)) => {
+            rest.split("\nassistant").next().unwrap_or(rest).bytes().map(u32::from).collect()
+        }
         None => prompt.to_vec(),
     }
 }

@@ -15,9 +15,14 @@ async fn with_keys_only_public_routes_are_open() {
     let wrong = "authorization: Bearer sk-wrong\r\n";
     let right = "authorization: Bearer sk-right\r\n";
     for (method, path) in [
-        ("GET", "/v1/models"), ("GET", "/v1/models/model-a"), ("GET", "/metrics"),
-        ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/tokenize"),
-        ("POST", "/detokenize"), ("HEAD", "/v1/models"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/model-a"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("HEAD", "/v1/models"),
     ] {
         let missing = send(at, method, path, "", "").await;
         assert_eq!(missing.status, 401, "{method} {path}");
@@ -90,10 +95,7 @@ async fn only_listed_origins_may_read() {
     assert_eq!(answer.status, 204);
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://a.example"));
     assert_eq!(answer.header("access-control-allow-methods"), Some("POST, OPTIONS"));
-    assert_eq!(
-        answer.header("access-control-allow-headers"),
-        Some("authorization, content-type")
-    );
+    assert_eq!(answer.header("access-control-allow-headers"), Some("authorization, content-type"));
     // Errors can be read by the page too.
     let answer = send(at, "GET", "/v1/nowhere", listed, "").await;
     assert_eq!(answer.header("access-control-allow-origin"), Some("https://a.example"));

@@ -121,8 +121,14 @@ fn ranges_are_closed_and_outside_them_is_refused_by_name() {
 #[test]
 fn booleans_are_booleans() {
     for name in [
-        "stream", "logprobs", "ignore_eos", "skip_special_tokens", "return_token_ids",
-        "add_generation_prompt", "continue_final_message", "include_stop_str_in_output",
+        "stream",
+        "logprobs",
+        "ignore_eos",
+        "skip_special_tokens",
+        "return_token_ids",
+        "add_generation_prompt",
+        "continue_final_message",
+        "include_stop_str_in_output",
     ] {
         assert!(chat(json!({name: true})).is_ok(), "{name}");
         for other in [json!(1), json!("true"), json!({})] {
