@@ -21,15 +21,15 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 fn request(number: u32) -> Request {
     // Half of the prompts share a prefix; lengths differ, so that seats change hands at all times.
-    let shared = if number % 2 == 0 { 64 } else { 0 };
+    let shared = if number.is_multiple_of(2) { 64 } else { 0 };
     let tokens = (0..shared).chain((0..50 + number % 70).map(|i| (i * 31 + number) % 60));
-    let penalties = number % 5 == 0;
+    let penalties = number.is_multiple_of(5);
     Request {
         id: "r".into(),
         input: vec![Segment::Tokens(tokens.map(|token| token % 60).collect())],
         sampler: SamplerParams {
             frequency_penalty: if penalties { 0.5 } else { 0.0 },
-            num_logprobs: (number % 3 == 0).then_some(2),
+            num_logprobs: number.is_multiple_of(3).then_some(2),
             ..SamplerParams::default()
         },
         stop: StopParams {
@@ -38,8 +38,8 @@ fn request(number: u32) -> Request {
             eos_token_ids: vec![],
             stop_token_ids: vec![],
         },
-        n: 1 + u32::from(number % 10 == 0),
-        prompt_logprobs: (number % 7 == 0).then_some(1),
+        n: 1 + u32::from(number.is_multiple_of(10)),
+        prompt_logprobs: number.is_multiple_of(7).then_some(1),
         tenant: Tenant {
             id: format!("tenant-{}", number % 3).as_str().into(),
             cache_salt: Default::default(),

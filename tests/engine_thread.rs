@@ -1,5 +1,7 @@
 //! The engine thread as its users see it: real threads, real readers, drains and faults.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "test code")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

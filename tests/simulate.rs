@@ -4,6 +4,8 @@
 //! A failing seed is printed with the smallest workload found that still fails.
 //! `SIMULATE_SEED=n` runs one seed alone.
 
+#![allow(clippy::panic, clippy::print_stderr, reason = "test code")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pagoda_engine::scheduler::settings::SchedulerSettings;

@@ -1,5 +1,7 @@
 //! What the end-to-end tests share.
 
+#![allow(clippy::panic, clippy::expect_used, clippy::unwrap_used, reason = "test code")]
+
 /// The step loop against a model whose outcome has a closed form.
 pub mod simulation;
 

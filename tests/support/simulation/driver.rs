@@ -129,7 +129,7 @@ impl Reader {
         if self.stream.is_none() {
             return;
         }
-        if (turn - self.since) % ask.reads_every == 0 {
+        if (turn - self.since).is_multiple_of(ask.reads_every) {
             self.read();
         }
         let computed = lock(state).computed.contains(&self.number);

@@ -26,7 +26,7 @@ impl DraftSource for HashDrafts {
         let start = sequence.output.len();
         for index in 0..max.min((self.seed % 4) as usize) {
             let right = tokens.get(start + index).copied().unwrap_or(0);
-            let wrong = mix(self.seed, index as u64) % 3 == 0;
+            let wrong = mix(self.seed, index as u64).is_multiple_of(3);
             drafts.push((right + u32::from(wrong)) % self.vocab);
         }
     }

@@ -207,7 +207,7 @@ impl Ask {
                 // The pretended model takes the salt from the seed, so that content depends on it.
                 seed: u64::from(self.tenant),
                 logit_bias: vec![(number, 0.0)],
-                num_logprobs: (number % 2 == 0).then_some(2),
+                num_logprobs: number.is_multiple_of(2).then_some(2),
                 frequency_penalty: if self.counts { 0.5 } else { 0.0 },
                 ..SamplerParams::default()
             },
