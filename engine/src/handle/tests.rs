@@ -1,3 +1,5 @@
+//! The handle and its streams: admission, order of events, cancel by drop.
+
 use super::*;
 use crate::model::info::{KvGroupInfo, KvGroupKind};
 use crate::request::{SamplerParams, Segment, StopParams, Tenant};

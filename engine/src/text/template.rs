@@ -224,7 +224,7 @@ impl ChatTemplate {
             context.insert(name.clone(), json(value));
         }
         context.insert("messages".into(), json(&Json::from(messages)));
-        context.insert("tools".into(), chat.tools.map_or(Value::from(()), json));
+        context.insert("tools".into(), chat.tools.map_or_else(|| Value::from(()), json));
         context.insert("documents".into(), Value::from(()));
         context.insert("add_generation_prompt".into(), chat.add_generation_prompt.into());
         let now = chat.now;

@@ -78,7 +78,7 @@ impl Style {
             },
             Json::String(text) => self.write_string(text, out),
             Json::Array(items) => {
-                self.write_list('[', ']', depth, out, items.iter(), |item, out| {
+                self.write_list(['[', ']'], depth, out, items.iter(), |item, out| {
                     self.write(item, depth + 1, out);
                 });
             }
@@ -87,7 +87,7 @@ impl Style {
                 if self.sort_keys {
                     entries.sort_by_key(|(key, _)| *key);
                 }
-                self.write_list('{', '}', depth, out, entries.into_iter(), |(key, value), out| {
+                self.write_list(['{', '}'], depth, out, entries.into_iter(), |(key, value), out| {
                     self.write_string(key, out);
                     out.push_str(&self.key);
                     self.write(value, depth + 1, out);
@@ -98,8 +98,7 @@ impl Style {
 
     fn write_list<T>(
         &self,
-        open: char,
-        close: char,
+        [open, close]: [char; 2],
         depth: usize,
         out: &mut String,
         items: impl ExactSizeIterator<Item = T>,

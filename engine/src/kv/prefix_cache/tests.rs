@@ -1,3 +1,5 @@
+//! The prefix cache: what is found, shared, evicted and never lost.
+
 use super::*;
 use crate::kv::key::{KeyChain, KeyHasher};
 
