@@ -1,0 +1,146 @@
+//! All requests at once in an engine that is too small for them, and clients that leave.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use pagoda_engine::handle::EventStream;
+use pagoda_engine::request::{Event, SamplerParams};
+
+use crate::engine::Engine;
+use crate::workload::{Outcome, Request, tokens};
+
+const LEAVERS: usize = 12;
+
+/// What happened beside the answers, which were compared on the way.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    left_in_prefill: usize,
+    left_in_decode: usize,
+    decode_block_hits: u32,
+}
+
+/// One client that reads to the end.
+struct Reader<'a> {
+    request: &'a Request,
+    alone: &'a Outcome,
+    outcome: Outcome,
+    stream: EventStream,
+    /// The turn that follows, and the prompt length of this one.
+    follow_up: Option<&'a (Request, Outcome)>,
+    /// Length of the first turn's prompt, for a second turn.
+    first_prompt_len: Option<u32>,
+}
+
+impl Crowd {
+    /// Runs all conversations, each second turn as soon as its first has ended.
+    pub fn run(
+        engine: &Engine,
+        firsts: &[(Request, Outcome)],
+        seconds: &[(Request, Outcome)],
+    ) -> Self {
+        let mut crowd = Crowd::default();
+        let mut leavers = leaving_prompts(engine.vocab());
+        let mut readers: Vec<Reader<'_>> = firsts
+            .iter()
+            .zip(seconds)
+            .map(|((request, alone), second)| Reader::new(engine, request, alone, Some(second)))
+            .collect();
+        let mut in_prefill = leavers.pop_front().map(|request| engine.submit(&request));
+        let mut in_decode = leavers.pop_front().map(|request| engine.submit(&request));
+        let mut deep_before = 0;
+        while !readers.is_empty() || in_prefill.is_some() || in_decode.is_some() {
+            let mut still = Vec::with_capacity(readers.len());
+            for mut reader in readers {
+                match reader.poll() {
+                    false => still.push(reader),
+                    true => still.extend(crowd.finish(engine, reader)),
+                }
+            }
+            readers = still;
+            let deep = engine.seen.deep_prefills.load(Relaxed);
+            if deep > deep_before && in_prefill.as_mut().is_some_and(|s| s.try_next().is_none()) {
+                crowd.left_in_prefill += 1;
+                in_prefill = leavers.pop_front().map(|request| engine.submit(&request));
+                deep_before = engine.seen.deep_prefills.load(Relaxed);
+            }
+            if in_decode.as_mut().is_some_and(has_token) {
+                crowd.left_in_decode += 1;
+                in_decode = leavers.pop_front().map(|request| engine.submit(&request));
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        crowd
+    }
+
+    fn finish<'a>(&mut self, engine: &Engine, reader: Reader<'a>) -> Option<Reader<'a>> {
+        reader.outcome.assert_bits_equal(reader.alone, &reader.request.name);
+        if let Some(first) = reader.first_prompt_len {
+            let block = engine.handle.info().block_size;
+            let blocks = (reader.outcome.cached_tokens / block).saturating_sub(first / block);
+            self.decode_block_hits += blocks;
+        }
+        let (request, alone) = reader.follow_up?;
+        let mut next = Reader::new(engine, request, alone, None);
+        next.first_prompt_len = Some(reader.request.prompt.len() as u32);
+        Some(next)
+    }
+
+    /// The test means nothing unless the hard cases occurred.
+    pub fn assert_it_happened(&self, engine: &Engine) {
+        let preemptions = engine.stats().preemptions;
+        assert!(preemptions >= 50, "only {preemptions} preemptions: {self:?}");
+        assert!(self.decode_block_hits >= 50, "{self:?}");
+        assert!(self.left_in_prefill >= 3, "{self:?}");
+        assert!(self.left_in_decode >= 3, "{self:?}");
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn new(
+        engine: &Engine,
+        request: &'a Request,
+        alone: &'a Outcome,
+        follow_up: Option<&'a (Request, Outcome)>,
+    ) -> Self {
+        let stream = engine.submit(request);
+        let outcome = Outcome::default();
+        Reader { request, alone, outcome, stream, follow_up, first_prompt_len: None }
+    }
+
+    /// Reads what there is; gives whether the request has ended.
+    fn poll(&mut self) -> bool {
+        while let Some(event) = self.stream.try_next() {
+            if self.outcome.push(event) {
+                return true;
+            }
+        }
+        assert!(!self.stream.is_ended(), "{}: the stream ended early", self.request.name);
+        false
+    }
+}
+
+/// Clients that leave, in turn: one with a prompt so long that it is met in prefill, one that
+/// leaves once it has read a token.
+fn leaving_prompts(vocab: u32) -> VecDeque<Request> {
+    (0..LEAVERS)
+        .map(|index| Request {
+            name: format!("leaver {index}"),
+            prompt: tokens(700 + index as u64, if index % 2 == 0 { 900 } else { 20 }, vocab),
+            sampler: SamplerParams::default(),
+            max_tokens: 100,
+            prompt_logprobs: None,
+            salt: format!("leaver {index}").into(),
+            priority: -2,
+        })
+        .collect()
+}
+
+fn has_token(stream: &mut EventStream) -> bool {
+    while let Some(event) = stream.try_next() {
+        if matches!(event, Event::Token { .. }) {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,175 @@
+//! The mixed requests of the invariance test, and what an answer is: bits.
+
+use std::sync::Arc;
+
+use pagoda_engine::request::{
+    Event, SamplerParams, Segment, StopParams, Tenant, TokenOut, Request as EngineRequest,
+};
+
+/// Token ids below this are in every checkpoint's vocabulary.
+const MIN_VOCAB: u32 = 300;
+
+/// One request of the test.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub name: String,
+    pub prompt: Vec<u32>,
+    pub sampler: SamplerParams,
+    pub max_tokens: u32,
+    pub prompt_logprobs: Option<u32>,
+    pub salt: Arc<str>,
+    pub priority: i32,
+}
+
+/// What a request gave: tokens with the bits of their log-probabilities.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub prompt: Vec<Line>,
+    pub tokens: Vec<Line>,
+    pub cached_tokens: u32,
+}
+
+/// A token, its log-probability's bits, and its top list's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub id: u32,
+    logprob: u32,
+    rank: u32,
+    top: Vec<(u32, u32)>,
+}
+
+impl From<TokenOut> for Line {
+    fn from(token: TokenOut) -> Self {
+        let top = token.top.iter().map(|(id, logprob)| (*id, logprob.to_bits())).collect();
+        Line { id: token.id, logprob: token.logprob.to_bits(), rank: token.rank, top }
+    }
+}
+
+impl Outcome {
+    /// Adds an event; gives whether the request has ended.
+    pub fn push(&mut self, event: Event) -> bool {
+        match event {
+            Event::Started { cached_tokens, .. } => self.cached_tokens = cached_tokens,
+            Event::Prompt { token, .. } => self.prompt.push(token.into()),
+            Event::Token { token, .. } => self.tokens.push(token.into()),
+            Event::Finished { .. } => return true,
+            Event::Failed(error) => panic!("a request failed: {error}"),
+        }
+        false
+    }
+
+    /// Fails at the first token whose bits differ.
+    pub fn assert_bits_equal(&self, alone: &Outcome, name: &str) {
+        assert_eq!(self.prompt.len(), alone.prompt.len(), "{name}: prompt rows");
+        assert_eq!(self.tokens.len(), alone.tokens.len(), "{name}: tokens");
+        let pairs = self.prompt.iter().zip(&alone.prompt).chain(self.tokens.iter().zip(&alone.tokens));
+        for (index, (crowd, alone)) in pairs.enumerate() {
+            assert_eq!(crowd, alone, "{name}: token {index} of {}", self.tokens.len());
+        }
+    }
+}
+
+impl Request {
+    /// As the engine takes it.
+    pub fn to_engine(&self) -> EngineRequest {
+        EngineRequest {
+            id: self.name.as_str().into(),
+            input: vec![Segment::Tokens(self.prompt.clone())],
+            sampler: self.sampler.clone(),
+            stop: StopParams {
+                max_tokens: self.max_tokens,
+                min_tokens: 0,
+                eos_token_ids: Vec::new(),
+                stop_token_ids: Vec::new(),
+            },
+            n: 1,
+            prompt_logprobs: self.prompt_logprobs,
+            tenant: Tenant { id: "crowd".into(), cache_salt: self.salt.clone() },
+            priority: self.priority,
+        }
+    }
+}
+
+/// 32 conversations that begin: different lengths, shared beginnings, every way to sample.
+pub fn first_turns(vocab: u32) -> Vec<Request> {
+    (0..32)
+        .map(|index| {
+            let mut prompt = tokens(1000 + index as u64 % 4, 48, vocab);
+            prompt.extend(tokens(index as u64, 3 + (index * 37) % 200, vocab));
+            Request {
+                name: format!("first {index}"),
+                prompt,
+                sampler: sampler(index, vocab),
+                max_tokens: 50 + (index as u32 * 7) % 40,
+                prompt_logprobs: (index % 5 == 0).then_some(3),
+                salt: "".into(),
+                priority: 0,
+            }
+        })
+        .collect()
+}
+
+/// The same conversation goes on: its prompt holds what decode wrote.
+pub fn second_turn(index: usize, first: &Request, outcome: &Outcome) -> Request {
+    let mut prompt = first.prompt.clone();
+    prompt.extend(outcome.tokens.iter().map(|line| line.id));
+    prompt.extend(tokens(5000 + index as u64, 1 + index % 19, MIN_VOCAB));
+    Request {
+        name: format!("second {index}"),
+        prompt,
+        sampler: sampler(index + 3, MIN_VOCAB),
+        max_tokens: 20 + (index as u32 * 5) % 30,
+        prompt_logprobs: None,
+        salt: "".into(),
+        priority: -1,
+    }
+}
+
+/// Prompts of 98 to 194 tokens that nobody shares: in steps of 97 rows their second chunks have
+/// every size from 1 to 97.
+pub fn chunk_sweep(vocab: u32) -> Vec<Request> {
+    (1..=97)
+        .map(|size| Request {
+            name: format!("chunk {size}"),
+            prompt: tokens(9000 + size as u64, 97 + size, vocab),
+            sampler: SamplerParams { num_logprobs: Some(20), ..SamplerParams::default() },
+            max_tokens: 3,
+            prompt_logprobs: None,
+            salt: format!("sweep {size}").into(),
+            priority: 0,
+        })
+        .collect()
+}
+
+/// Every way to sample in turn; always with log-probabilities.
+fn sampler(index: usize, vocab: u32) -> SamplerParams {
+    let seeded = SamplerParams {
+        temperature: 0.9,
+        seed: 77 + index as u64,
+        num_logprobs: Some((index % 6) as u32),
+        ..SamplerParams::default()
+    };
+    match index % 8 {
+        0 => SamplerParams { temperature: 0.0, ..seeded },
+        1 => seeded,
+        2 => SamplerParams { top_p: 0.8, ..seeded },
+        3 => SamplerParams { top_k: 12, ..seeded },
+        4 => SamplerParams { min_p: 0.05, top_p: 0.95, ..seeded },
+        5 => SamplerParams { repetition_penalty: 1.3, frequency_penalty: 0.2, ..seeded },
+        6 => SamplerParams { logit_bias: vec![(3, 4.0), (9, -5.0)], ..seeded },
+        _ => SamplerParams { allowed: (0..vocab.min(200)).step_by(2).collect(), ..seeded },
+    }
+}
+
+/// Random token ids below `vocab` (a splitmix generator: the same everywhere).
+pub fn tokens(seed: u64, len: usize, vocab: u32) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) % u64::from(vocab)) as u32
+        })
+        .collect()
+}
