@@ -11,10 +11,12 @@ use crate::engine::Engine;
 use crate::workload::{Outcome, Request, tokens};
 
 const LEAVERS: usize = 12;
+const CONVERSATIONS: usize = 12;
 
 /// What happened beside the answers, which were compared on the way.
 #[derive(Debug, Default)]
-pub struct Crowd {
+pub(crate) struct Crowd {
+    preemptions: u64,
     left_in_prefill: usize,
     left_in_decode: usize,
     decode_block_hits: u32,
@@ -34,12 +36,12 @@ struct Reader<'a> {
 
 impl Crowd {
     /// Runs all conversations, each second turn as soon as its first has ended.
-    pub fn run(
+    pub(crate) fn run(
+        &mut self,
         engine: &Engine,
         firsts: &[(Request, Outcome)],
         seconds: &[(Request, Outcome)],
-    ) -> Self {
-        let mut crowd = Crowd::default();
+    ) {
         let mut leavers = leaving_prompts(engine.vocab());
         let mut readers: Vec<Reader<'_>> = firsts
             .iter()
@@ -54,23 +56,44 @@ impl Crowd {
             for mut reader in readers {
                 match reader.poll() {
                     false => still.push(reader),
-                    true => still.extend(crowd.finish(engine, reader)),
+                    true => still.extend(self.finish(engine, reader)),
                 }
             }
             readers = still;
             let deep = engine.seen.deep_prefills.load(Relaxed);
             if deep > deep_before && in_prefill.as_mut().is_some_and(|s| s.try_next().is_none()) {
-                crowd.left_in_prefill += 1;
+                self.left_in_prefill += 1;
                 in_prefill = leavers.pop_front().map(|request| engine.submit(&request));
                 deep_before = engine.seen.deep_prefills.load(Relaxed);
             }
             if in_decode.as_mut().is_some_and(has_token) {
-                crowd.left_in_decode += 1;
+                self.left_in_decode += 1;
                 in_decode = leavers.pop_front().map(|request| engine.submit(&request));
             }
             std::thread::sleep(Duration::from_micros(200));
         }
-        crowd
+        self.talk(engine, firsts, seconds);
+        let preemptions = engine.stats().preemptions;
+        assert!(preemptions > 0, "{:?}", engine.handle.info());
+        self.preemptions += preemptions;
+    }
+
+    /// Conversations one after another, so that second turns surely find what decode wrote.
+    fn talk(
+        &mut self,
+        engine: &Engine,
+        firsts: &[(Request, Outcome)],
+        seconds: &[(Request, Outcome)],
+    ) {
+        for ((request, alone), second) in firsts.iter().zip(seconds).take(CONVERSATIONS) {
+            let mut reader = Some(Reader::new(engine, request, alone, Some(second)));
+            while let Some(mut turn) = reader.take() {
+                while !turn.poll() {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                reader = self.finish(engine, turn);
+            }
+        }
     }
 
     fn finish<'a>(&mut self, engine: &Engine, reader: Reader<'a>) -> Option<Reader<'a>> {
@@ -87,9 +110,8 @@ impl Crowd {
     }
 
     /// The test means nothing unless the hard cases occurred.
-    pub fn assert_it_happened(&self, engine: &Engine) {
-        let preemptions = engine.stats().preemptions;
-        assert!(preemptions >= 50, "only {preemptions} preemptions: {self:?}");
+    pub(crate) fn assert_it_happened(&self) {
+        assert!(self.preemptions >= 50, "{self:?}");
         assert!(self.decode_block_hits >= 50, "{self:?}");
         assert!(self.left_in_prefill >= 3, "{self:?}");
         assert!(self.left_in_decode >= 3, "{self:?}");

@@ -8,12 +8,12 @@ use std::time::Duration;
 use pagoda_engine::handle::{EngineHandle, EngineStats, EventStream};
 use pagoda_engine::memory::KvBudget;
 use pagoda_engine::model::files::Checkpoint;
-use pagoda_engine::model::{LoadOptions, ModelSource, load_on};
+use pagoda_engine::model::{LoadOptions, ModelSource, load};
 use pagoda_engine::runner::{Plan, Runner, Ticket};
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step;
 use pagoda_kernels::batch::Batch;
-use pagoda_kernels::cpu::{CpuDevice, CpuOptions, Isa};
+use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::error::KernelError;
 use pagoda_kernels::sampling::Purpose;
@@ -21,37 +21,40 @@ use pagoda_kernels::sampling::Purpose;
 use crate::workload::{Outcome, Request};
 
 /// Rows of a step in the cramped engine.
-pub const STEP_TOKENS: usize = 97;
+pub(crate) const STEP_TOKENS: usize = 97;
 /// A prefill this deep can only be one of the crowd's long prompts.
 const DEEP_PREFILL: u32 = 450;
 const MAX_MODEL_LEN: u32 = 1024;
+const BLOCK_SIZE: u32 = 16;
 
 /// Which model, and which arithmetic.
 #[derive(Clone, Debug)]
-pub struct Setup {
-    pub folder: PathBuf,
-    pub isa: Isa,
-    pub dtype: DType,
-    pub threads: usize,
+pub(crate) struct Setup {
+    pub(crate) folder: PathBuf,
+    pub(crate) isa: Isa,
+    pub(crate) dtype: DType,
+    pub(crate) threads: u32,
+    /// Tokens for which the cramped cache has room, if all layers keep all of them.
+    pub(crate) cache_tokens: u64,
 }
 
 /// A running engine.
-pub struct Engine {
-    pub handle: EngineHandle,
-    pub seen: Arc<Seen>,
+pub(crate) struct Engine {
+    pub(crate) handle: EngineHandle,
+    pub(crate) seen: Arc<Seen>,
 }
 
 /// What the watched steps showed.
 #[derive(Debug)]
-pub struct Seen {
+pub(crate) struct Seen {
     chunk_sizes: [AtomicU32; STEP_TOKENS + 1],
     /// Steps in which a long prompt was in the middle of its prefill.
-    pub deep_prefills: AtomicU32,
+    pub(crate) deep_prefills: AtomicU32,
 }
 
 impl Engine {
     /// Room for everything, whole prompts in one step, nothing shared.
-    pub fn ample(setup: &Setup) -> Self {
+    pub(crate) fn ample(setup: &Setup) -> Self {
         let options = LoadOptions {
             max_num_seqs: Some(16),
             max_num_batched_tokens: Some(2048),
@@ -62,36 +65,31 @@ impl Engine {
         Self::start(setup, options, settings)
     }
 
-    /// A cache for about 1,600 tokens, 24 seats, steps of 97 rows.
-    pub fn cramped(setup: &Setup) -> Self {
+    /// A cache for `cache_tokens`, 40 seats, steps of 97 rows.
+    pub(crate) fn cramped(setup: &Setup) -> Self {
         let config = Checkpoint::open(&ModelSource::Folder(setup.folder.clone())).unwrap().config;
         let heads = config.heads;
         let bytes_per_token =
             2 * config.num_layers * heads.num_kv * heads.head_dim * setup.dtype.bytes();
         let options = LoadOptions {
-            max_num_seqs: Some(24),
+            max_num_seqs: Some(40),
             max_num_batched_tokens: Some(STEP_TOKENS as u32),
-            kv: KvBudget::Bytes(1600 * bytes_per_token as u64),
+            kv: KvBudget::Bytes(setup.cache_tokens * bytes_per_token as u64),
             ..LoadOptions::default()
         };
         Self::start(setup, options, SchedulerSettings::default())
     }
 
     fn start(setup: &Setup, options: LoadOptions, settings: SchedulerSettings) -> Self {
-        let device = CpuDevice::new(CpuOptions {
-            threads: setup.threads,
-            isa: Some(setup.isa),
-            block_size: 16,
-            attention_unit: 64,
-        })
-        .unwrap();
         let options = LoadOptions {
             dtype: Some(setup.dtype),
             max_model_len: Some(MAX_MODEL_LEN),
+            threads: Some(setup.threads),
+            isa: Some(setup.isa.name().into()),
+            block_size: Some(BLOCK_SIZE),
             ..options
         };
-        let checkpoint = Checkpoint::open(&ModelSource::Folder(setup.folder.clone())).unwrap();
-        let loaded = load_on(&device, checkpoint, &options, &|_| {}).unwrap();
+        let loaded = load(&ModelSource::Folder(setup.folder.clone()), &options, &|_| {}).unwrap();
         let seen = Arc::new(Seen {
             chunk_sizes: std::array::from_fn(|_| AtomicU32::new(0)),
             deep_prefills: AtomicU32::new(0),
@@ -101,22 +99,25 @@ impl Engine {
         Engine { handle, seen }
     }
 
-    pub fn vocab(&self) -> u32 {
+    pub(crate) fn vocab(&self) -> u32 {
         self.handle.info().vocab
     }
 
-    pub fn submit(&self, request: &Request) -> EventStream {
+    pub(crate) fn submit(&self, request: &Request) -> EventStream {
         self.handle.submit(request.to_engine()).unwrap()
     }
 
     /// Runs one request to its end.
-    pub fn run(&self, request: Request) -> (Request, Outcome) {
+    pub(crate) fn run(&self, request: Request) -> (Request, Outcome) {
         let mut stream = self.submit(&request);
         let mut outcome = Outcome::default();
         loop {
             match stream.try_next() {
-                Some(event) if outcome.push(event) => return (request, outcome),
-                Some(_) => {}
+                Some(event) => {
+                    if outcome.push(event) {
+                        return (request, outcome);
+                    }
+                }
                 None => {
                     assert!(!stream.is_ended(), "{}: the stream ended early", request.name);
                     std::thread::sleep(Duration::from_micros(200));
@@ -125,11 +126,11 @@ impl Engine {
         }
     }
 
-    pub fn stats(&self) -> EngineStats {
+    pub(crate) fn stats(&self) -> EngineStats {
         self.handle.stats()
     }
 
-    pub fn assert_every_chunk_size(&self) {
+    pub(crate) fn assert_every_chunk_size(&self) {
         for (size, count) in self.seen.chunk_sizes.iter().enumerate().skip(1) {
             assert!(count.load(Relaxed) > 0, "no chunk of {size} rows was ever prefilled");
         }
@@ -168,8 +169,8 @@ impl Seen {
             });
             let rows = batch.query_len(seq);
             let is_prefill = rows > 1 || sampled.is_none_or(|position| position == 0);
-            if is_prefill {
-                self.chunk_sizes[rows].fetch_add(1, Relaxed);
+            if let Some(count) = self.chunk_sizes.get(rows).filter(|_| is_prefill) {
+                count.fetch_add(1, Relaxed);
             }
             if sampled.is_none() && batch.kv_len[seq] > DEEP_PREFILL {
                 self.deep_prefills.fetch_add(1, Relaxed);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pagoda_engine::request::{
-    Event, SamplerParams, Segment, StopParams, Tenant, TokenOut, Request as EngineRequest,
+    Event, Request as EngineRequest, SamplerParams, Segment, StopParams, Tenant, TokenOut,
 };
 
 /// Token ids below this are in every checkpoint's vocabulary.
@@ -11,28 +11,28 @@ const MIN_VOCAB: u32 = 300;
 
 /// One request of the test.
 #[derive(Clone, Debug)]
-pub struct Request {
-    pub name: String,
-    pub prompt: Vec<u32>,
-    pub sampler: SamplerParams,
-    pub max_tokens: u32,
-    pub prompt_logprobs: Option<u32>,
-    pub salt: Arc<str>,
-    pub priority: i32,
+pub(crate) struct Request {
+    pub(crate) name: String,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) sampler: SamplerParams,
+    pub(crate) max_tokens: u32,
+    pub(crate) prompt_logprobs: Option<u32>,
+    pub(crate) salt: Arc<str>,
+    pub(crate) priority: i32,
 }
 
 /// What a request gave: tokens with the bits of their log-probabilities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    pub prompt: Vec<Line>,
-    pub tokens: Vec<Line>,
-    pub cached_tokens: u32,
+pub(crate) struct Outcome {
+    pub(crate) prompt: Vec<Line>,
+    pub(crate) tokens: Vec<Line>,
+    pub(crate) cached_tokens: u32,
 }
 
 /// A token, its log-probability's bits, and its top list's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    pub id: u32,
+pub(crate) struct Line {
+    pub(crate) id: u32,
     logprob: u32,
     rank: u32,
     top: Vec<(u32, u32)>,
@@ -47,7 +47,7 @@ impl From<TokenOut> for Line {
 
 impl Outcome {
     /// Adds an event; gives whether the request has ended.
-    pub fn push(&mut self, event: Event) -> bool {
+    pub(crate) fn push(&mut self, event: Event) -> bool {
         match event {
             Event::Started { cached_tokens, .. } => self.cached_tokens = cached_tokens,
             Event::Prompt { token, .. } => self.prompt.push(token.into()),
@@ -59,10 +59,11 @@ impl Outcome {
     }
 
     /// Fails at the first token whose bits differ.
-    pub fn assert_bits_equal(&self, alone: &Outcome, name: &str) {
+    pub(crate) fn assert_bits_equal(&self, alone: &Outcome, name: &str) {
         assert_eq!(self.prompt.len(), alone.prompt.len(), "{name}: prompt rows");
         assert_eq!(self.tokens.len(), alone.tokens.len(), "{name}: tokens");
-        let pairs = self.prompt.iter().zip(&alone.prompt).chain(self.tokens.iter().zip(&alone.tokens));
+        let pairs =
+            self.prompt.iter().zip(&alone.prompt).chain(self.tokens.iter().zip(&alone.tokens));
         for (index, (crowd, alone)) in pairs.enumerate() {
             assert_eq!(crowd, alone, "{name}: token {index} of {}", self.tokens.len());
         }
@@ -71,7 +72,7 @@ impl Outcome {
 
 impl Request {
     /// As the engine takes it.
-    pub fn to_engine(&self) -> EngineRequest {
+    pub(crate) fn to_engine(&self) -> EngineRequest {
         EngineRequest {
             id: self.name.as_str().into(),
             input: vec![Segment::Tokens(self.prompt.clone())],
@@ -91,16 +92,16 @@ impl Request {
 }
 
 /// 32 conversations that begin: different lengths, shared beginnings, every way to sample.
-pub fn first_turns(vocab: u32) -> Vec<Request> {
+pub(crate) fn first_turns(vocab: u32) -> Vec<Request> {
     (0..32)
         .map(|index| {
-            let mut prompt = tokens(1000 + index as u64 % 4, 48, vocab);
-            prompt.extend(tokens(index as u64, 3 + (index * 37) % 200, vocab));
+            let mut prompt = tokens(1000 + index as u64 % 4, 20, vocab);
+            prompt.extend(tokens(index as u64, 3 + (index * 37) % 90, vocab));
             Request {
                 name: format!("first {index}"),
                 prompt,
                 sampler: sampler(index, vocab),
-                max_tokens: 50 + (index as u32 * 7) % 40,
+                max_tokens: 150 + (index as u32 * 7) % 100,
                 prompt_logprobs: (index % 5 == 0).then_some(3),
                 salt: "".into(),
                 priority: 0,
@@ -110,7 +111,7 @@ pub fn first_turns(vocab: u32) -> Vec<Request> {
 }
 
 /// The same conversation goes on: its prompt holds what decode wrote.
-pub fn second_turn(index: usize, first: &Request, outcome: &Outcome) -> Request {
+pub(crate) fn second_turn(index: usize, first: &Request, outcome: &Outcome) -> Request {
     let mut prompt = first.prompt.clone();
     prompt.extend(outcome.tokens.iter().map(|line| line.id));
     prompt.extend(tokens(5000 + index as u64, 1 + index % 19, MIN_VOCAB));
@@ -118,7 +119,7 @@ pub fn second_turn(index: usize, first: &Request, outcome: &Outcome) -> Request 
         name: format!("second {index}"),
         prompt,
         sampler: sampler(index + 3, MIN_VOCAB),
-        max_tokens: 20 + (index as u32 * 5) % 30,
+        max_tokens: 60 + (index as u32 * 5) % 50,
         prompt_logprobs: None,
         salt: "".into(),
         priority: -1,
@@ -127,7 +128,7 @@ pub fn second_turn(index: usize, first: &Request, outcome: &Outcome) -> Request 
 
 /// Prompts of 98 to 194 tokens that nobody shares: in steps of 97 rows their second chunks have
 /// every size from 1 to 97.
-pub fn chunk_sweep(vocab: u32) -> Vec<Request> {
+pub(crate) fn chunk_sweep(vocab: u32) -> Vec<Request> {
     (1..=97)
         .map(|size| Request {
             name: format!("chunk {size}"),
@@ -162,7 +163,7 @@ fn sampler(index: usize, vocab: u32) -> SamplerParams {
 }
 
 /// Random token ids below `vocab` (a splitmix generator: the same everywhere).
-pub fn tokens(seed: u64, len: usize, vocab: u32) -> Vec<u32> {
+pub(crate) fn tokens(seed: u64, len: usize, vocab: u32) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (0..len)
         .map(|_| {
