@@ -1,1 +1,4 @@
-//! Benchmarks of Pagoda.
+//! Benchmarks of Pagoda: what the programs in `bin/` share.
+
+/// What stands beside every figure.
+pub mod machine;

@@ -4,10 +4,10 @@
 //! measured before and after, because neighbours on a shared machine move them; every line has the
 //! share of CPU time that was stolen meanwhile and the load, so that a noisy run shows.
 
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use pagoda_benches::machine::{CpuTimes, commit, load};
 use pagoda_kernels::batch::Batch;
 use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
 use pagoda_kernels::cpu::isa::Isa;
@@ -132,11 +132,7 @@ impl Bench {
             isa: Some(settings.isa),
             ..CpuOptions::default()
         })?;
-        let head = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
-        let commit = head.ok().filter(|head| head.status.success());
-        let commit = commit.map(|head| String::from_utf8_lossy(&head.stdout).trim().to_owned());
-        let commit = commit.unwrap_or_else(|| "unknown".to_owned());
-        Ok(Bench { settings, device, commit, probe: ReadProbe::new(SPAN)? })
+        Ok(Bench { settings, device, commit: commit(), probe: ReadProbe::new(SPAN)? })
     }
 
     fn ceilings(&self, when: &str) -> Result<Ceilings> {
@@ -292,33 +288,4 @@ impl Bench {
 /// Weights that are neither zero nor denormal.
 fn value(index: usize) -> f32 {
     (index % 251) as f32 / 4096.0 - 0.03
-}
-
-/// Ticks of all CPUs since boot; zeros where the system does not say.
-struct CpuTimes {
-    steal: u64,
-    total: u64,
-}
-
-impl CpuTimes {
-    fn now() -> Self {
-        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let first = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<u64> =
-            first.split_whitespace().filter_map(|tick| tick.parse().ok()).collect();
-        // user nice system idle iowait irq softirq steal; guest times are part of user.
-        let total = ticks.iter().take(8).sum();
-        CpuTimes { steal: ticks.get(7).copied().unwrap_or(0), total }
-    }
-
-    fn steal_percent_since(&self, before: &CpuTimes) -> f64 {
-        let total = self.total.saturating_sub(before.total).max(1);
-        100.0 * self.steal.saturating_sub(before.steal) as f64 / total as f64
-    }
-}
-
-/// Runnable threads, averaged over a minute.
-fn load() -> f64 {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
 }

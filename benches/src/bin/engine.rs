@@ -1,0 +1,279 @@
+//! The whole engine on random weights of Qwen2.5-0.5B's shape in bf16, without the network.
+//!
+//! `engine [--threads N] [--isa NAME] [--rounds N]` prints one JSON object a line: start-up, decode
+//! of one stream as a share of read bandwidth, prefill of 512 tokens as a share of the arithmetic
+//! peak, tokens/s and time to first token at 1, 4, 16 and 64 concurrent requests, peak memory.
+//! Ceilings are measured before and after on the same threads.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use pagoda_benches::machine::{CpuTimes, commit, load, peak_memory_mib};
+use pagoda_engine::handle::{EngineHandle, EventStream};
+use pagoda_engine::memory::KvBudget;
+use pagoda_engine::model::{LoadOptions, ModelSource};
+use pagoda_engine::request::{
+    Event, Request, SamplerParams, Segment, StepError, StopParams, Tenant,
+};
+use pagoda_engine::scheduler::settings::SchedulerSettings;
+use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
+use pagoda_kernels::cpu::isa::Isa;
+use serde_json::{Value, json};
+
+/// The published shape of Qwen2.5-0.5B.
+const CONFIG: &str = r#"{
+  "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+  "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+  "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
+  "max_position_embeddings": 32768, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+  "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_sliding_window": false
+}"#;
+
+/// Weights that one decoded token reads: the layers and the tied head, without the embedding rows.
+const DECODE_PARAMETERS: f64 = 494.0e6;
+/// Weights that one prefilled token multiplies with; the head runs for the last token only.
+const PREFILL_PARAMETERS: f64 = 357.8e6;
+
+const MAX_MODEL_LEN: u32 = 2048;
+const CONCURRENCY: [usize; 4] = [1, 4, 16, 64];
+const PROMPT: usize = 128;
+const OUTPUT: u32 = 64;
+const PREFILL: usize = 512;
+
+fn main() -> Result<()> {
+    let bench = Bench::new(Settings::parse()?)?;
+    let ceilings = bench.ceilings("before")?;
+    let (handle, startup) = bench.start()?;
+    bench.print(json!({ "what": "start-up", "unit": "s", "median": startup.as_secs_f64() }))?;
+    bench.prefill(&handle, &ceilings)?;
+    for streams in CONCURRENCY {
+        bench.decode(&handle, streams, &ceilings)?;
+    }
+    let stats = handle.stats();
+    let rows =
+        json!({ "rows": stats.rows, "steps": stats.steps, "preemptions": stats.preemptions });
+    bench.print(json!({ "what": "peak memory", "unit": "MiB", "median": peak_memory_mib(),
+        "weight_mib": handle.info().weight_bytes as f64 / 1048576.0, "counts": rows }))?;
+    bench.ceilings("after")?;
+    Ok(())
+}
+
+/// What the command line asks for.
+struct Settings {
+    threads: usize,
+    isa: Isa,
+    rounds: usize,
+}
+
+impl Settings {
+    fn parse() -> Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut settings = Settings { threads, isa: Isa::detect(), rounds: 3 };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
+            match name.as_str() {
+                "--threads" => settings.threads = value.parse()?,
+                "--rounds" => settings.rounds = value.parse()?,
+                "--isa" => settings.isa = serde_json::from_value(value.into())?,
+                _ => bail!("unknown argument {name}"),
+            }
+        }
+        if settings.threads == 0 || settings.rounds == 0 {
+            bail!("--threads and --rounds start at 1");
+        }
+        Ok(settings)
+    }
+}
+
+/// What the machine can do at most, in GB/s and GFLOP/s.
+struct Ceilings {
+    read: f64,
+    flops: f64,
+}
+
+struct Bench {
+    settings: Settings,
+    commit: String,
+    began: CpuTimes,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new(settings: Settings) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("config.json"), CONFIG)?;
+        Ok(Bench { settings, commit: commit(), began: CpuTimes::now(), folder })
+    }
+
+    fn ceilings(&self, when: &str) -> Result<Ceilings> {
+        let Settings { threads, isa, rounds } = self.settings;
+        let probe = ReadProbe::new(512 << 20)?;
+        let read = median((0..=rounds).map(|_| probe.bytes_per_second(isa, threads) / 1e9));
+        let flops = median((0..=rounds).map(|_| {
+            let pairs = ceilings::bf16_flops(isa, threads);
+            pairs.unwrap_or_else(|| ceilings::f32_flops(isa, threads)) / 1e9
+        }));
+        self.print(json!({ "what": format!("read {when}"), "unit": "GB/s", "median": read }))?;
+        let what = format!("bf16 (or f32 where there is none) {when}");
+        self.print(json!({ "what": what, "unit": "GFLOP/s", "median": flops }))?;
+        Ok(Ceilings { read, flops })
+    }
+
+    /// Loads and answers one token; gives the time from nothing to that token.
+    fn start(&self) -> Result<(EngineHandle, Duration)> {
+        let began = Instant::now();
+        let options = LoadOptions {
+            max_model_len: Some(MAX_MODEL_LEN),
+            max_num_seqs: Some(64),
+            max_num_batched_tokens: Some(512),
+            kv: KvBudget::Bytes(1 << 30),
+            threads: Some(u32::try_from(self.settings.threads)?),
+            isa: Some(self.settings.isa.name().into()),
+            ..LoadOptions::default()
+        };
+        let folder: &Path = self.folder.path();
+        let source = ModelSource::Dummy { folder: folder.into(), seed: 1 };
+        let loaded = pagoda_engine::model::load(&source, &options, &|_| {})?;
+        let settings = SchedulerSettings::default();
+        let (handle, _thread) = pagoda_engine::step::start(loaded.runner, loaded.info, settings)?;
+        run(&handle, vec![request(0, 1, 1)])?;
+        Ok((handle, began.elapsed()))
+    }
+
+    fn prefill(&self, handle: &EngineHandle, ceilings: &Ceilings) -> Result<()> {
+        let mut seconds = Vec::new();
+        for round in 0..=self.settings.rounds {
+            let outcome = run(handle, vec![request(1000 + round, PREFILL, 1)])?;
+            seconds.push(outcome.elapsed.as_secs_f64());
+        }
+        // The first run touches the pages of buffers and cache.
+        let seconds = median(seconds.into_iter().skip(1));
+        let flops = 2.0 * PREFILL_PARAMETERS * PREFILL as f64 / seconds / 1e9;
+        self.print(json!({
+            "what": "prefill of 512 tokens", "unit": "tokens/s", "median": PREFILL as f64 / seconds,
+            "share_of_peak": flops / ceilings.flops, "rounds": self.settings.rounds,
+        }))
+    }
+
+    fn decode(&self, handle: &EngineHandle, streams: usize, ceilings: &Ceilings) -> Result<()> {
+        let mut output = Vec::new();
+        let mut decode = Vec::new();
+        let mut first = Vec::new();
+        for round in 0..self.settings.rounds {
+            let seed = 10_000 * streams + 100 * round;
+            let requests = (0..streams).map(|i| request(seed + i, PROMPT, OUTPUT)).collect();
+            let outcome = run(handle, requests)?;
+            let tokens = streams as f64 * f64::from(OUTPUT);
+            output.push(tokens / outcome.elapsed.as_secs_f64());
+            first.push(outcome.first_tokens_s.iter().copied().fold(0.0, f64::max));
+            let last_first = outcome.first_tokens_s.iter().copied().fold(0.0, f64::max);
+            let rest = outcome.elapsed.as_secs_f64() - last_first;
+            decode.push(outcome.tokens_after(last_first) / rest);
+        }
+        output.sort_by(f64::total_cmp);
+        let decode = median(decode.into_iter());
+        let bytes = decode / streams as f64 * DECODE_PARAMETERS * 2.0;
+        self.print(json!({
+            "what": "streams", "streams": streams, "prompt": PROMPT, "output": OUTPUT,
+            "unit": "tokens/s", "median": output[output.len() / 2],
+            "min": output.first(), "max": output.last(), "rounds": self.settings.rounds,
+            "decode_tokens_per_s": decode, "last_first_token_s": median(first.into_iter()),
+            "share_of_read": bytes / 1e9 / ceilings.read,
+        }))
+    }
+
+    #[expect(clippy::print_stdout, reason = "the result of this program")]
+    fn print(&self, mut line: Value) -> Result<()> {
+        let fields = line.as_object_mut().context("a line is an object")?;
+        fields.insert("isa".into(), self.settings.isa.name().into());
+        fields.insert("threads".into(), self.settings.threads.into());
+        fields.insert("commit".into(), self.commit.as_str().into());
+        fields.insert("load".into(), load().into());
+        let steal = CpuTimes::now().steal_percent_since(&self.began);
+        fields.insert("steal_percent".into(), steal.into());
+        println!("{line}");
+        Ok(())
+    }
+}
+
+/// What a set of requests that arrive together took.
+struct Outcome {
+    elapsed: Duration,
+    first_tokens_s: Vec<f64>,
+    tokens_s: Vec<f64>,
+}
+
+impl Outcome {
+    /// Tokens that came after `second`.
+    fn tokens_after(&self, second: f64) -> f64 {
+        self.tokens_s.iter().filter(|time| **time > second).count() as f64
+    }
+}
+
+/// Submits all requests and reads them to their end.
+fn run(handle: &EngineHandle, requests: Vec<Request>) -> Result<Outcome> {
+    let began = Instant::now();
+    let mut streams: Vec<(EventStream, bool)> = requests
+        .into_iter()
+        .map(|request| Ok((handle.submit(request)?, false)))
+        .collect::<Result<_>>()?;
+    let mut outcome =
+        Outcome { elapsed: Duration::ZERO, first_tokens_s: Vec::new(), tokens_s: Vec::new() };
+    while !streams.is_empty() {
+        let now = began.elapsed().as_secs_f64();
+        let mut ended = Vec::new();
+        for (index, (stream, has_first)) in streams.iter_mut().enumerate() {
+            while let Some(event) = stream.try_next() {
+                match event {
+                    Event::Token { .. } => {
+                        if !std::mem::replace(has_first, true) {
+                            outcome.first_tokens_s.push(now);
+                        }
+                        outcome.tokens_s.push(now);
+                    }
+                    Event::Finished { .. } => ended.push(index),
+                    Event::Failed(error) => return Err(failed(error)),
+                    Event::Started { .. } | Event::Prompt { .. } => {}
+                }
+            }
+        }
+        for index in ended.into_iter().rev() {
+            streams.swap_remove(index);
+        }
+        std::thread::sleep(Duration::from_micros(300));
+    }
+    outcome.elapsed = began.elapsed();
+    Ok(outcome)
+}
+
+fn failed(error: StepError) -> anyhow::Error {
+    anyhow::Error::new(error).context("a request failed")
+}
+
+/// A greedy request whose prompt nobody shares.
+fn request(seed: usize, prompt: usize, max_tokens: u32) -> Request {
+    let token = |index: usize| ((seed * 7919 + index * 104_729 + 13) % 151_000) as u32;
+    Request {
+        id: format!("bench {seed}").into(),
+        input: vec![Segment::Tokens((0..prompt).map(token).collect())],
+        sampler: SamplerParams::default(),
+        stop: StopParams {
+            max_tokens,
+            min_tokens: 0,
+            eos_token_ids: Vec::new(),
+            stop_token_ids: Vec::new(),
+        },
+        n: 1,
+        prompt_logprobs: None,
+        tenant: Tenant { id: "bench".into(), cache_salt: format!("{seed}").into() },
+        priority: 0,
+    }
+}
+
+fn median(samples: impl Iterator<Item = f64>) -> f64 {
+    let mut samples: Vec<f64> = samples.collect();
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
+}
