@@ -98,20 +98,38 @@ pub(super) fn drop_below<S: Simd>(exponents: &[f32], weights: &mut [f32], least:
     }
 }
 
+/// The sum of all weights; padded to whole chunks.
+#[inline(always)]
+pub(super) fn total<S: Simd>(weights: &[f32]) -> f64 {
+    // A loop and not `map`, whose closure would be compiled without the kernel's features.
+    let mut total = 0.0;
+    for chunk in weights.chunks_exact(CHUNK) {
+        total += f64::from(chunk_sum::<S>(chunk));
+    }
+    total
+}
+
 /// The sum of each chunk of `weights`, and the sum of the sums.
 #[inline(always)]
 pub(super) fn chunk_sums<S: Simd>(weights: &[f32], sums: &mut [f64]) -> f64 {
     let mut total = 0.0;
     for (chunk, sum) in weights.chunks_exact(CHUNK).zip(sums) {
-        let mut lanes = S::splat(0.0);
-        for start in (0..CHUNK).step_by(S::LANES) {
-            // SAFETY: a whole chunk.
-            lanes = S::add(lanes, unsafe { S::load(chunk.as_ptr().add(start)) });
-        }
-        *sum = f64::from(S::sum(lanes));
+        *sum = f64::from(chunk_sum::<S>(chunk));
         total += *sum;
     }
     total
+}
+
+/// The sum of a whole chunk.
+#[inline(always)]
+fn chunk_sum<S: Simd>(chunk: &[f32]) -> f32 {
+    assert_eq!(chunk.len(), CHUNK);
+    let mut lanes = S::splat(0.0);
+    for start in (0..CHUNK).step_by(S::LANES) {
+        // SAFETY: a whole chunk, CHUNK being a multiple of LANES.
+        lanes = S::add(lanes, unsafe { S::load(chunk.as_ptr().add(start)) });
+    }
+    S::sum(lanes)
 }
 
 /// `ln Σ e^logit` of raw logits whose largest is `largest` (finite).

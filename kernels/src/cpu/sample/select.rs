@@ -15,6 +15,15 @@ const NUM_BINS: usize = 88 * BINS_PER_UNIT as usize;
 /// top_p is an f32 and weights carry rounding, so a sum this close to it has reached it.
 const TOP_P_SLACK: f64 = 1e-6;
 
+/// Limits are first looked for among tokens above e⁻¹⁰ of the best: mostly few, and enough.
+const LIKELY: f32 = -10.0;
+
+/// Below every exponent of a token with a weight.
+const ALL: f32 = f32::NEG_INFINITY;
+
+/// Tokens that are passed over together when none of them is looked for.
+const RUN: usize = 32;
+
 /// Scratch for one row's selection, allocated at start.
 pub(super) struct Selection {
     /// Tokens in each bin, and the sum of their weights: as many bins as are in use.
@@ -55,7 +64,14 @@ impl Selection {
         if params.top_k == 0 && params.top_p >= 1.0 {
             return;
         }
-        if let Some(limit) = self.limit(params, exponents, weights) {
+        let total = passes::total::<S>(weights);
+        let limit = match self.limit(params, total, exponents, weights, LIKELY) {
+            Ok(limit) => limit,
+            Err(TooFewTokens) => {
+                self.limit(params, total, exponents, weights, ALL).unwrap_or_default()
+            }
+        };
+        if let Some(limit) = limit {
             passes::drop_below::<S>(exponents, weights, exponent_of(limit.key));
             // Equals of the last kept token that rank after it.
             for &key in self.keys.iter().filter(|&&key| key > limit.key) {
@@ -66,43 +82,59 @@ impl Selection {
         }
     }
 
-    /// The last token that top-k and top-p keep; `None` if they keep all. Leaves the keys of its
-    /// bin in `keys`.
+    /// The last token that top-k and top-p keep, if it lies among those above `floor`; `None` if
+    /// they keep all. Leaves the keys of its bin in `keys`.
     fn limit(
         &mut self,
         params: &SamplerParams,
+        mut total: f64,
         exponents: &[f32],
         weights: &[f32],
-    ) -> Option<Limit> {
-        let mut total = self.fill_bins(exponents, weights);
-        let by_count = match params.top_k {
-            0 => None,
-            top_k => self.limit_by_count(top_k as usize, exponents, weights),
-        };
-        if let Some(limit) = &by_count {
-            self.cut(limit, weights);
-            total = self.bins.iter().map(|bin| bin.weight).sum();
-        }
-        if params.top_p >= 1.0 {
-            return by_count;
-        }
-        let target = total * f64::from(params.top_p) * (1.0 - TOP_P_SLACK);
-        self.limit_by_weight(target, by_count, exponents, weights)
-    }
-
-    fn fill_bins(&mut self, exponents: &[f32], weights: &[f32]) -> f64 {
-        self.bins.clear();
-        for (&exponent, &weight) in exponents.iter().zip(weights) {
-            if weight > 0.0 {
-                let bin = bin_of(exponent);
-                if bin >= self.bins.len() {
-                    self.bins.resize(bin + 1, Bin::default());
-                }
-                self.bins[bin].num_tokens += 1;
-                self.bins[bin].weight += f64::from(weight);
+        floor: f32,
+    ) -> Result<Option<Limit>, TooFewTokens> {
+        self.fill_bins(exponents, weights, floor);
+        let mut by_count = None;
+        if params.top_k > 0 {
+            by_count = self.limit_by_count(params.top_k as usize, exponents, weights);
+            match &by_count {
+                Some(limit) => total = self.cut(limit, weights),
+                None if floor > ALL => return Err(TooFewTokens),
+                None => {}
             }
         }
-        self.bins.iter().map(|bin| bin.weight).sum()
+        if params.top_p >= 1.0 {
+            return Ok(by_count);
+        }
+        let target = total * f64::from(params.top_p) * (1.0 - TOP_P_SLACK);
+        match self.limit_by_weight(target, &by_count, exponents, weights) {
+            None if floor > ALL => Err(TooFewTokens),
+            limit => Ok(limit.or(by_count)),
+        }
+    }
+
+    fn fill_bins(&mut self, exponents: &[f32], weights: &[f32], floor: f32) {
+        self.bins.clear();
+        for (exponents, weights) in exponents.chunks(RUN).zip(weights.chunks(RUN)) {
+            if !any_within(exponents, floor, 0.0) {
+                continue;
+            }
+            // All indices first: lanes convert together.
+            let mut bins = [0; RUN];
+            for (bin, &exponent) in bins.iter_mut().zip(exponents) {
+                *bin = bin_of(exponent);
+            }
+            let deepest = bins.iter().fold(0, |deepest, &bin| bin.max(deepest)) as usize;
+            if deepest >= self.bins.len() {
+                self.bins.resize(deepest + 1, Bin::default());
+            }
+            for ((&bin, &weight), &exponent) in bins.iter().zip(weights).zip(exponents) {
+                if weight > 0.0 && exponent > floor {
+                    let bin = &mut self.bins[bin as usize];
+                    bin.num_tokens += 1;
+                    bin.weight += f64::from(weight);
+                }
+            }
+        }
     }
 
     /// The token that ranks `top_k`-th; `None` if there are not more.
@@ -123,8 +155,9 @@ impl Selection {
         Some(Limit { bin, key })
     }
 
-    /// Takes the tokens after `limit` out of the bins. `keys` hold those of its bin.
-    fn cut(&mut self, limit: &Limit, weights: &[f32]) {
+    /// Takes the tokens after `limit` out of the bins; gives the weight that is left. `keys` hold
+    /// those of its bin.
+    fn cut(&mut self, limit: &Limit, weights: &[f32]) -> f64 {
         let mut kept = Bin::default();
         for &key in self.keys.iter().take_while(|&&key| key <= limit.key) {
             kept.num_tokens += 1;
@@ -132,23 +165,23 @@ impl Selection {
         }
         self.bins.truncate(limit.bin);
         self.bins.push(kept);
+        self.bins.iter().map(|bin| bin.weight).sum()
     }
 
-    /// The token with which the weight reaches `target`, at most `outer`.
+    /// The token with which the weight reaches `target`, at most `outer`; `None` if the bins do not
+    /// hold as much.
     fn limit_by_weight(
         &mut self,
         target: f64,
-        outer: Option<Limit>,
+        outer: &Option<Limit>,
         exponents: &[f32],
         weights: &[f32],
     ) -> Option<Limit> {
         let mut sum = 0.0;
-        let reached = self.bins.iter().position(|bin| {
+        let bin = self.bins.iter().position(|bin| {
             sum += bin.weight;
             bin.num_tokens > 0 && sum >= target
-        });
-        // Rounding of the sum may leave it short of the target: then nothing is cut.
-        let Some(bin) = reached else { return outer };
+        })?;
         sum = self.bins[..bin].iter().map(|bin| bin.weight).sum();
         self.sort_bin(bin, exponents, weights);
         for &key in &self.keys {
@@ -164,13 +197,29 @@ impl Selection {
     /// Collects the rank keys of a bin's tokens, best first.
     fn sort_bin(&mut self, bin: usize, exponents: &[f32], weights: &[f32]) {
         self.keys.clear();
-        for (token, (&exponent, &weight)) in exponents.iter().zip(weights).enumerate() {
-            if weight > 0.0 && bin_of(exponent) == bin {
-                self.keys.push(key_of(exponent, token));
+        let (low, high) = (-((bin + 1) as f32) / BINS_PER_UNIT, -(bin as f32) / BINS_PER_UNIT);
+        for (index, exponents) in exponents.chunks(RUN).enumerate() {
+            if !any_within(exponents, low, high) {
+                continue;
+            }
+            for (offset, &exponent) in exponents.iter().enumerate() {
+                let token = index * RUN + offset;
+                if exponent > low && exponent <= high && weights[token] > 0.0 {
+                    self.keys.push(key_of(exponent, token));
+                }
             }
         }
         self.keys.sort_unstable();
     }
+}
+
+/// The limit lies below the floor of the tokens that were looked at.
+#[derive(Debug)]
+struct TooFewTokens;
+
+/// Whether an exponent lies in `(low, high]`. Without a branch, so that lanes compare together.
+fn any_within(exponents: &[f32], low: f32, high: f32) -> bool {
+    exponents.iter().fold(false, |any, &exponent| any | ((exponent > low) & (exponent <= high)))
 }
 
 /// Zeroes weights under `min_p` of the largest, which is 1 and stays whatever its rounding.
@@ -182,9 +231,10 @@ fn keep_min_p(min_p: f32, exponents: &[f32], weights: &mut [f32]) {
     }
 }
 
-/// Larger exponents in lower bins.
-fn bin_of(exponent: f32) -> usize {
-    ((-exponent * BINS_PER_UNIT) as usize).min(NUM_BINS - 1)
+/// Larger exponents in lower bins: bin b holds `(−(b + 1), −b]` in units of a bin, exactly, since
+/// scaling by a power of two does not round. Tokens without a weight share the last bin.
+fn bin_of(exponent: f32) -> u32 {
+    (-exponent * BINS_PER_UNIT).min(NUM_BINS as f32 - 1.0) as i32 as u32
 }
 
 /// Ascending keys are descending exponents (≤ 0), then ascending tokens.
