@@ -87,11 +87,17 @@ impl Style {
                 if self.sort_keys {
                     entries.sort_by_key(|(key, _)| *key);
                 }
-                self.write_list(['{', '}'], depth, out, entries.into_iter(), |(key, value), out| {
-                    self.write_string(key, out);
-                    out.push_str(&self.key);
-                    self.write(value, depth + 1, out);
-                });
+                self.write_list(
+                    ['{', '}'],
+                    depth,
+                    out,
+                    entries.into_iter(),
+                    |(key, value), out| {
+                        self.write_string(key, out);
+                        out.push_str(&self.key);
+                        self.write(value, depth + 1, out);
+                    },
+                );
             }
         }
     }
