@@ -51,7 +51,7 @@ def test_leaving_the_queue_frees_the_place():
     with Server("--max-num-seqs", "1") as server:
         client = sdk(server)
         running = client.completions.create(
-            model="default", prompt="a", max_tokens=400, stream=True, extra_body=LONG
+            model="default", prompt="a", max_tokens=400, n=16, stream=True, extra_body=LONG
         )
         next(iter(running))
         with pytest.raises(openai.APITimeoutError):
@@ -78,13 +78,11 @@ def test_many_leave_at_once(server, model):
 
 def test_a_full_queue_refuses_with_retry_after_and_the_sdk_retries():
     with Server("--max-num-seqs", "1", "--max-num-queued-reqs", "1") as server:
-        hold = [
-            sdk(server).completions.create(
-                model="default", prompt=prompt, max_tokens=400, stream=True, extra_body=LONG
-            )
-            for prompt in ("a",)
-        ]
-        next(iter(hold[0]))
+        room = sdk(server).models.list().data[0].model_extra["max_model_len"]
+        hold = sdk(server).completions.create(
+            model="default", prompt="a", max_tokens=room - 8, stream=True, extra_body=LONG
+        )
+        next(iter(hold))
         body = {"prompt": "b", "max_tokens": 400, "ignore_eos": True}
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             asks = [
@@ -97,7 +95,7 @@ def test_a_full_queue_refuses_with_retry_after_and_the_sdk_retries():
         for answer in refused:
             assert int(answer.headers["retry-after"]) >= 1
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        hold[0].close()
+        hold.close()
         patient = sdk(server, max_retries=6)
         answer = patient.completions.create(model="default", prompt="c", max_tokens=1)
         assert answer.usage.completion_tokens == 1

@@ -74,7 +74,9 @@ def test_sigterm_drains():
         watcher.join()
         assert last.usage.completion_tokens == 300, "a running request was cut off"
         assert server.process.wait(timeout=60) == 0
-        assert set(ready[1:]) <= {503, 0}, ready
+        # Some looks may come before the signal does; after the first no there is never a yes.
+        refused = next(index for index, status in enumerate(ready) if status != 200)
+        assert set(ready[refused:]) <= {503, 0}, ready
 
 
 def test_the_drain_has_a_deadline():
