@@ -24,7 +24,19 @@ const HUGE_PAGE: usize = 2 << 20;
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
     start: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
+    source: Source,
+}
+
+/// Who gave the memory, and takes it back.
+#[derive(Debug)]
+enum Source {
+    /// The allocator.
+    Heap(Layout),
+    /// The system: pages come when they are first written, so that a large KV cache costs nothing
+    /// at start.
+    #[cfg(unix)]
+    Mapping { start: *mut libc::c_void, bytes: usize },
 }
 
 // SAFETY: the buffer owns plain bytes; whoever hands out references answers for aliasing.
@@ -35,15 +47,42 @@ unsafe impl Sync for AlignedBuffer {}
 impl AlignedBuffer {
     /// `bytes` zero bytes for `what`.
     pub(crate) fn zeroed(bytes: usize, what: &str) -> Result<Self, KernelError> {
-        let refused = || KernelError::OutOfMemory { what: what.to_owned(), bytes };
-        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { ALIGN };
-        let layout = Layout::from_size_align(bytes.max(ALIGN), align).map_err(|_| refused())?;
+        let bytes = bytes.max(ALIGN);
+        #[cfg(unix)]
+        let buffer = if bytes >= HUGE_PAGE { Self::mapped(bytes) } else { Self::heap(bytes) };
+        #[cfg(not(unix))]
+        let buffer = Self::heap(bytes);
+        buffer.ok_or_else(|| KernelError::OutOfMemory { what: what.to_owned(), bytes })
+    }
+
+    fn heap(bytes: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(bytes, ALIGN).ok()?;
         // SAFETY: the layout's size is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(refused)?;
-        if bytes >= HUGE_PAGE {
-            advise_huge_pages(start, bytes);
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(AlignedBuffer { start, bytes, source: Source::Heap(layout) })
+    }
+
+    /// Starts at a border of huge pages, which are asked for.
+    #[cfg(unix)]
+    fn mapped(bytes: usize) -> Option<Self> {
+        let mapped_bytes = bytes.checked_add(HUGE_PAGE)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping at an address of the system's choice.
+        let mapping =
+            unsafe { libc::mmap(std::ptr::null_mut(), mapped_bytes, protection, flags, -1, 0) };
+        if mapping == libc::MAP_FAILED {
+            return None;
         }
-        Ok(AlignedBuffer { start, layout })
+        let offset = mapping.cast::<u8>().align_offset(HUGE_PAGE);
+        let start = mapping.cast::<u8>().wrapping_add(offset);
+        #[cfg(target_os = "linux")]
+        // SAFETY: within the mapping; advice cannot harm it, and a refusal only costs speed.
+        unsafe {
+            libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE);
+        }
+        let source = Source::Mapping { start: mapping, bytes: mapped_bytes };
+        Some(AlignedBuffer { start: NonNull::new(start)?, bytes, source })
     }
 
     /// First byte. Writing through it needs a reason why nobody else looks.
@@ -53,7 +92,7 @@ impl AlignedBuffer {
 
     /// Bytes asked for, at least a cache line.
     pub(crate) fn len(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 
     /// The buffer as plain values.
@@ -72,8 +111,14 @@ impl AlignedBuffer {
 
 impl Drop for AlignedBuffer {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `zeroed`.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        // SAFETY: allocated or mapped just so, and nobody else frees it.
+        unsafe {
+            match self.source {
+                Source::Heap(layout) => dealloc(self.start.as_ptr(), layout),
+                #[cfg(unix)]
+                Source::Mapping { start, bytes } => _ = libc::munmap(start, bytes),
+            }
+        }
     }
 }
 
@@ -90,16 +135,6 @@ unsafe impl Plain for u16 {}
 unsafe impl Plain for u32 {}
 // SAFETY: a float.
 unsafe impl Plain for f32 {}
-
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(start: NonNull<u8>, bytes: usize) {
-    // SAFETY: the range was just allocated and is aligned to pages; advice cannot harm it. A
-    // refusal only costs speed.
-    unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_start: NonNull<u8>, _bytes: usize) {}
 
 /// Marks mutable memory that one executor at a time may use.
 ///
@@ -262,6 +297,7 @@ mod tests {
             let buffer = AlignedBuffer::zeroed(bytes, "test").unwrap();
             assert_eq!(buffer.as_ptr() as usize % ALIGN, 0);
             assert!(buffer.as_slice::<u8>()[..bytes].iter().all(|&byte| byte == 0));
+            assert!(buffer.len() >= bytes);
         }
     }
 

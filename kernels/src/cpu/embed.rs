@@ -61,3 +61,6 @@ fn copy_row(panels: Panels<'_>, id: usize, scale: f32, x: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

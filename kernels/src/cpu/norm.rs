@@ -100,3 +100,6 @@ impl Kernel for NormKernel<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,3 +93,6 @@ fn sum_of_squares(head: &[f32]) -> f32 {
     let four: [f32; 4] = std::array::from_fn(|i| sums[i] + sums[i + 4]);
     (four[0] + four[2]) + (four[1] + four[3])
 }
+
+#[cfg(test)]
+mod tests;

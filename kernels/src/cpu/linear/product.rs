@@ -16,8 +16,9 @@ use crate::cpu::weight::{PANEL, Panels};
 use crate::dtype::DType;
 use crate::ops::Epilogue;
 
-/// Bytes of rows that stay in the second-level cache while panels pass by.
-const ROW_BLOCK_BYTES: usize = 256 << 10;
+/// Bytes of rows that stay in the cache while panels pass by: about a second-level cache. Measured
+/// on Zen 3, 128 KiB to 2 MiB differ by less than the noise.
+const ROW_BLOCK_BYTES: usize = 512 << 10;
 
 /// One worker's part of a product.
 #[derive(Clone)]
