@@ -5,12 +5,16 @@
 //! | n: u64 | {"name": {...}} | elements, no gap and no overlap  |
 //! ```
 //! Everything in it is a claim of whoever wrote the file. [`parse`] checks each before anything is
-//! sized by it, and never panics on any bytes.
+//! sized by it, and never panics on any bytes. The types are the `safetensors` crate's; the walk is
+//! ours, because its reader takes a name that comes twice and names no tensor in its refusals.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use safetensors::Dtype;
+use serde::Deserialize;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use serde::de::{Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 
 /// Where a tensor lies and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,16 +142,8 @@ fn check_claim(claim: &Claim, start: usize, available: usize) -> Result<Entry, S
 
 /// Bits of an element of a type of the format.
 fn element_bits(dtype: &str) -> Option<u64> {
-    Some(match dtype {
-        "C64" | "F64" | "I64" | "U64" => 64,
-        "F32" | "I32" | "U32" => 32,
-        "F16" | "BF16" | "I16" | "U16" => 16,
-        "BOOL" | "I8" | "U8" | "F8_E4M3" | "F8_E5M2" | "F8_E8M0" | "F8_E4M3FNUZ"
-        | "F8_E5M2FNUZ" => 8,
-        "F6_E2M3" | "F6_E3M2" => 6,
-        "F4" => 4,
-        _ => return None,
-    })
+    let name: StrDeserializer<'_, ValueError> = dtype.into_deserializer();
+    Some(Dtype::deserialize(name).ok()?.bitsize() as u64)
 }
 
 /// Tensors must cover `elements` exactly: no byte twice, none unclaimed.
