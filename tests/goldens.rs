@@ -5,6 +5,8 @@
 //! Then each planted fault must move some value by at least 0.05: a fault is a changed spec, batch
 //! or weight, never a switch in the product.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 #[path = "goldens/faults.rs"]
 mod faults;
 

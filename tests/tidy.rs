@@ -3,6 +3,8 @@
 //! Reads every file that git knows of or would add. Each rule is a function from a file to what is
 //! wrong with it, and is itself shown to notice a planted fault.
 
+#![allow(clippy::expect_used, reason = "test code")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -174,7 +176,7 @@ fn every_rust_file_is_part_of_a_crate() {
     for file in sources.iter().filter(|file| file.is_rust()) {
         let path = Path::new(&file.path);
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = path.parent().unwrap_or_else(|| Path::new(""));
         // Crate roots, examples and the targets that a Cargo.toml names by path.
         let manifest = sources.iter().any(|other| {
             other.path.ends_with("Cargo.toml")
@@ -195,7 +197,7 @@ fn every_rust_file_is_part_of_a_crate() {
         let (name, folder) = match name {
             "mod" => (
                 folder.file_name().and_then(|name| name.to_str()).unwrap_or_default(),
-                folder.parent().unwrap_or(Path::new("")),
+                folder.parent().unwrap_or_else(|| Path::new("")),
             ),
             name => (name, folder),
         };
