@@ -5,6 +5,8 @@
 //! that leave; the test asserts that preemptions, hits on blocks written by decode, cancels in
 //! prefill and in decode, and every chunk size from 1 to 97 really happened.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "test code")]
+
 mod crowd;
 mod engine;
 mod workload;
