@@ -44,7 +44,9 @@ impl std::ops::Deref for BodyObject {
 impl BodyBudget {
     /// Budget after the limits.
     pub fn new(limits: &Limits) -> Arc<Self> {
-        let kib = (limits.body_bytes_total / 1024).max(limits.body_bytes_max.div_ceil(1024));
+        // The largest body alone always fits, its last step included.
+        let largest = limits.body_bytes_max.saturating_add(ROOM_STEP_BYTES);
+        let kib = limits.body_bytes_total.max(largest).div_ceil(1024);
         let kib = usize::try_from(kib).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Arc::new(BodyBudget {
             kib: Arc::new(Semaphore::new(kib)),
@@ -68,8 +70,8 @@ impl BodyBudget {
             self.linger(headers, body);
             return Err(ApiError::TooLarge { limit: self.body_bytes_max });
         }
-        let room = self.reserve(declared.unwrap_or(self.body_bytes_max)).await?;
-        let bytes = self.read(headers, body).await?;
+        let mut room = self.reserve(0).await?;
+        let bytes = self.read(headers, body, &mut room).await?;
         Ok(BodyObject { object: parse_object(&bytes)?, _room: room })
     }
 
@@ -82,7 +84,13 @@ impl BodyBudget {
         }
     }
 
-    async fn read(&self, headers: &HeaderMap, mut body: Incoming) -> Result<Bytes, ApiError> {
+    /// Room is taken as bytes arrive, so that a claim alone takes none from others.
+    async fn read(
+        &self,
+        headers: &HeaderMap,
+        mut body: Incoming,
+        room: &mut OwnedSemaphorePermit,
+    ) -> Result<Bytes, ApiError> {
         let late = ApiError::BodyTimeout { seconds: self.timeout.as_secs() };
         let mut bytes = BytesMut::new();
         let deadline = tokio::time::Instant::now() + self.timeout;
@@ -90,8 +98,11 @@ impl BodyBudget {
             let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
                 Ok(None) => return Ok(bytes.freeze()),
-                // A body that breaks off has no reader for this answer.
-                Ok(Some(Err(_))) | Err(_) => return Err(late),
+                // Broken framing; a body that breaks off has no reader for this answer.
+                Ok(Some(Err(_))) => {
+                    return Err(ApiError::BadJson("The request body is broken.".into()));
+                }
+                Err(_) => return Err(late),
             };
             let Ok(data) = frame.into_data() else { continue };
             if (bytes.len() + data.len()) as u64 > self.body_bytes_max {
@@ -99,6 +110,16 @@ impl BodyBudget {
                 return Err(ApiError::TooLarge { limit: self.body_bytes_max });
             }
             bytes.extend_from_slice(&data);
+            let held = room.num_permits() as u64 * 1024;
+            if let Some(more) = (bytes.len() as u64).checked_sub(held).filter(|more| *more > 0) {
+                match self.reserve(more.max(ROOM_STEP_BYTES)).await {
+                    Ok(more) => room.merge(more),
+                    Err(busy) => {
+                        self.linger(headers, body);
+                        return Err(busy);
+                    }
+                }
+            }
         }
     }
 
@@ -118,6 +139,9 @@ impl BodyBudget {
         }));
     }
 }
+
+/// Room is taken in steps of this size, so that a body of many small frames asks seldom.
+const ROOM_STEP_BYTES: u64 = 64 << 10;
 
 /// How long a request waits for room in the budget before it is refused.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);

@@ -96,7 +96,8 @@ impl Keys {
         if current.content == content {
             return Ok(false);
         }
-        let lines = text.lines().map(str::trim);
+        // Some editors begin a file with a byte order mark.
+        let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
         let hashes = lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(hash);
         *current = FileKeys { content, hashes: hashes.collect() };
         Ok(true)
@@ -188,7 +189,7 @@ mod tests {
         let keys = Keys::new(&[], Some(path.clone())).unwrap();
         assert!(!keys.is_open());
         assert_eq!(call(&keys, Some("Bearer new")), Err(ApiError::WrongKey));
-        std::fs::write(&path, "old\n  new  \n").unwrap();
+        std::fs::write(&path, "\u{feff}old\n  new  \n").unwrap();
         assert!(keys.reload().unwrap());
         assert!(!keys.reload().unwrap());
         assert!(call(&keys, Some("Bearer new")).is_ok());

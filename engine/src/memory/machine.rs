@@ -32,7 +32,9 @@ impl MachineMemory {
             let Some(limit) = number(files.limit).filter(|limit| *limit < memory.limit) else {
                 continue;
             };
-            let reclaimable = stat_field(&folder.join("memory.stat"), files.reclaimable);
+            let stat = folder.join("memory.stat");
+            let reclaimable: u64 =
+                files.reclaimable.iter().map(|name| stat_field(&stat, name)).sum();
             let used = number(files.usage).unwrap_or(0).saturating_sub(reclaimable);
             memory.limit = limit;
             memory.available = memory.available.min(limit.saturating_sub(used));
@@ -46,16 +48,20 @@ impl MachineMemory {
 struct Names {
     limit: &'static str,
     usage: &'static str,
-    /// Field of memory.stat: file pages that nobody used lately.
-    reclaimable: &'static str,
+    /// Fields of memory.stat: file pages, which go when memory is needed. Used ones count too: those
+    /// of a checkpoint that was just loaded are such.
+    reclaimable: [&'static str; 2],
 }
 
-const V2: Names =
-    Names { limit: "memory.max", usage: "memory.current", reclaimable: "inactive_file" };
+const V2: Names = Names {
+    limit: "memory.max",
+    usage: "memory.current",
+    reclaimable: ["active_file", "inactive_file"],
+};
 const V1: Names = Names {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file",
+    reclaimable: ["total_active_file", "total_inactive_file"],
 };
 
 /// Every folder that may hold a limit for us: our cgroup and those above it, down from the root.

@@ -144,22 +144,26 @@ impl Scheduler {
         }
     }
 
-    /// Gives seats and rows to those who wait, best first, as far as there is room.
+    /// Gives seats and rows to those who wait, best first, as far as there is room. One may start
+    /// even when the time is spent: else a limit that bare decode exceeds would let nobody in until
+    /// all that run have ended.
     fn start_waiting(&mut self, mut room: Room, batch: &mut Batch, record: &mut StepRecord) {
         self.count_outstanding();
         self.waiting.begin_step();
         let mut passed_over = 0;
+        let mut has_started = false;
         while room.rows > 0
             && room.logits > 0
             && passed_over < MAX_PASSED_OVER
             && !self.free_slots.is_empty()
-            && self.has_time(record.size)
+            && (!has_started || self.has_time(record.size))
         {
             let Some(candidate) = self.waiting.candidate() else { return };
             let id = candidate.waiting.id;
             if self.take_prefix(id) {
                 if self.fits(id) {
                     self.start(candidate);
+                    has_started = true;
                     let outcome = self.join(id, room, batch, record);
                     debug_assert_eq!(outcome, Outcome::Joined, "{id:?} fits");
                     room = Room::left(&self.shared.info, batch);

@@ -163,6 +163,7 @@ impl Scheduler {
             if sequence.finished.is_some() {
                 continue;
             }
+            self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
             if !was_running {
                 self.shared.queue.give_back(1, u64::from(sequence.queued_tokens));
             }

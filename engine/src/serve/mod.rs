@@ -229,14 +229,17 @@ const ENGINE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whatever has to be done again and again: keys that change, samples that pile up, a watchdog.
 async fn upkeep(api: Arc<Api>, keys: Arc<Keys>) {
-    let mut failed = false;
+    let (mut failed, mut keys_failed) = (false, false);
     loop {
         tokio::time::sleep(UPKEEP_INTERVAL).await;
         api.metrics.run_upkeep();
         match keys.reload() {
             Ok(true) => tracing::info!("the API keys were read again"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the API keys stay as they were"),
+            Ok(false) => keys_failed = false,
+            Err(error) if !std::mem::replace(&mut keys_failed, true) => {
+                tracing::warn!(%error, "the API keys stay as they were");
+            }
+            Err(_) => {}
         }
         let fails = api.condition() == Condition::Failed;
         if fails && !failed {

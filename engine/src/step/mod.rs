@@ -253,6 +253,7 @@ impl StepLoop {
 
     /// Every open stream is told; the process is about to end.
     fn device_fault(&mut self, fault: &KernelError) -> StepError {
+        tracing::error!(%fault, "the device failed: every request ends, and the engine with them");
         let error = StepError::Device(fault.to_string());
         self.scheduler.fail_all(&error);
         self.drop_ended();

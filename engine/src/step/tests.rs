@@ -173,6 +173,22 @@ fn the_step_time_bounds_chunks_once_it_is_known() {
 }
 
 #[test]
+fn a_step_time_that_bare_decode_exceeds_lets_one_in_a_step() {
+    let max_step = Some(Duration::from_millis(2));
+    let mut bench =
+        bench(1, 5, 200, SchedulerSettings { max_step, ..SchedulerSettings::default() });
+    bench.submit(request(1, 30, 200));
+    for _ in 0..40 {
+        bench.step_loop.turn().unwrap();
+    }
+    for number in 2..8 {
+        bench.submit(request(number, 10, 100));
+    }
+    let log = bench.drain();
+    assert!(log.iter().any(|step| step.len() == 4), "every seat is taken: {log:?}");
+}
+
+#[test]
 fn who_waits_for_blocks_does_not_block_the_queue_but_gets_its_turn() {
     // 20 blocks of 16: one request of 200 tokens leaves too few for another.
     let mut bench = bench(1, 5, 20, SchedulerSettings::default());

@@ -120,15 +120,15 @@ pub fn logit_bias(name: &str, value: &Value, len_max: usize) -> Read<Vec<(u32, f
     }
     let mut biases = Vec::with_capacity(map.len());
     for (token, bias) in map {
-        let token: u32 = token.parse().map_err(|_| {
+        // "1", "01" and "+1" would name the same token: only the first is a token id.
+        let id: Option<u32> = token.parse().ok().filter(|id: &u32| id.to_string() == *token);
+        let token = id.ok_or_else(|| {
             let message = format!("Invalid key in '{name}': only token IDs are allowed as keys.");
             ApiError::invalid(name, "invalid_key", message)
         })?;
         biases.push((token, number(&format!("{name}.{token}"), bias, -100.0..=100.0)?));
     }
     biases.sort_unstable_by_key(|(token, _)| *token);
-    // "1" and "01" name the same token.
-    biases.dedup_by_key(|(token, _)| *token);
     Ok(biases)
 }
 

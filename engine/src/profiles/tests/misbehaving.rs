@@ -139,6 +139,29 @@ fn small() -> Setup {
 }
 
 #[tokio::test]
+async fn bodies_that_are_only_announced_take_no_room_from_others() {
+    let limits = Limits { body_bytes_max: 1 << 20, body_bytes_total: 1 << 20, ..Limits::default() };
+    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        let mut socket = connect(&server).await;
+        let head =
+            format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{{", 1 << 20);
+        socket.write_all(head.as_bytes()).await.unwrap();
+        silent.push(socket);
+    }
+    let body = json!({"messages": [{"role": "user", "content": "hello"}]});
+    let started = std::time::Instant::now();
+    for _ in 0..4 {
+        assert_eq!(post(server.address, CHAT, &body).await.status, 200);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "nobody waited for room");
+    let long = json!({"messages": [{"role": "user", "content": "x".repeat(1 << 19)}]});
+    assert_ne!(post(server.address, CHAT, &long).await.status, 503, "half of the room is free");
+    drop(silent);
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_is_told_so_even_while_it_is_sent() {
     let server = Scripted::with(small()).await;
     let large = "x".repeat(3 << 20);

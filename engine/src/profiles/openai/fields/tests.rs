@@ -205,6 +205,7 @@ fn lists_and_maps_are_bounded_and_sorted() {
         (json!({"stop": 1}), "stop invalid_type"),
         (json!({"logit_bias": {"a": 1}}), "logit_bias invalid_key"),
         (json!({"logit_bias": {"-1": 1}}), "logit_bias invalid_key"),
+        (json!({"logit_bias": {"7": 1, "07": -1}}), "logit_bias invalid_key"),
         (json!({"logit_bias": {"1": 101}}), "logit_bias.1 decimal_above_max_value"),
         (json!({"logit_bias": biases}), "logit_bias object_above_max_properties"),
         (json!({"stop_token_ids": [-1]}), "stop_token_ids[0] integer_below_min_value"),
