@@ -26,17 +26,29 @@ use workload::{Outcome, Request, chunk_sweep, first_turns, second_turn};
 /// the layers that keep all.
 const MODELS: [(&str, u64); 3] = [("qwen3", 1100), ("qwen2_window", 700), ("qwen3_moe", 1100)];
 
+/// Crowds that a slow or busy machine may need on top, before all hard cases have occurred.
+const MORE_CROWDS_MAX: u32 = 6;
+
 fn checkpoint(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens").join(name)
 }
 
 /// Runs the crowd of each model for each thread count, and asserts that the hard cases occurred.
 fn crowds_equal_alone(isa: Isa, dtype: DType, models: &[(&str, u64)], threads: &[u32]) {
-    let mut crowd = Crowd::default();
-    for &(model, cache_tokens) in models {
+    let setup = |(model, cache_tokens): (&str, u64)| {
         let folder = checkpoint(model);
-        let setup = Setup { folder, isa, dtype, threads: 1, cache_tokens };
-        crowd_equals_alone(&mut crowd, &setup, threads);
+        Setup { folder, isa, dtype, threads: 1, cache_tokens }
+    };
+    let mut crowd = Crowd::default();
+    for &model in models {
+        crowd_equals_alone(&mut crowd, &setup(model), threads);
+    }
+    // How often the cache is full when a request needs a block is up to timing.
+    for _ in 0..MORE_CROWDS_MAX {
+        if crowd.has_happened() {
+            break;
+        }
+        crowd_equals_alone(&mut crowd, &setup(MODELS[0]), threads);
     }
     crowd.assert_it_happened();
 }
