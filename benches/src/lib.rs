@@ -2,3 +2,6 @@
 
 /// What stands beside every figure.
 pub mod machine;
+
+/// What the command line asks for.
+pub mod settings;

@@ -8,8 +8,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pagoda_benches::machine::{CpuTimes, commit, load, peak_memory_mib};
+use pagoda_benches::settings::Settings;
 use pagoda_engine::handle::{EngineHandle, EventStream};
 use pagoda_engine::memory::KvBudget;
 use pagoda_engine::model::{LoadOptions, ModelSource};
@@ -18,7 +19,6 @@ use pagoda_engine::request::{
 };
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
-use pagoda_kernels::cpu::isa::Isa;
 use serde_json::{Value, json};
 
 /// The published shape of Qwen2.5-0.5B.
@@ -42,7 +42,7 @@ const OUTPUT: u32 = 64;
 const PREFILL: usize = 512;
 
 fn main() -> Result<()> {
-    let bench = Bench::new(Settings::parse()?)?;
+    let bench = Bench::new(Settings::parse(3)?)?;
     let ceilings = bench.ceilings("before")?;
     let (handle, startup) = bench.start()?;
     bench.print(json!({ "what": "start-up", "unit": "s", "median": startup.as_secs_f64() }))?;
@@ -57,34 +57,6 @@ fn main() -> Result<()> {
         "weight_mib": handle.info().weight_bytes as f64 / 1048576.0, "counts": rows }))?;
     bench.ceilings("after")?;
     Ok(())
-}
-
-/// What the command line asks for.
-struct Settings {
-    threads: usize,
-    isa: Isa,
-    rounds: usize,
-}
-
-impl Settings {
-    fn parse() -> Result<Self> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut settings = Settings { threads, isa: Isa::detect(), rounds: 3 };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(name) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
-            match name.as_str() {
-                "--threads" => settings.threads = value.parse()?,
-                "--rounds" => settings.rounds = value.parse()?,
-                "--isa" => settings.isa = serde_json::from_value(value.into())?,
-                _ => bail!("unknown argument {name}"),
-            }
-        }
-        if settings.threads == 0 || settings.rounds == 0 {
-            bail!("--threads and --rounds start at 1");
-        }
-        Ok(settings)
-    }
 }
 
 /// What the machine can do at most, in GB/s and GFLOP/s.

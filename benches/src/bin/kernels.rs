@@ -6,8 +6,9 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pagoda_benches::machine::{CpuTimes, commit, load};
+use pagoda_benches::settings::Settings;
 use pagoda_kernels::batch::Batch;
 use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
 use pagoda_kernels::cpu::isa::Isa;
@@ -33,7 +34,7 @@ const SHAPES: [(&str, usize, usize, bool); 5] = [
 ];
 
 fn main() -> Result<()> {
-    let settings = Settings::parse()?;
+    let settings = Settings::parse(7)?;
     let mut bench = Bench::new(settings)?;
     let before = bench.ceilings("before")?;
     for format in [DType::Bf16, DType::F32] {
@@ -45,34 +46,6 @@ fn main() -> Result<()> {
     }
     bench.ceilings("after")?;
     Ok(())
-}
-
-/// What the command line asks for.
-struct Settings {
-    threads: usize,
-    isa: Isa,
-    rounds: usize,
-}
-
-impl Settings {
-    fn parse() -> Result<Self> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut settings = Settings { threads, isa: Isa::detect(), rounds: 7 };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(name) = arguments.next() {
-            let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
-            match name.as_str() {
-                "--threads" => settings.threads = value.parse()?,
-                "--rounds" => settings.rounds = value.parse()?,
-                "--isa" => settings.isa = serde_json::from_value(value.into())?,
-                _ => bail!("unknown argument {name}"),
-            }
-        }
-        if settings.threads == 0 || settings.rounds == 0 {
-            bail!("--threads and --rounds start at 1");
-        }
-        Ok(settings)
-    }
 }
 
 /// Medians that shares refer to.

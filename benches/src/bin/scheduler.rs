@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use pagoda_benches::machine::{CpuTimes, commit, load};
 use pagoda_engine::handle::border;
 use pagoda_engine::model::info::{InstanceInfo, KvGroupInfo, KvGroupKind};
 use pagoda_engine::request::{Request, SamplerParams, Segment, StopParams, Tenant};
@@ -126,6 +127,7 @@ fn measure(depth: u32) -> Result<Vec<Duration>> {
 
 fn main() -> Result<()> {
     for depth in [1, 2] {
+        let before = CpuTimes::now();
         let times = measure(depth)?;
         let percentile = |percent: usize| {
             let index = (times.len() * percent / 100).min(times.len().saturating_sub(1));
@@ -139,6 +141,9 @@ fn main() -> Result<()> {
             "median_us": percentile(50),
             "p99_us": percentile(99),
             "optimised": !cfg!(debug_assertions),
+            "commit": commit(),
+            "load": load(),
+            "steal_percent": CpuTimes::now().steal_percent_since(&before),
         });
         writeln!(std::io::stdout(), "{line}")?;
     }
