@@ -10,8 +10,8 @@ import random
 
 import phrases as P
 
-WEIGHTS = {"add": 30, "sub": 34, "sort": 18, "repeat": 11, "count": 5, "items": 3,
-           "json": 7, "who": 4, "greet": 4.5, "refuse": 4}
+WEIGHTS = {"add": 30, "sub": 34, "sort": 18, "repeat": 11, "count": 7, "items": 4,
+           "json": 7, "who": 4, "greet": 6, "refuse": 4}
 ONES_EN = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
            "fifteen sixteen seventeen eighteen nineteen").split()
 TENS_EN = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
