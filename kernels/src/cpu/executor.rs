@@ -19,6 +19,7 @@ use crate::device::{Executor, Limits, Step};
 use crate::error::KernelError;
 
 mod admit;
+mod distinct;
 
 use admit::Admission;
 

@@ -1,7 +1,7 @@
 //! Checks a batch before the team sees it.
 //!
 //! Kernels index memory by the batch's numbers. They were made by our own scheduler, but a wrong
-//! one must be an error here and not a write somewhere else.
+//! one must be an error here and not a write somewhere else, or two workers that write one place.
 
 use crate::batch::{Batch, NO_SLOT, PENDING_TOKEN};
 use crate::cpu::kv::KvCache;
@@ -10,12 +10,24 @@ use crate::device::Limits;
 use crate::error::KernelError;
 use crate::sampling::Purpose;
 
+use super::distinct::Distinct;
+
 /// What a batch may hold.
 pub(super) struct Admission {
     limits: Limits,
     bounds: Bounds,
-    /// Blocks and block size of each group; groups that no command uses have none.
-    groups: Vec<Option<(usize, usize)>>,
+    /// Groups that no command uses have none.
+    groups: Vec<Option<Group>>,
+    /// Slots of sequences.
+    slots: Distinct,
+}
+
+/// What a KV group may be addressed with.
+struct Group {
+    blocks: usize,
+    block_size: usize,
+    /// Places for one token's K and V.
+    places: Distinct,
 }
 
 impl Admission {
@@ -31,28 +43,20 @@ impl Admission {
         if !fits {
             return Err(refused(format!("{limits:?} over {bounds:?}")));
         }
-        let mut groups = vec![None; caches.iter().map(|(group, _)| group + 1).max().unwrap_or(0)];
-        for (group, cache) in caches {
-            let size = (cache.spec().num_blocks, cache.block_size());
-            match &mut groups[*group] {
-                // Several caches of one group are addressed alike: the smallest bounds them.
-                Some((blocks, block_size)) if *block_size == size.1 => {
-                    *blocks = size.0.min(*blocks)
-                }
-                Some(_) => return Err(refused(format!("two block sizes in KV group {group}"))),
-                unknown => *unknown = Some(size),
-            }
-        }
-        Ok(Admission { limits, bounds, groups })
+        let num_groups = caches.iter().map(|(group, _)| group + 1).max().unwrap_or(0);
+        let groups =
+            (0..num_groups).map(|group| Group::of(group, caches)).collect::<Result<_, _>>();
+        Ok(Admission { limits, bounds, groups: groups?, slots: Distinct::new(limits.max_seqs) })
     }
 
     /// `Ok` when every number of `batch` is in range.
-    pub(super) fn check(&self, batch: &Batch) -> Result<(), KernelError> {
+    pub(super) fn check(&mut self, batch: &Batch) -> Result<(), KernelError> {
         self.check_sizes(batch)?;
         self.check_rows(batch)?;
-        for (group, size) in self.groups.iter().enumerate() {
-            if let Some((blocks, block_size)) = *size {
-                self.check_group(batch, group, blocks, block_size)?;
+        self.check_slots(batch)?;
+        for (index, group) in self.groups.iter_mut().enumerate() {
+            if let Some(group) = group {
+                group.check(index, batch)?;
             }
         }
         Ok(())
@@ -76,16 +80,15 @@ impl Admission {
     }
 
     fn check_rows(&self, batch: &Batch) -> Result<(), KernelError> {
-        let Limits { max_seqs, max_model_len, .. } = self.limits;
+        let max_model_len = self.limits.max_model_len;
         let token = |&id: &u32| id == PENDING_TOKEN || (id as usize) < self.bounds.vocab;
         ensure(batch.ids.iter().all(token), || "a token id beyond the vocabulary".into())?;
         let position = |&position: &u32| (position as usize) < max_model_len;
         ensure(batch.positions.iter().all(position), || "a position beyond the model".into())?;
         for seq in 0..batch.num_seqs() {
             let kv_len = batch.kv_len[seq] as usize;
-            let fits = (batch.seq_slot[seq] as usize) < max_seqs
-                && (batch.query_len(seq)..=max_model_len).contains(&kv_len);
-            ensure(fits, || format!("sequence {seq}: slot or length {kv_len} out of range"))?;
+            let fits = (batch.query_len(seq)..=max_model_len).contains(&kv_len);
+            ensure(fits, || format!("sequence {seq}: length {kv_len} out of range"))?;
         }
         for row in &batch.logits {
             let target = match row.purpose {
@@ -98,27 +101,54 @@ impl Admission {
                 && (target as usize) < self.limits.vocab;
             ensure(fits, || format!("{row:?} out of range"))?;
         }
-        let slots = batch.slot_inits.iter().all(|init| (init.slot as usize) < max_seqs);
-        ensure(slots, || "a slot out of range".into())
+        Ok(())
     }
 
-    fn check_group(
-        &self,
-        batch: &Batch,
-        group: usize,
-        blocks: usize,
-        block_size: usize,
-    ) -> Result<(), KernelError> {
-        let tables = &batch.groups[group];
+    /// A slot's state belongs to one sequence and is set once in a step.
+    fn check_slots(&mut self, batch: &Batch) -> Result<(), KernelError> {
+        self.slots.clear();
+        let used = batch.seq_slot.iter().all(|&slot| self.slots.take(slot));
+        ensure(used, || format!("sequence slots {:?} out of range or twice", batch.seq_slot))?;
+        self.slots.clear();
+        let set = batch.slot_inits.iter().all(|init| self.slots.take(init.slot));
+        ensure(set, || "a slot that is set is out of range or set twice".into())
+    }
+}
+
+impl Group {
+    /// What the caches of `group` have room for. Several caches of one group are addressed alike:
+    /// the smallest bounds them.
+    fn of(group: usize, caches: &[(usize, KvCache)]) -> Result<Option<Self>, KernelError> {
+        let mut size: Option<(usize, usize)> = None;
+        for (_, cache) in caches.iter().filter(|(of, _)| *of == group) {
+            let (blocks, block_size) = (cache.spec().num_blocks, cache.block_size());
+            size = match size {
+                None => Some((blocks, block_size)),
+                Some((smallest, same)) if same == block_size => Some((smallest.min(blocks), same)),
+                Some(_) => return Err(refused(format!("two block sizes in KV group {group}"))),
+            };
+        }
+        Ok(size.map(|(blocks, block_size)| Group {
+            blocks,
+            block_size,
+            places: Distinct::new(blocks * block_size),
+        }))
+    }
+
+    fn check(&mut self, index: usize, batch: &Batch) -> Result<(), KernelError> {
+        let Group { blocks, block_size, places } = self;
+        let tables = &batch.groups[index];
         let stride = tables.table_stride;
-        let slot = |&slot: &u32| slot == NO_SLOT || (slot as usize) < blocks * block_size;
-        let block = |&block: &u32| block == NO_SLOT || (block as usize) < blocks;
         let fits = tables.slots.len() == batch.num_tokens()
             && Some(tables.block_table.len()) == stride.checked_mul(batch.num_seqs())
-            && batch.kv_len.iter().all(|&len| (len as usize).div_ceil(block_size) <= stride);
-        ensure(fits, || format!("KV group {group}: slots or block table of a wrong size"))?;
-        let inside = tables.slots.iter().all(slot) && tables.block_table.iter().all(block);
-        ensure(inside, || format!("KV group {group}: a slot or block beyond {blocks} blocks"))
+            && batch.kv_len.iter().all(|&len| (len as usize).div_ceil(*block_size) <= stride);
+        ensure(fits, || format!("KV group {index}: slots or block table of a wrong size"))?;
+        let block = |&block: &u32| block == NO_SLOT || (block as usize) < *blocks;
+        let inside = tables.block_table.iter().all(block);
+        ensure(inside, || format!("KV group {index}: a block beyond {blocks} blocks"))?;
+        places.clear();
+        let once = tables.slots.iter().all(|&slot| slot == NO_SLOT || places.take(slot));
+        ensure(once, || format!("KV group {index}: a slot beyond {blocks} blocks, or twice"))
     }
 }
 
@@ -128,4 +158,28 @@ fn ensure(fits: bool, reason: impl FnOnce() -> String) -> Result<(), KernelError
 
 fn refused(reason: String) -> KernelError {
     KernelError::Shape { op: "launch", reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_the_cache_is_written_once_a_step() {
+        let mut group = Group { blocks: 2, block_size: 16, places: Distinct::new(32) };
+        let mut check = |slots: [u32; 2]| {
+            let mut batch = Batch::new(1);
+            batch.ids = vec![0, 1];
+            batch.query_start = vec![0, 1, 2];
+            batch.kv_len = vec![1, 1];
+            let tables = &mut batch.groups[0];
+            (tables.slots, tables.block_table, tables.table_stride) = (slots.into(), vec![0, 1], 1);
+            group.check(0, &batch).is_ok()
+        };
+        assert!(check([0, 16]));
+        assert!(check([0, 16]), "the next step writes there again");
+        assert!(check([NO_SLOT, NO_SLOT]), "padded rows write nowhere");
+        assert!(!check([3, 3]));
+        assert!(!check([0, 32]));
+    }
 }

@@ -7,7 +7,7 @@ use crate::cpu::{CpuDevice, CpuOptions};
 use crate::device::Device;
 use crate::dtype::{DType, HostTensor};
 use crate::ops::{Embed, Epilogue, GatherRows, Linear, Norm, NormRows, Ops, Stacking};
-use crate::sampling::{LogitsRow, Purpose};
+use crate::sampling::{LogitsRow, Purpose, SlotInit};
 
 const VOCAB: usize = 37;
 const HIDDEN: usize = 24;
@@ -119,13 +119,23 @@ fn a_batch_out_of_range_is_refused_and_the_next_one_runs() {
     let device = device(1);
     let (program, _) = program(&device);
     let mut executor = device.executor(program, limits()).unwrap();
-    let wrong: [fn(&mut Batch); 6] = [
+    let wrong: [fn(&mut Batch); 8] = [
         |batch| batch.ids[0] = VOCAB as u32,
         |batch| batch.positions[0] = 64,
         |batch| batch.seq_slot[0] = 4,
         |batch| batch.query_start[1] = 2,
         |batch| batch.logits[0].row = 1,
         |batch| batch.kv_len[0] = 65,
+        |batch| {
+            batch.query_start = vec![0, 1, 1];
+            batch.kv_len.push(1);
+            batch.seq_slot.push(2);
+        },
+        |batch| {
+            let params = std::sync::Arc::default();
+            let init = SlotInit { slot: 1, params, prompt: vec![], output: vec![] };
+            batch.slot_inits = vec![init.clone(), init];
+        },
     ];
     for spoil in wrong {
         let mut step = step(&[1], &[0]);
