@@ -1,8 +1,9 @@
-//! The whole engine on random weights of Qwen2.5-0.5B's shape in bf16, without the network.
+//! The whole engine on random weights of Qwen2.5-0.5B's shape, without the network.
 //!
-//! `engine [--threads N] [--isa NAME] [--rounds N]` prints one JSON object a line: start-up, decode
-//! of one stream as a share of read bandwidth, prefill of 512 tokens as a share of the arithmetic
-//! peak, tokens/s and time to first token at 1, 4, 16 and 64 concurrent requests, peak memory.
+//! `engine [--threads N] [--isa NAME] [--rounds N]` prints one JSON object a line. In bf16: start-up,
+//! prefill of 512 tokens, tokens/s and time to first token at 1, 4, 16 and 64 concurrent requests,
+//! each with its share of read bandwidth and of the arithmetic peak, and peak memory. In f32: 1 and
+//! 16 requests. For both: what 16 requests together gain over one, beside what the machine allows.
 //! Ceilings are measured before and after on the same threads.
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use pagoda_engine::request::{
 };
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
+use pagoda_kernels::dtype::DType;
 use serde_json::{Value, json};
 
 /// The published shape of Qwen2.5-0.5B.
@@ -36,25 +38,26 @@ const DECODE_PARAMETERS: f64 = 494.0e6;
 const PREFILL_PARAMETERS: f64 = 357.8e6;
 
 const MAX_MODEL_LEN: u32 = 2048;
-const CONCURRENCY: [usize; 4] = [1, 4, 16, 64];
 const PROMPT: usize = 128;
 const OUTPUT: u32 = 64;
 const PREFILL: usize = 512;
 
 fn main() -> Result<()> {
     let bench = Bench::new(Settings::parse(3)?)?;
-    let ceilings = bench.ceilings("before")?;
-    let (handle, startup) = bench.start()?;
+    let before = bench.ceilings("before")?;
+    let (handle, startup) = bench.start(DType::Bf16)?;
     bench.print(json!({ "what": "start-up", "unit": "s", "median": startup.as_secs_f64() }))?;
-    bench.prefill(&handle, &ceilings)?;
-    for streams in CONCURRENCY {
-        bench.decode(&handle, streams, &ceilings)?;
-    }
+    bench.prefill(&handle, &before)?;
+    bench.streams(&handle, DType::Bf16, &[1, 4, 16, 64], &before)?;
     let stats = handle.stats();
     let rows =
         json!({ "rows": stats.rows, "steps": stats.steps, "preemptions": stats.preemptions });
     bench.print(json!({ "what": "peak memory", "unit": "MiB", "median": peak_memory_mib(),
         "weight_mib": handle.info().weight_bytes as f64 / 1048576.0, "counts": rows }))?;
+    drop(handle);
+    let between = bench.ceilings("between")?;
+    let (handle, _) = bench.start(DType::F32)?;
+    bench.streams(&handle, DType::F32, &[1, 16], &between)?;
     bench.ceilings("after")?;
     Ok(())
 }
@@ -94,9 +97,10 @@ impl Bench {
     }
 
     /// Loads and answers one token; gives the time from nothing to that token.
-    fn start(&self) -> Result<(EngineHandle, Duration)> {
+    fn start(&self, dtype: DType) -> Result<(EngineHandle, Duration)> {
         let began = Instant::now();
         let options = LoadOptions {
+            dtype: Some(dtype),
             max_model_len: Some(MAX_MODEL_LEN),
             max_num_seqs: Some(64),
             max_num_batched_tokens: Some(512),
@@ -129,7 +133,38 @@ impl Bench {
         }))
     }
 
-    fn decode(&self, handle: &EngineHandle, streams: usize, ceilings: &Ceilings) -> Result<()> {
+    /// Sets of requests that arrive together, and what 16 gain over one.
+    ///
+    /// One stream is bound by reading the weights, many by arithmetic: the machine allows a gain of
+    /// `peak / (2 flops a weight) ÷ read / (bytes a weight)`, whatever the program.
+    fn streams(
+        &self,
+        handle: &EngineHandle,
+        dtype: DType,
+        sets: &[usize],
+        ceilings: &Ceilings,
+    ) -> Result<()> {
+        let mut rates = Vec::new();
+        for &streams in sets {
+            rates.push((streams, self.decode(handle, dtype, streams, ceilings)?));
+        }
+        let rate = |of: usize| rates.iter().find(|(streams, _)| *streams == of).map(|(_, r)| *r);
+        let gain = rate(16).zip(rate(1)).map(|(many, one)| many / one);
+        let allowed = (ceilings.flops / 2.0) / (ceilings.read / dtype.bytes() as f64);
+        self.print(json!({
+            "what": "16 streams over 1", "unit": "times", "dtype": dtype, "median": gain,
+            "machine_allows": allowed.min(16.0), "rounds": self.settings.rounds,
+        }))
+    }
+
+    /// Tokens/s while all of `streams` decode.
+    fn decode(
+        &self,
+        handle: &EngineHandle,
+        dtype: DType,
+        streams: usize,
+        ceilings: &Ceilings,
+    ) -> Result<f64> {
         let mut output = Vec::new();
         let mut decode = Vec::new();
         let mut first = Vec::new();
@@ -139,21 +174,24 @@ impl Bench {
             let outcome = run(handle, requests)?;
             let tokens = streams as f64 * f64::from(OUTPUT);
             output.push(tokens / outcome.elapsed.as_secs_f64());
-            first.push(outcome.first_tokens_s.iter().copied().fold(0.0, f64::max));
             let last_first = outcome.first_tokens_s.iter().copied().fold(0.0, f64::max);
+            first.push(last_first);
             let rest = outcome.elapsed.as_secs_f64() - last_first;
             decode.push(outcome.tokens_after(last_first) / rest);
         }
         output.sort_by(f64::total_cmp);
         let decode = median(decode.into_iter());
-        let bytes = decode / streams as f64 * DECODE_PARAMETERS * 2.0;
+        let bytes = decode / streams as f64 * DECODE_PARAMETERS * dtype.bytes() as f64;
+        let flops = decode * DECODE_PARAMETERS * 2.0;
         self.print(json!({
-            "what": "streams", "streams": streams, "prompt": PROMPT, "output": OUTPUT,
-            "unit": "tokens/s", "median": output[output.len() / 2],
+            "what": "streams", "streams": streams, "dtype": dtype, "prompt": PROMPT,
+            "output": OUTPUT, "unit": "tokens/s", "median": output[output.len() / 2],
             "min": output.first(), "max": output.last(), "rounds": self.settings.rounds,
             "decode_tokens_per_s": decode, "last_first_token_s": median(first.into_iter()),
             "share_of_read": bytes / 1e9 / ceilings.read,
-        }))
+            "share_of_peak": flops / 1e9 / ceilings.flops,
+        }))?;
+        Ok(decode)
     }
 
     #[expect(clippy::print_stdout, reason = "the result of this program")]
