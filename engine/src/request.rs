@@ -36,8 +36,8 @@ pub enum Segment {
     Tokens(Vec<u32>),
 }
 
-/// When a choice ends. Stop strings are found behind the border, on text, and end the stream by
-/// dropping it.
+/// When a choice ends. Stop strings are found behind the border, on text, by the reader, who then
+/// stops the choice or drops the stream.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StopParams {
     /// Tokens to generate at most, at least 0 (0 only with `prompt_logprobs` or echo).
@@ -116,6 +116,8 @@ pub enum FinishReason {
     StopToken(u32),
     /// `max_tokens` or the context is full.
     Length,
+    /// The reader wanted no more of it.
+    Stopped,
 }
 
 /// A request that was admitted and then failed: our fault, or the process is going away.
@@ -127,6 +129,9 @@ pub enum StepError {
     /// The instance is being stopped; another replica may serve the request.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The engine thread is gone and said nothing: it panicked, or ended before it took the request.
+    #[error("the engine has ended without an answer")]
+    Ended,
 }
 
 /// A request that was not admitted.

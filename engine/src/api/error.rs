@@ -200,7 +200,7 @@ impl From<SubmitError> for ApiError {
 impl From<StepError> for ApiError {
     fn from(error: StepError) -> Self {
         match error {
-            StepError::Device(_) => ApiError::Engine,
+            StepError::Device(_) | StepError::Ended => ApiError::Engine,
             StepError::ShuttingDown => ApiError::ShuttingDown,
         }
     }

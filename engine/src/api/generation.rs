@@ -1,7 +1,8 @@
 //! An answer that is being generated: events of the engine become pieces of text.
 //!
 //! Runs on the connection's task. Owns the event stream: whoever drops a [`Generation`] cancels
-//! the request, and one whose choices have all met their stop strings drops the stream itself.
+//! the request. A choice that meets its stop string is stopped alone, and the stream is dropped once
+//! all have ended.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -150,19 +151,6 @@ impl Generation {
         }
     }
 
-    /// The next piece if it is there now.
-    pub fn try_next(&mut self) -> Option<Piece> {
-        if let Some(piece) = self.next.take() {
-            return Some(piece);
-        }
-        loop {
-            let event = self.events.as_mut()?.try_next()?;
-            if let Some(piece) = self.piece_of(Some(event)) {
-                return Some(piece);
-            }
-        }
-    }
-
     fn piece_of(&mut self, event: Option<Event>) -> Option<Piece> {
         match event {
             Some(Event::Started { prompt_tokens, cached_tokens }) => {
@@ -223,7 +211,8 @@ impl Generation {
             }
             (None, FinishReason::Eos) => EndReason::Eos,
             (None, FinishReason::StopToken(token)) => EndReason::StopToken(token),
-            (None, FinishReason::Length) => EndReason::Length,
+            // Only a choice that has ended here is stopped.
+            (None, FinishReason::Length | FinishReason::Stopped) => EndReason::Length,
         };
         Some(self.end(index, text, reason))
     }
@@ -236,9 +225,11 @@ impl Generation {
                 (choice.last_at - self.begun, choice.last_at - choice.first_at);
             self.instance.metrics.choice_ended(outcome, choice.num_tokens, total, after_first);
         }
+        // A stop string ends a choice before the engine knows.
         if self.choices.iter().all(|choice| choice.ended) {
-            // A stop string ends the request before the engine knows.
             self.events = None;
+        } else if let Some(events) = &self.events {
+            events.stop(index);
         }
         Piece::Ended { choice: index, text, reason }
     }

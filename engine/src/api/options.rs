@@ -141,18 +141,10 @@ impl Options {
     }
 
     fn max_tokens_for(&self, info: &InstanceInfo, prompt_tokens: u32) -> Result<u32, ApiError> {
-        let max_model_len = info.max_model_len;
-        let fits = max_model_len.saturating_sub(prompt_tokens);
+        let fits = info.max_model_len.saturating_sub(prompt_tokens);
+        // At least one: a prompt that leaves no room is refused where all lengths are.
         let default = || self.max_tokens_default.unwrap_or(u32::MAX).min(fits).max(1);
         let max_tokens = self.max_tokens.unwrap_or_else(default);
-        if max_tokens > fits {
-            return Err(ApiError::ContextLength {
-                max_model_len,
-                prompt_tokens,
-                max_tokens,
-                param: "prompt",
-            });
-        }
         if self.min_tokens > max_tokens {
             return Err(ApiError::invalid(
                 "min_tokens",
@@ -284,9 +276,5 @@ mod tests {
             refused(Options { min_tokens: 1, allowed: eos, ..default.clone() }, 1),
             "allowed_token_ids"
         );
-        for (max_tokens, prompt) in [(Some(info.max_model_len), 1), (None, info.max_model_len)] {
-            let error = Options { max_tokens, ..default.clone() }.resolve(&info, prompt);
-            assert!(matches!(error, Err(ApiError::ContextLength { .. })), "{max_tokens:?}");
-        }
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::stream::{EventBounds, EventStream, event_ring, ring_capacity};
+use super::room::EventRoom;
+use super::stream::{CHOICES_MAX, EventBounds, EventStream, event_ring, ring_capacity};
 use crate::kv::block_table::BlockTable;
 use crate::kv::key::{KeyChain, KeyHasher};
 use crate::model::info::InstanceInfo;
@@ -28,15 +29,17 @@ pub fn check(
     settings: &SchedulerSettings,
     request: Request,
 ) -> Result<Checked, SubmitError> {
-    let prompt = flatten(&request.input);
-    if prompt.is_empty() {
+    let prompt_len = request.input.iter().map(|Segment::Tokens(tokens)| tokens.len()).sum();
+    if prompt_len == 0 {
         return Err(SubmitError::Invalid("the prompt is empty".into()));
     }
+    let total = fits_context(info, prompt_len, request.stop.max_tokens)?;
+    let prompt = flatten(&request.input);
     if let Some(token) = prompt.iter().find(|&&token| token >= info.vocab) {
         let reason = format!("token id {token} is not below the vocabulary size {}", info.vocab);
         return Err(SubmitError::Invalid(reason));
     }
-    let most_choices = settings.max_choices.min(settings.max_queued_requests);
+    let most_choices = settings.max_choices.min(settings.max_queued_requests).min(CHOICES_MAX);
     if request.n == 0 || request.n > most_choices {
         return Err(SubmitError::Invalid(format!("n must be in 1..={most_choices}")));
     }
@@ -45,7 +48,6 @@ pub fn check(
         let reason = format!("at most {} log-probabilities can be returned", info.max_logprobs);
         return Err(SubmitError::Invalid(reason));
     }
-    let total = fits_context(info, prompt.len(), request.stop.max_tokens)?;
     fits_cache(info, total)?;
     let bounds = EventBounds {
         num_choices: request.n,
@@ -102,16 +104,26 @@ impl Checked {
         self.prompt.len() as u64
     }
 
-    /// Allocates all that the engine thread needs for it.
-    pub fn build(self, info: &InstanceInfo, hasher: &KeyHasher) -> (SequenceGroup, EventStream) {
-        let Checked { request, prompt, ring_capacity } = self;
+    /// Items that its ring must hold.
+    pub fn num_event_items(&self) -> usize {
+        self.ring_capacity
+    }
+
+    /// Allocates all that the engine thread needs for it; `room` is that of its events.
+    pub fn build(
+        self,
+        info: &InstanceInfo,
+        hasher: &KeyHasher,
+        room: EventRoom,
+    ) -> (SequenceGroup, EventStream) {
+        let Checked { request, prompt, .. } = self;
         let total = prompt.len() + request.stop.max_tokens as usize;
         let num_blocks = total.div_ceil(info.block_size as usize);
         let root = hasher.root(&request.tenant.cache_salt, "");
         let mut chain = KeyChain::new(root, num_blocks);
         chain.extend(hasher, prompt.len(), |index| prompt[index]);
         let stop = Arc::new(request.stop);
-        let (sink, stream) = event_ring(ring_capacity, request.n);
+        let (sink, stream) = event_ring(room, request.n);
         let sequence = |choice: u32| Sequence {
             prompt: prompt.clone(),
             output: Vec::with_capacity(stop.max_tokens as usize),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::kv::key::KeyHasher;
 use crate::model::info::InstanceInfo;
-use crate::request::{Request, SubmitError};
+use crate::request::{Request, StepError, SubmitError};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::sequence::SequenceGroup;
 
@@ -23,6 +23,9 @@ pub mod admission;
 
 /// Numbers for metrics, health and admission.
 pub mod stats;
+
+/// A budget of events that may be on their way back.
+pub mod room;
 
 /// Events on their way back.
 pub mod stream;
@@ -48,6 +51,8 @@ pub struct Shared {
     pub stats: stats::LiveStats,
     /// The waiting queue's size, taken by submitters and given back by the engine thread.
     pub queue: QueueLoad,
+    /// Room for the events of open requests.
+    events: Arc<room::EventBudget>,
     started_at: Instant,
     draining: AtomicBool,
     /// Milliseconds since `started_at` at which what still runs is failed.
@@ -71,7 +76,8 @@ pub enum Message {
     Wake,
 }
 
-/// The engine thread's end of the border.
+/// The engine thread's end of the border. A request that is still in it when it is dropped fails:
+/// with `ShuttingDown` if the instance was told to drain, else like any whose engine is gone.
 #[derive(Debug)]
 pub struct Inbox {
     /// Admitted requests in the order of arrival.
@@ -86,6 +92,7 @@ pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle,
     // Each message holds a place in the queue; the spare one is for `Wake`.
     let (sender, messages) = sync_channel(settings.max_queued_requests as usize + 1);
     let shared = Arc::new(Shared {
+        events: room::EventBudget::new(settings.max_event_items),
         info,
         settings,
         hasher,
@@ -102,7 +109,7 @@ impl EngineHandle {
     /// Admits a request or says why not. Events come through the stream; dropping it cancels.
     ///
     /// Errors: the client's (empty prompt, unknown token, too long, can never fit), capacity
-    /// (queue full), ours (the engine has stopped or drains).
+    /// (the queue, or the room for events, is full), ours (the engine has stopped or drains).
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         if self.shared.draining.load(Relaxed) || self.shared.stats.ended.load(Relaxed) {
             return Err(SubmitError::Stopped);
@@ -112,7 +119,11 @@ impl EngineHandle {
         if !self.shared.queue.take(sequences, tokens, &self.shared.settings) {
             return Err(self.busy());
         }
-        let (group, stream) = checked.build(&self.shared.info, &self.shared.hasher);
+        let Some(room) = self.shared.events.take(checked.num_event_items()) else {
+            self.shared.queue.give_back(sequences, tokens);
+            return Err(self.busy());
+        };
+        let (group, stream) = checked.build(&self.shared.info, &self.shared.hasher, room);
         match self.inbox.try_send(Message::Submit(Box::new(group))) {
             Ok(()) => Ok(stream),
             Err(refused) => {
@@ -172,6 +183,19 @@ impl EngineHandle {
         SubmitError::Busy {
             queued: u32::try_from(queue.sequences.load(Relaxed)).unwrap_or(u32::MAX),
             retry_after_s: wait.ceil().clamp(1.0, 60.0) as u32,
+        }
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        if self.shared.drain_left().is_none() {
+            return;
+        }
+        for message in self.messages.try_iter() {
+            if let Message::Submit(group) = message {
+                group.sink.failed(StepError::ShuttingDown);
+            }
         }
     }
 }

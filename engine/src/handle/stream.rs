@@ -1,18 +1,22 @@
 //! The way back: events of one request from the engine thread to whoever reads them.
 //!
 //! One single-producer ring a request, allocated by the submitting thread and sized so that it can
-//! never fill ([`ring_capacity`]): the engine thread never waits for a reader, and memory is
-//! bounded by `max_tokens`. Items in the ring are flat; [`EventStream`] puts events together on
-//! the reading side, so the engine thread allocates nothing. Dropping the [`EventStream`] is the
-//! one way to cancel: the engine thread sees it within one step.
+//! never fill ([`ring_capacity`]): the engine thread never waits for a reader, however slow. What
+//! all rings hold together is bounded by the [`super::room::EventBudget`], of which a request takes
+//! its part before it is admitted. Items in the ring are flat; [`EventStream`] puts events together
+//! on the reading side, so the engine thread allocates nothing. Dropping the [`EventStream`]
+//! cancels the request, which the engine thread sees within one step; [`EventStream::stop`] ends
+//! one of its choices.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::room::EventRoom;
 use crate::request::{Event, FinishReason, StepError, TokenOut};
 
 /// One flat item of the ring. The top list of a token stands before the token, so that an event is
@@ -21,11 +25,18 @@ use crate::request::{Event, FinishReason, StepError, TokenOut};
 enum Item {
     Started { prompt_tokens: u32, cached_tokens: u32 },
     Top { token: u32, logprob: f32 },
-    Prompt { index: u32, token: FlatToken },
-    Token { choice: u32, token: FlatToken },
-    Finished { choice: u32, reason: FinishReason },
-    Failed(Box<StepError>),
+    Prompt(FlatToken),
+    Token { choice: u16, token: FlatToken },
+    Finished { choice: u16, reason: FinishReason },
 }
+
+/// Bytes of an item, for whoever turns a budget of memory into one of items.
+pub const ITEM_BYTES: usize = 16;
+
+const _: () = assert!(size_of::<Item>() == ITEM_BYTES, "rings are budgeted by this size");
+
+/// Choices of a request that the ring can tell apart.
+pub const CHOICES_MAX: u32 = u16::MAX as u32;
 
 /// A token without its top list.
 #[derive(Clone, Copy, Debug)]
@@ -53,22 +64,46 @@ pub struct EventBounds {
     pub prompt_top: u32,
 }
 
-/// Items that a request can bring at most: `n × (max_tokens × (1 + top) + 2)`, the prompt's part,
-/// and `Started` and `Failed`. `None` if that does not fit `usize`.
+/// Items that a request can bring at most: `n × (max_tokens × (1 + top) + 1)`, the prompt's part,
+/// and `Started`. `None` if that does not fit `usize`.
 pub fn ring_capacity(bounds: EventBounds) -> Option<usize> {
     let EventBounds { num_choices, max_tokens, top, prompt_rows, prompt_top } = bounds;
-    let tokens = u64::from(max_tokens).checked_mul(u64::from(top) + 1)?.checked_add(2)?;
+    let tokens = u64::from(max_tokens).checked_mul(u64::from(top) + 1)?.checked_add(1)?;
     let choices = tokens.checked_mul(u64::from(num_choices))?;
     let prompt = u64::from(prompt_rows).checked_mul(u64::from(prompt_top) + 1)?;
-    usize::try_from(choices.checked_add(prompt)?.checked_add(2)?).ok()
+    usize::try_from(choices.checked_add(prompt)?.checked_add(1)?).ok()
 }
 
-/// A stream of `num_choices` choices and its sink, with room for `capacity` items.
-pub fn event_ring(capacity: usize, num_choices: u32) -> (EventSink, EventStream) {
-    let (producer, consumer) = RingBuffer::new(capacity);
-    let waker = Arc::new(AtomicWaker::new());
-    let sink = EventSink { producer, waker: WakeOnDrop(waker.clone()) };
-    (sink, EventStream { consumer, waker, top: Vec::new(), num_unfinished: num_choices })
+/// A stream of `num_choices` choices and its sink over a ring that fills `room`.
+pub fn event_ring(room: EventRoom, num_choices: u32) -> (EventSink, EventStream) {
+    let (producer, consumer) = RingBuffer::new(room.items());
+    let link = Arc::new(Link {
+        waker: AtomicWaker::new(),
+        failure: OnceLock::new(),
+        stopped: (0..num_choices).map(|_| AtomicBool::new(false)).collect(),
+        _room: room,
+    });
+    let sink = EventSink { producer, link: WakeOnDrop(link.clone()) };
+    let stream = EventStream {
+        consumer,
+        link,
+        top: Vec::new(),
+        num_prompt_rows: 0,
+        num_unfinished: num_choices,
+    };
+    (sink, stream)
+}
+
+/// What both ends share beside the ring. Each end drops its half of the ring first, so the room is
+/// given back after the ring's memory.
+#[derive(Debug)]
+struct Link {
+    waker: AtomicWaker,
+    /// Why the request failed; set before the sink goes.
+    failure: OnceLock<StepError>,
+    /// Set by the reader: it wants no more of this choice.
+    stopped: Box<[AtomicBool]>,
+    _room: EventRoom,
 }
 
 /// The engine thread's end. Pushing never waits and never allocates; [`EventSink::wake`] tells the
@@ -77,7 +112,7 @@ pub fn event_ring(capacity: usize, num_choices: u32) -> (EventSink, EventStream)
 pub struct EventSink {
     // Fields drop in this order: the reader is woken once the ring counts as abandoned.
     producer: Producer<Item>,
-    waker: WakeOnDrop,
+    link: WakeOnDrop,
 }
 
 impl EventSink {
@@ -86,9 +121,14 @@ impl EventSink {
         self.producer.is_abandoned()
     }
 
+    /// Whether the reader wants no more of `choice`.
+    pub fn is_stopped(&self, choice: u32) -> bool {
+        self.link.0.stopped.get(choice as usize).is_some_and(|stopped| stopped.load(Relaxed))
+    }
+
     /// Tells the reader that there is something to read.
     pub fn wake(&self) {
-        self.waker.0.wake();
+        self.link.0.waker.wake();
     }
 
     /// Pushes [`Event::Started`].
@@ -96,26 +136,27 @@ impl EventSink {
         self.push(Item::Started { prompt_tokens, cached_tokens });
     }
 
-    /// Pushes [`Event::Prompt`] with its top list.
-    pub fn prompt(&mut self, index: u32, token: FlatToken, top: &[(u32, f32)]) {
+    /// Pushes [`Event::Prompt`] of the next prompt token, from the second one on, with its top list.
+    pub fn prompt(&mut self, token: FlatToken, top: &[(u32, f32)]) {
         self.push_top(top);
-        self.push(Item::Prompt { index, token });
+        self.push(Item::Prompt(token));
     }
 
     /// Pushes [`Event::Token`] with its top list.
     pub fn token(&mut self, choice: u32, token: FlatToken, top: &[(u32, f32)]) {
         self.push_top(top);
-        self.push(Item::Token { choice, token });
+        self.push(Item::Token { choice: choice as u16, token });
     }
 
     /// Pushes [`Event::Finished`].
     pub fn finished(&mut self, choice: u32, reason: FinishReason) {
-        self.push(Item::Finished { choice, reason });
+        self.push(Item::Finished { choice: choice as u16, reason });
     }
 
-    /// Pushes [`Event::Failed`] and ends the stream.
-    pub fn failed(mut self, error: StepError) {
-        self.push(Item::Failed(Box::new(error)));
+    /// Ends the stream with [`Event::Failed`] after what was pushed.
+    pub fn failed(self, error: StepError) {
+        // Set once: the sink is gone after this.
+        let _ = self.link.0.failure.set(error);
     }
 
     fn push_top(&mut self, top: &[(u32, f32)]) {
@@ -132,11 +173,11 @@ impl EventSink {
 
 /// Wakes the reader when the sink goes, so that a sleeping reader sees the end.
 #[derive(Debug)]
-struct WakeOnDrop(Arc<AtomicWaker>);
+struct WakeOnDrop(Arc<Link>);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
-        self.0.wake();
+        self.0.waker.wake();
     }
 }
 
@@ -144,8 +185,10 @@ impl Drop for WakeOnDrop {
 #[derive(Debug)]
 pub struct EventStream {
     consumer: Consumer<Item>,
-    waker: Arc<AtomicWaker>,
+    link: Arc<Link>,
     top: Vec<(u32, f32)>,
+    /// Prompt tokens whose log-probabilities were read: they come in order.
+    num_prompt_rows: u32,
     num_unfinished: u32,
 }
 
@@ -161,7 +204,7 @@ impl EventStream {
         if let Some(event) = self.try_next() {
             return Poll::Ready(Some(event));
         }
-        self.waker.register(context.waker());
+        self.link.waker.register(context.waker());
         match self.try_next() {
             Some(event) => Poll::Ready(Some(event)),
             None if self.num_unfinished == 0 => Poll::Ready(None),
@@ -181,9 +224,18 @@ impl EventStream {
         }
         if abandoned && self.num_unfinished > 0 {
             self.num_unfinished = 0;
-            return Some(Event::Failed(StepError::ShuttingDown));
+            let told = self.link.failure.get().cloned();
+            return Some(Event::Failed(told.unwrap_or(StepError::Ended)));
         }
         None
+    }
+
+    /// Ends `choice` with the next step that it is part of: nobody wants more of it. Others go on.
+    /// It still finishes, after tokens that were on their way.
+    pub fn stop(&self, choice: u32) {
+        if let Some(stopped) = self.link.stopped.get(choice as usize) {
+            stopped.store(true, Relaxed);
+        }
     }
 
     /// Whether everything was read and nothing more will come.
@@ -201,15 +253,16 @@ impl EventStream {
             Item::Started { prompt_tokens, cached_tokens } => {
                 Event::Started { prompt_tokens, cached_tokens }
             }
-            Item::Prompt { index, token } => Event::Prompt { index, token: self.token(token) },
-            Item::Token { choice, token } => Event::Token { choice, token: self.token(token) },
+            Item::Prompt(token) => {
+                self.num_prompt_rows += 1;
+                Event::Prompt { index: self.num_prompt_rows, token: self.token(token) }
+            }
+            Item::Token { choice, token } => {
+                Event::Token { choice: choice.into(), token: self.token(token) }
+            }
             Item::Finished { choice, reason } => {
                 self.num_unfinished = self.num_unfinished.saturating_sub(1);
-                Event::Finished { choice, reason }
-            }
-            Item::Failed(error) => {
-                self.num_unfinished = 0;
-                Event::Failed(*error)
+                Event::Finished { choice: choice.into(), reason }
             }
         })
     }
@@ -223,6 +276,12 @@ impl EventStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handle::room::EventBudget;
+
+    fn event_ring(items: usize, num_choices: u32) -> (EventSink, EventStream) {
+        let room = EventBudget::new(items).take(items).unwrap();
+        super::event_ring(room, num_choices)
+    }
 
     fn flat(id: u32) -> FlatToken {
         FlatToken { id, logprob: -0.5, rank: 1 }
@@ -273,9 +332,28 @@ mod tests {
         assert!(matches!(stream.try_next(), Some(Event::Token { .. })));
         assert!(matches!(stream.try_next(), Some(Event::Finished { .. })));
         assert!(!stream.is_ended(), "the other choice has not finished");
-        assert_eq!(stream.try_next(), Some(Event::Failed(StepError::ShuttingDown)));
+        assert_eq!(stream.try_next(), Some(Event::Failed(StepError::Ended)));
         assert!(stream.is_ended());
         assert_eq!(stream.try_next(), None);
+    }
+
+    #[test]
+    fn a_failure_comes_after_what_was_pushed_and_says_why() {
+        let (mut sink, mut stream) = event_ring(2, 1);
+        sink.token(0, flat(1), &[]);
+        sink.failed(StepError::ShuttingDown);
+        assert!(matches!(stream.try_next(), Some(Event::Token { .. })));
+        assert_eq!(stream.try_next(), Some(Event::Failed(StepError::ShuttingDown)));
+        assert_eq!(stream.try_next(), None);
+    }
+
+    #[test]
+    fn a_choice_is_stopped_alone() {
+        let (sink, stream) = event_ring(2, 2);
+        stream.stop(1);
+        stream.stop(2);
+        assert!(!sink.is_stopped(0) && sink.is_stopped(1) && !sink.is_stopped(2));
+        assert!(!sink.is_abandoned());
     }
 
     #[test]
@@ -290,7 +368,7 @@ mod tests {
     fn capacity_counts_every_item_and_never_overflows() {
         let bounds =
             EventBounds { num_choices: 2, max_tokens: 3, top: 4, prompt_rows: 5, prompt_top: 6 };
-        assert_eq!(ring_capacity(bounds), Some(2 * (3 * 5 + 2) + 5 * 7 + 2));
+        assert_eq!(ring_capacity(bounds), Some(2 * (3 * 5 + 1) + 5 * 7 + 1));
         let huge = EventBounds {
             num_choices: u32::MAX,
             max_tokens: u32::MAX,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::info::{KvGroupInfo, KvGroupKind};
-use crate::request::{SamplerParams, Segment, StopParams, Tenant};
+use crate::request::{Event, SamplerParams, Segment, StopParams, Tenant};
 use pagoda_kernels::dtype::DType;
 
 fn info() -> InstanceInfo {
@@ -84,6 +84,49 @@ fn the_queue_is_bounded_by_sequences_and_by_tokens() {
     assert!(matches!(handle.submit(request(1, 1)), Err(SubmitError::Busy { queued: 3, .. })));
     let stats = handle.stats();
     assert_eq!((stats.waiting, stats.waiting_tokens, stats.refused), (3, 50, 2));
+}
+
+#[test]
+fn events_of_all_requests_share_one_budget() {
+    let settings = SchedulerSettings { max_event_items: 100, ..SchedulerSettings::default() };
+    let (handle, inbox) = border(info(), settings);
+    let alone = handle.submit(request(10, 99)).unwrap_err();
+    assert!(matches!(alone, SubmitError::Invalid(_)), "more than there is: {alone:?}");
+    let first = handle.submit(request(10, 50)).unwrap();
+    let busy = handle.submit(request(10, 50)).unwrap_err();
+    assert!(matches!(busy, SubmitError::Busy { retry_after_s: 1.., .. }), "{busy:?}");
+    assert_eq!(handle.stats().waiting, 1, "who was refused waits for nothing");
+    drop(first);
+    assert!(handle.submit(request(10, 50)).is_err(), "the engine still holds its end");
+    drop(inbox.messages.try_recv());
+    assert!(handle.submit(request(10, 50)).is_ok());
+}
+
+#[test]
+fn many_choices_with_log_probabilities_over_a_long_context_are_admitted() {
+    let mut info = InstanceInfo { max_model_len: 131_072, max_logprobs: 20, ..info() };
+    info.groups.truncate(1);
+    info.groups[0].num_blocks = 10_000;
+    let mut large = request(1_000, 130_000);
+    (large.n, large.sampler.num_logprobs) = (8, Some(20));
+    let settings = SchedulerSettings::default();
+    let checked = admission::check(&info, &settings, large).unwrap();
+    assert!(checked.num_event_items() > 8 * 21 * 130_000);
+}
+
+#[test]
+fn what_is_left_in_the_inbox_is_told_whose_fault_it_is() {
+    let last = |drains: bool| {
+        let (handle, inbox) = border(info(), small_queue());
+        let mut stream = handle.submit(request(1, 1)).unwrap();
+        if drains {
+            handle.drain(Duration::ZERO);
+        }
+        drop(inbox);
+        stream.try_next()
+    };
+    assert_eq!(last(true), Some(Event::Failed(StepError::ShuttingDown)));
+    assert_eq!(last(false), Some(Event::Failed(StepError::Ended)));
 }
 
 #[test]

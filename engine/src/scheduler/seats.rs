@@ -114,7 +114,7 @@ impl Scheduler {
         let stats = &self.shared.stats;
         match reason {
             FinishReason::Length => stats.finished_length.fetch_add(1, Relaxed),
-            FinishReason::Eos | FinishReason::StopToken(_) => {
+            FinishReason::Eos | FinishReason::StopToken(_) | FinishReason::Stopped => {
                 stats.finished_stop.fetch_add(1, Relaxed)
             }
         };

@@ -19,7 +19,9 @@ pub struct SchedulerSettings {
     pub max_step: Option<Duration>,
     /// Whether blocks are shared by equal prefixes.
     pub prefix_cache: bool,
-    /// Items of one request's event ring at most (24 bytes each, touched as they are used).
+    /// Items that the event rings of all open requests hold together, 16 bytes each: a request
+    /// takes all that it can bring (a token is one, and one an alternative). A request that brings
+    /// more alone is refused, one for which too few are left is told to retry.
     pub max_event_items: usize,
 }
 
@@ -32,7 +34,7 @@ impl Default for SchedulerSettings {
             max_chunk_tokens: None,
             max_step: None,
             prefix_cache: true,
-            max_event_items: 1 << 24,
+            max_event_items: 1 << 25,
         }
     }
 }

@@ -76,7 +76,7 @@ fn take<'a>(
         let token = FlatToken { id: row.token, logprob: row.logprob, rank: row.rank };
         if let Purpose::PromptLogprob { num_top, .. } = purpose {
             let index = sequence.prompt_rows_sent.max(entry.base) + 1;
-            sink.prompt(index, token, top_of(row, output, num_top));
+            sink.prompt(token, top_of(row, output, num_top));
             sequence.prompt_rows_sent = index;
             continue;
         }
@@ -98,6 +98,9 @@ fn take<'a>(
     }
     if sequence.stop.max_tokens == 0 && entry.end() >= prompt_tokens {
         gain.finished = Some(FinishReason::Length);
+    }
+    if gain.finished.is_none() && sink.is_stopped(choice) {
+        gain.finished = Some(FinishReason::Stopped);
     }
     if entry.num_drafts > 0 {
         // K and V are right for the last known token and for each accepted draft.

@@ -255,6 +255,7 @@ impl StepLoop {
     fn device_fault(&mut self, fault: &KernelError) -> StepError {
         tracing::error!(%fault, "the device failed: every request ends, and the engine with them");
         let error = StepError::Device(fault.to_string());
+        self.drain_inbox();
         self.scheduler.fail_all(&error);
         self.drop_ended();
         error

@@ -248,3 +248,23 @@ fn better_priority_starts_first_and_choices_follow_their_prompt() {
     let rows: usize = log.iter().flatten().filter(|&&(n, _)| n == 2).map(|&(_, r)| r).sum();
     assert_eq!(rows, (64 + 1) + 2 * (16 + 1));
 }
+
+#[test]
+fn a_choice_that_its_reader_stopped_ends_and_the_others_go_on() {
+    for depth in [1, 2] {
+        let mut bench = bench(depth, 5, 200, SchedulerSettings::default());
+        bench.submit(Request { n: 2, ..request(1, 20, 90) });
+        bench.turns(8);
+        bench.streams[0].stop(0);
+        bench.turns(2 * depth);
+        let events: Vec<_> = std::iter::from_fn(|| bench.streams[0].try_next()).collect();
+        let last = Event::Finished { choice: 0, reason: FinishReason::Stopped };
+        assert!(events.contains(&last), "{events:?}");
+        assert_eq!(bench.handle.stats().running, 1);
+        bench.drain();
+        let events: Vec<_> = std::iter::from_fn(|| bench.streams[0].try_next()).collect();
+        let last = Event::Finished { choice: 1, reason: FinishReason::Length };
+        assert_eq!(events.last(), Some(&last));
+        assert_eq!(bench.handle.stats().blocks_used, 0);
+    }
+}
