@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::header::{HeaderName, HeaderValue};
 use serde::Serialize;
 
@@ -55,6 +57,14 @@ struct PromptDetails {
 }
 
 impl Usage {
+    /// Adds what another prompt of the same request cost.
+    pub fn add(&mut self, other: Usage) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.completion_tokens += other.completion_tokens;
+        self.total_tokens += other.total_tokens;
+        self.prompt_tokens_details.cached_tokens += other.prompt_tokens_details.cached_tokens;
+    }
+
     /// Counts what a piece tells, here and for the log line.
     pub fn count(&mut self, piece: &Piece, tally: &Tally) {
         match piece {
@@ -91,19 +101,40 @@ pub struct Collected {
     pub choices: Vec<CollectedChoice>,
     /// Log-probabilities of the prompt from its second token on, if they were asked for.
     pub prompt: Vec<TokenOut>,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// Waits for the end of all, in the order in which they come. The first that fails ends the others.
+pub async fn collect_all(
+    generations: Vec<Generation>,
+    num_choices: u32,
+    tally: &Tally,
+) -> Result<Vec<Collected>, ApiError> {
+    let mut all: Vec<Collected> = Vec::new();
+    all.resize_with(generations.len(), Collected::default);
+    let numbered = |(prompt_idx, generation)| async move {
+        collect(generation, num_choices, tally).await.map(|collected| (prompt_idx, collected))
+    };
+    let mut pending: FuturesUnordered<_> =
+        generations.into_iter().enumerate().map(numbered).collect();
+    while let Some(ended) = pending.next().await {
+        let (prompt_idx, collected) = ended?;
+        all[prompt_idx] = collected;
+    }
+    Ok(all)
 }
 
 /// Waits for the end. Dropping the future drops the generation, which cancels it.
 pub async fn collect(
     mut generation: Generation,
     num_choices: u32,
-    usage: &mut Usage,
     tally: &Tally,
 ) -> Result<Collected, ApiError> {
     let mut collected = Collected::default();
     collected.choices.resize_with(num_choices as usize, CollectedChoice::default);
     while let Some(piece) = generation.next().await {
-        usage.count(&piece, tally);
+        collected.usage.count(&piece, tally);
         match piece {
             Piece::Started { .. } => {}
             Piece::Prompt { token, .. } => collected.prompt.push(token),

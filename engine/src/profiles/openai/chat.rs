@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
-use crate::api::generation::{EndReason, Piece, Start};
+use crate::api::generation::{EndReason, Start};
 use crate::api::instance::{Conversation, Instance, Work};
 use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
@@ -17,8 +17,9 @@ use crate::profiles::openai::answer::{
 use crate::profiles::openai::completions::truncated;
 use crate::profiles::openai::fields::{Operation, parse};
 use crate::profiles::openai::logprobs::{self, ChatLogprobs, PromptLogprobs, TokenNames};
-use crate::profiles::openai::stream::{self, Chunks, Frame};
+use crate::profiles::openai::stream::{self, ChoiceAt, Chunks, Frame};
 use crate::profiles::openai::wire::Wire;
+use crate::request::TokenOut;
 
 /// Answers a chat request.
 pub async fn serve(call: Call) -> Result<Reply, ApiError> {
@@ -48,9 +49,8 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
         let chunks = ChatChunks::new(&wire, &instance, prompt_ids);
         stream::reply(vec![generation], chunks, &wire, context.tally.clone()).await?
     } else {
-        let mut usage = Usage::default();
-        let collected = collect(generation, wire.options.n, &mut usage, &context.tally).await?;
-        whole(&wire, &instance, collected, usage, prompt_ids)
+        let collected = collect(generation, wire.options.n, &context.tally).await?;
+        whole(&wire, &instance, collected, prompt_ids)
     };
     note_ignored(&mut reply, &wire.ignored, &context.metrics);
     Ok(reply)
@@ -90,10 +90,9 @@ fn whole(
     wire: &Wire,
     instance: &Instance,
     collected: Collected,
-    usage: Usage,
     prompt_token_ids: Option<Vec<u32>>,
 ) -> Reply {
-    let names = TokenNames { tokenizer: instance.tokenizer(), as_ids: wire.tokens_as_ids };
+    let names = TokenNames::of(wire, instance);
     let choice = |(index, choice): (usize, CollectedChoice)| {
         let reason = choice.reason.unwrap_or(EndReason::Length);
         let ids = || choice.tokens.iter().map(|token| token.id).collect();
@@ -110,18 +109,14 @@ fn whole(
     let completion = ChatCompletion {
         head: Head::new("chatcmpl", "chat.completion", instance),
         choices: collected.choices.into_iter().enumerate().map(choice).collect(),
-        usage,
+        usage: collected.usage,
         prompt_logprobs: wire.prompt_logprobs.map(|_| logprobs::prompt(&prompt, names)),
         prompt_token_ids,
     };
     json(StatusCode::OK, &completion)
 }
 
-fn chat_logprobs(
-    wire: &Wire,
-    tokens: &[crate::request::TokenOut],
-    names: TokenNames<'_>,
-) -> Option<ChatLogprobs> {
+fn chat_logprobs(wire: &Wire, tokens: &[TokenOut], names: TokenNames<'_>) -> Option<ChatLogprobs> {
     let num_top = wire.options.logprobs?;
     Some(logprobs::chat(tokens, num_top, names))
 }
@@ -185,48 +180,46 @@ impl ChatChunks {
             token_ids: None,
         }
     }
+
+    fn push(&self, choice: ChunkChoice, frame: &mut Frame<'_>) {
+        let (choices, usage) = (vec![choice], frame.usage());
+        frame.push(&Chunk { head: &self.head, choices, usage, prompt_token_ids: None });
+    }
 }
 
 impl Chunks for ChatChunks {
-    fn encode(&mut self, _prompt_idx: usize, piece: Piece, frame: &mut Frame<'_>) {
-        let (mut choices, mut prompt_token_ids) = (Vec::new(), None);
-        match piece {
-            Piece::Started { .. } => {
-                prompt_token_ids = self.prompt_token_ids.take();
-                let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
-                choices.extend((0..self.wire.options.n).map(|index| Self::choice(index, delta())));
-            }
-            Piece::Token { choice, token, text } => {
-                let wants_tokens =
-                    self.wire.options.logprobs.is_some() || self.wire.return_token_ids;
-                if text.is_empty() && !wants_tokens {
-                    return;
-                }
-                let names = TokenNames {
-                    tokenizer: self.instance.tokenizer(),
-                    as_ids: self.wire.tokens_as_ids,
-                };
-                let delta = Delta { role: None, content: Some(text) };
-                choices.push(ChunkChoice {
-                    token_ids: self.wire.return_token_ids.then(|| vec![token.id]),
-                    logprobs: chat_logprobs(&self.wire, &[token], names),
-                    ..Self::choice(choice, delta)
-                });
-            }
-            Piece::Ended { choice, text, reason } => {
-                let content = (!text.is_empty()).then_some(text);
-                choices.push(ChunkChoice {
-                    finish_reason: Some(finish_reason(&reason)),
-                    stop_reason: stop_reason(&reason),
-                    ..Self::choice(choice, Delta { role: None, content })
-                });
-            }
-            Piece::Prompt { .. } | Piece::Failed(_) => return,
-        }
+    fn started(&mut self, _prompt_idx: usize, frame: &mut Frame<'_>) {
+        let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
+        let choices = (0..self.wire.options.n).map(|index| Self::choice(index, delta())).collect();
+        let prompt_token_ids = self.prompt_token_ids.take();
         frame.push(&Chunk { head: &self.head, choices, usage: frame.usage(), prompt_token_ids });
     }
 
-    fn encode_usage(&mut self, usage: Usage, frame: &mut Frame<'_>) {
+    /// The public API has no place for them in a stream.
+    fn prompt(&mut self, _prompt_idx: usize, _token: TokenOut) {}
+
+    fn token(&mut self, at: ChoiceAt, token: TokenOut, text: String, frame: &mut Frame<'_>) {
+        let names = TokenNames::of(&self.wire, &self.instance);
+        let delta = Delta { role: None, content: Some(text) };
+        let choice = ChunkChoice {
+            token_ids: self.wire.return_token_ids.then(|| vec![token.id]),
+            logprobs: chat_logprobs(&self.wire, &[token], names),
+            ..Self::choice(at.choice, delta)
+        };
+        self.push(choice, frame);
+    }
+
+    fn ended(&mut self, at: ChoiceAt, text: String, reason: &EndReason, frame: &mut Frame<'_>) {
+        let delta = Delta { role: None, content: (!text.is_empty()).then_some(text) };
+        let choice = ChunkChoice {
+            finish_reason: Some(finish_reason(reason)),
+            stop_reason: stop_reason(reason),
+            ..Self::choice(at.choice, delta)
+        };
+        self.push(choice, frame);
+    }
+
+    fn usage(&mut self, usage: Usage, frame: &mut Frame<'_>) {
         let (choices, usage) = (Vec::new(), Some(Some(usage)));
         frame.push(&Chunk { head: &self.head, choices, usage, prompt_token_ids: None });
     }

@@ -6,18 +6,18 @@ use hyper::StatusCode;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
-use crate::api::generation::{EndReason, Piece, Start};
+use crate::api::generation::{EndReason, Start};
 use crate::api::instance::{Instance, Work};
 use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
-    Collected, CollectedChoice, Head, StopReason, Usage, collect, finish_reason, note_ignored,
+    Collected, CollectedChoice, Head, StopReason, Usage, collect_all, finish_reason, note_ignored,
     stop_reason,
 };
 use crate::profiles::openai::fields::{Operation, parse};
 use crate::profiles::openai::logprobs::{self, PromptLogprobs, TextLogprobs, TokenNames};
 use crate::profiles::openai::prompts::Prompt;
-use crate::profiles::openai::stream::{self, Chunks, Frame};
+use crate::profiles::openai::stream::{self, ChoiceAt, Chunks, Frame};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 
@@ -48,9 +48,8 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
         stream::reply(generations, chunks, &wire, context.tally.clone()).await?
     } else {
         let mut answer = WholeAnswer::new(&wire, &instance);
-        for (generation, shown) in generations.into_iter().zip(shown) {
-            let n = wire.options.n;
-            let collected = collect(generation, n, &mut answer.usage, &context.tally).await?;
+        let collected = collect_all(generations, wire.options.n, &context.tally).await?;
+        for (collected, shown) in collected.into_iter().zip(shown) {
             answer.add(collected, shown);
         }
         answer.reply()
@@ -150,6 +149,8 @@ fn echo_logprobs(
     let num_top = wire.options.logprobs?;
     let mut logprobs = TextLogprobs::default();
     if wire.echo {
+        // The prompt is shown whole.
+        let names = TokenNames { skip_special: false, ..names };
         if let Some(first) = shown.ids.first() {
             logprobs.push_first(*first, names, offset);
         }
@@ -173,6 +174,7 @@ impl<'a> WholeAnswer<'a> {
     }
 
     fn add(&mut self, collected: Collected, shown: Shown) {
+        self.usage.add(collected.usage);
         for choice in collected.choices {
             let choice = self.choice(choice, &collected.prompt, &shown);
             self.choices.push(choice);
@@ -181,7 +183,7 @@ impl<'a> WholeAnswer<'a> {
 
     fn choice(&self, choice: CollectedChoice, prompt: &[TokenOut], shown: &Shown) -> Choice {
         let wire = self.wire;
-        let names = TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
+        let names = TokenNames::of(wire, self.instance);
         let reason = choice.reason.unwrap_or(EndReason::Length);
         let mut offset = 0;
         let mut logprobs = echo_logprobs(wire, names, shown, prompt, &mut offset);
@@ -254,7 +256,7 @@ impl TextChunks {
         if std::mem::replace(&mut prompt.echoed, true) || !(wire.echo || wire.return_token_ids) {
             return;
         }
-        let names = TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
+        let names = TokenNames::of(wire, &self.instance);
         let mut choices = Vec::with_capacity(n);
         for (choice, offset) in prompt.offsets.iter_mut().enumerate() {
             let logprobs = echo_logprobs(wire, names, &prompt.shown, &prompt.prompt, offset);
@@ -269,60 +271,54 @@ impl TextChunks {
         frame.push(&Completion { head: &self.head, choices, usage: frame.usage() });
     }
 
-    fn token(&mut self, prompt_idx: usize, choice: u32, token: TokenOut, text: String) -> Choice {
-        let wire = &self.wire;
-        let names = TokenNames { tokenizer: self.instance.tokenizer(), as_ids: wire.tokens_as_ids };
-        let mut logprobs = None;
-        let offset = self
-            .prompts
-            .get_mut(prompt_idx)
-            .and_then(|prompt| prompt.offsets.get_mut(choice as usize));
-        if let (Some(num_top), Some(offset)) = (wire.options.logprobs, offset) {
-            let mut one = TextLogprobs::default();
-            one.push(&token, num_top, names, offset);
-            logprobs = Some(one);
-        }
-        let index = prompt_idx * wire.options.n as usize + choice as usize;
-        let token_ids = wire.return_token_ids.then(|| vec![token.id]);
-        Choice { text, logprobs, token_ids, ..Choice::new(index) }
+    fn logprobs(&mut self, at: ChoiceAt, token: &TokenOut) -> Option<TextLogprobs> {
+        let num_top = self.wire.options.logprobs?;
+        let names = TokenNames::of(&self.wire, &self.instance);
+        let prompt = self.prompts.get_mut(at.prompt_idx)?;
+        let mut one = TextLogprobs::default();
+        one.push(token, num_top, names, prompt.offsets.get_mut(at.choice as usize)?);
+        Some(one)
+    }
+
+    fn index(&self, at: ChoiceAt) -> usize {
+        at.prompt_idx * self.wire.options.n as usize + at.choice as usize
+    }
+
+    fn push(&self, choice: Choice, frame: &mut Frame<'_>) {
+        let (choices, usage) = (vec![choice], frame.usage());
+        frame.push(&Completion { head: &self.head, choices, usage });
     }
 }
 
 impl Chunks for TextChunks {
-    fn encode(&mut self, prompt_idx: usize, piece: Piece, frame: &mut Frame<'_>) {
-        let choice = match piece {
-            Piece::Prompt { token, .. } => {
-                if let Some(prompt) = self.prompts.get_mut(prompt_idx) {
-                    prompt.prompt.push(token);
-                }
-                return;
-            }
-            Piece::Started { .. } | Piece::Failed(_) => return,
-            Piece::Token { choice, token, text } => {
-                self.echo(prompt_idx, frame);
-                let wants_tokens =
-                    self.wire.options.logprobs.is_some() || self.wire.return_token_ids;
-                if text.is_empty() && !wants_tokens {
-                    return;
-                }
-                self.token(prompt_idx, choice, token, text)
-            }
-            Piece::Ended { choice, text, reason } => {
-                self.echo(prompt_idx, frame);
-                let index = prompt_idx * self.wire.options.n as usize + choice as usize;
-                Choice {
-                    text,
-                    finish_reason: Some(finish_reason(&reason)),
-                    stop_reason: stop_reason(&reason),
-                    ..Choice::new(index)
-                }
-            }
-        };
-        let choices = vec![choice];
-        frame.push(&Completion { head: &self.head, choices, usage: frame.usage() });
+    /// The echo waits for the prompt's log-probabilities, which come after this.
+    fn started(&mut self, _prompt_idx: usize, _frame: &mut Frame<'_>) {}
+
+    fn prompt(&mut self, prompt_idx: usize, token: TokenOut) {
+        if let Some(prompt) = self.prompts.get_mut(prompt_idx) {
+            prompt.prompt.push(token);
+        }
     }
 
-    fn encode_usage(&mut self, usage: Usage, frame: &mut Frame<'_>) {
+    fn token(&mut self, at: ChoiceAt, token: TokenOut, text: String, frame: &mut Frame<'_>) {
+        self.echo(at.prompt_idx, frame);
+        let logprobs = self.logprobs(at, &token);
+        let token_ids = self.wire.return_token_ids.then(|| vec![token.id]);
+        self.push(Choice { text, logprobs, token_ids, ..Choice::new(self.index(at)) }, frame);
+    }
+
+    fn ended(&mut self, at: ChoiceAt, text: String, reason: &EndReason, frame: &mut Frame<'_>) {
+        self.echo(at.prompt_idx, frame);
+        let choice = Choice {
+            text,
+            finish_reason: Some(finish_reason(reason)),
+            stop_reason: stop_reason(reason),
+            ..Choice::new(self.index(at))
+        };
+        self.push(choice, frame);
+    }
+
+    fn usage(&mut self, usage: Usage, frame: &mut Frame<'_>) {
         let (choices, usage) = (Vec::new(), Some(Some(usage)));
         frame.push(&Completion { head: &self.head, choices, usage });
     }

@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 
+use crate::api::instance::Instance;
+use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 use crate::text::Tokenizer;
 
@@ -17,9 +18,30 @@ pub struct TokenNames<'a> {
     pub tokenizer: &'a Tokenizer,
     /// As `token_id:N` instead of text.
     pub as_ids: bool,
+    /// Special tokens are left out of the text that offsets count.
+    pub skip_special: bool,
 }
 
-impl TokenNames<'_> {
+impl<'a> TokenNames<'a> {
+    /// As a request wants them.
+    pub fn of(wire: &Wire, instance: &'a Instance) -> Self {
+        TokenNames {
+            tokenizer: instance.tokenizer(),
+            as_ids: wire.tokens_as_ids,
+            skip_special: wire.options.skip_special,
+        }
+    }
+
+    /// Characters of the text that begin in a token: they add up to the text's whatever its split
+    /// into tokens.
+    fn num_chars(self, id: u32) -> usize {
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return 0;
+        }
+        let begins = |byte: &&u8| **byte & 0xC0 != 0x80;
+        self.tokenizer.token_bytes(id).iter().filter(begins).count()
+    }
+
     /// Text of a token; what is no UTF-8 of its own shows as U+FFFD.
     fn text(self, id: u32) -> String {
         if self.as_ids {
@@ -87,8 +109,28 @@ pub fn chat(tokens: &[TokenOut], num_top: u32, names: TokenNames<'_>) -> ChatLog
 pub struct TextLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Option<Map<String, Value>>>,
+    top_logprobs: Vec<Option<Alternatives>>,
     text_offset: Vec<usize>,
+}
+
+/// Tokens by name in the order of their likelihood, written as an object. Kept as `f32`, so that
+/// a token's log-probability reads the same here and in `token_logprobs`.
+#[derive(Debug, Default)]
+struct Alternatives(Vec<(String, f32)>);
+
+impl Alternatives {
+    /// Adds a token unless one of its name is there.
+    fn add(&mut self, name: String, logprob: f32) {
+        if self.0.iter().all(|(known, _)| *known != name) {
+            self.0.push((name, finite(logprob)));
+        }
+    }
+}
+
+impl Serialize for Alternatives {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, logprob)| (name, logprob)))
+    }
 }
 
 impl TextLogprobs {
@@ -99,7 +141,7 @@ impl TextLogprobs {
         self.token_logprobs.push(None);
         self.top_logprobs.push(None);
         self.text_offset.push(*offset);
-        *offset += num_chars_begun(names.tokenizer.token_bytes(id));
+        *offset += names.num_chars(id);
     }
 
     /// Adds a token. Its alternatives hold the token itself too, as the API promises.
@@ -111,18 +153,16 @@ impl TextLogprobs {
         offset: &mut usize,
     ) {
         let text = names.unique_text(token.id);
-        let mut top: Map<String, Value> = token
-            .top
-            .iter()
-            .take(num_top as usize)
-            .map(|&(id, logprob)| (names.unique_text(id), finite(logprob).into()))
-            .collect();
-        top.entry(text.clone()).or_insert_with(|| finite(token.logprob).into());
+        let mut top = Alternatives::default();
+        for &(id, logprob) in token.top.iter().take(num_top as usize) {
+            top.add(names.unique_text(id), logprob);
+        }
+        top.add(text.clone(), token.logprob);
         self.tokens.push(text);
         self.token_logprobs.push(Some(finite(token.logprob)));
         self.top_logprobs.push(Some(top));
         self.text_offset.push(*offset);
-        *offset += num_chars_begun(names.tokenizer.token_bytes(token.id));
+        *offset += names.num_chars(token.id);
     }
 }
 
@@ -158,11 +198,6 @@ fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
 
-/// Characters that begin in these bytes: whole texts add up whatever their split into tokens.
-fn num_chars_begun(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,7 +211,7 @@ mod tests {
     /// Ids of the made-up tokenizer are bytes.
     fn with_names(test: impl Fn(TokenNames<'_>)) {
         let text = TextModel::dummy(300).unwrap();
-        test(TokenNames { tokenizer: &text.tokenizer, as_ids: false });
+        test(TokenNames { tokenizer: &text.tokenizer, as_ids: false, skip_special: true });
     }
 
     #[test]
@@ -208,6 +243,36 @@ mod tests {
             assert_eq!(value["top_logprobs"][3]["!"], -1.0);
             assert_eq!(value["top_logprobs"][3].as_object().unwrap().len(), 2);
             assert_eq!(offset, 3);
+        });
+    }
+
+    #[test]
+    fn what_is_left_out_of_the_text_moves_no_offset() {
+        with_names(|names| {
+            let special =
+                (0..names.tokenizer.vocab_size()).find(|id| names.tokenizer.is_special(*id));
+            let special = TokenOut { id: special.unwrap(), ..token(0, -1.0, &[]) };
+            let shown = names.tokenizer.token_bytes(special.id).len();
+            assert!(shown > 0);
+            for (skip_special, last) in [(true, 1), (false, 1 + shown)] {
+                let names = TokenNames { skip_special, ..names };
+                let (mut logprobs, mut offset) = (TextLogprobs::default(), 0);
+                for token in [&token(b'x', -1.0, &[]), &special, &token(b'y', -1.0, &[])] {
+                    logprobs.push(token, 0, names, &mut offset);
+                }
+                assert_eq!(logprobs.text_offset, [0, 1, last]);
+            }
+        });
+    }
+
+    #[test]
+    fn a_log_probability_is_written_the_same_everywhere() {
+        with_names(|names| {
+            let mut logprobs = TextLogprobs::default();
+            logprobs.push(&token(b'a', -0.1, &[(b'a', -0.1), (b'b', -2.3)]), 2, names, &mut 0);
+            let text = serde_json::to_string(&logprobs).unwrap();
+            assert!(text.contains(r#""token_logprobs":[-0.1]"#), "{text}");
+            assert!(text.contains(r#""top_logprobs":[{"a":-0.1,"b":-2.3}]"#), "{text}");
         });
     }
 

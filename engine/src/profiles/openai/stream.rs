@@ -10,21 +10,40 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 
 use crate::api::error::ApiError;
-use crate::api::generation::{Generation, Piece};
+use crate::api::generation::{EndReason, Generation, Piece};
 use crate::http::access::Tally;
 use crate::http::reply::Reply;
 use crate::http::sse::{self, Encoder};
 use crate::profiles::openai::answer::Usage;
 use crate::profiles::openai::errors::ErrorBody;
 use crate::profiles::openai::wire::Wire;
+use crate::request::TokenOut;
 
-/// Makes chunks of pieces, in the shape of one operation.
+/// Makes chunks of an answer, in the shape of one operation.
 pub trait Chunks: Send + 'static {
-    /// Adds the chunks of a piece of the answer to prompt number `prompt_idx`, perhaps none.
-    fn encode(&mut self, prompt_idx: usize, piece: Piece, frame: &mut Frame<'_>);
+    /// The prompt is in the cache: comes before all else of a prompt's answer.
+    fn started(&mut self, prompt_idx: usize, frame: &mut Frame<'_>);
 
-    /// Adds the last chunk, which tells the usage alone.
-    fn encode_usage(&mut self, usage: Usage, frame: &mut Frame<'_>);
+    /// Log-probabilities of the prompt's next token, from its second one on.
+    fn prompt(&mut self, prompt_idx: usize, token: TokenOut);
+
+    /// A token of a choice, or text that it completes, to be shown.
+    fn token(&mut self, at: ChoiceAt, token: TokenOut, text: String, frame: &mut Frame<'_>);
+
+    /// The end of a choice, with the text that was held back.
+    fn ended(&mut self, at: ChoiceAt, text: String, reason: &EndReason, frame: &mut Frame<'_>);
+
+    /// The last chunk, which tells the usage alone.
+    fn usage(&mut self, usage: Usage, frame: &mut Frame<'_>);
+}
+
+/// Which choice of the answer to which prompt.
+#[derive(Clone, Copy, Debug)]
+pub struct ChoiceAt {
+    /// Number of the prompt.
+    pub prompt_idx: usize,
+    /// Number of the choice among the prompt's.
+    pub choice: u32,
 }
 
 /// Where chunks go.
@@ -72,6 +91,7 @@ pub async fn reply<C: Chunks>(
         first,
         chunks,
         tally,
+        wants_tokens: wire.options.logprobs.is_some() || wire.return_token_ids,
         include_usage: wire.include_usage,
         continuous_usage: wire.continuous_usage,
         usage: Usage::default(),
@@ -90,6 +110,8 @@ struct Streaming<C> {
     first: VecDeque<(usize, Piece)>,
     chunks: C,
     tally: Arc<Tally>,
+    /// Tokens are shown, not only their text.
+    wants_tokens: bool,
     include_usage: bool,
     continuous_usage: bool,
     usage: Usage,
@@ -133,18 +155,32 @@ impl<C: Chunks> Streaming<C> {
             }
             Some((prompt_idx, piece)) => {
                 self.usage.count(&piece, &self.tally);
-                let usage = self.usage_so_far();
-                let mut frame = Frame { encoder: &mut self.encoder, usage };
-                self.chunks.encode(prompt_idx, piece, &mut frame);
+                self.encode(prompt_idx, piece);
             }
             None => {
                 if self.include_usage {
                     let mut frame = Frame { encoder: &mut self.encoder, usage: None };
-                    self.chunks.encode_usage(self.usage, &mut frame);
+                    self.chunks.usage(self.usage, &mut frame);
                 }
                 self.encoder.push_done();
                 self.ended = true;
             }
+        }
+    }
+
+    fn encode(&mut self, prompt_idx: usize, piece: Piece) {
+        let usage = self.usage_so_far();
+        let mut frame = Frame { encoder: &mut self.encoder, usage };
+        match piece {
+            Piece::Started { .. } => self.chunks.started(prompt_idx, &mut frame),
+            Piece::Prompt { token, .. } => self.chunks.prompt(prompt_idx, token),
+            Piece::Token { choice, token, text } if self.wants_tokens || !text.is_empty() => {
+                self.chunks.token(ChoiceAt { prompt_idx, choice }, token, text, &mut frame);
+            }
+            Piece::Ended { choice, text, reason } => {
+                self.chunks.ended(ChoiceAt { prompt_idx, choice }, text, &reason, &mut frame);
+            }
+            Piece::Token { .. } | Piece::Failed(_) => {}
         }
     }
 

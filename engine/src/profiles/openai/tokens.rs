@@ -67,7 +67,11 @@ pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
     let generation_prompt = small.flag("add_generation_prompt")?;
     let kwargs = small.find("chat_template_kwargs");
     let tokens = match (prompt, chat) {
-        (Some(prompt), _) => {
+        (Some(_), Some(_)) => {
+            let message = "Invalid 'prompt': give either 'prompt' or 'messages', not both.";
+            return Err(ApiError::invalid("prompt", "invalid_value", message.into()));
+        }
+        (Some(prompt), None) => {
             let text = string("prompt", prompt, usize::MAX)?;
             instance.tokenize(text, add_special.unwrap_or(true)).await?
         }

@@ -224,6 +224,31 @@ async fn models_are_found_by_every_name_and_tokens_counted() {
     assert_eq!(back["prompt"], "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
     let answer = post(server.address, "/detokenize", &json!({"tokens": [300]})).await;
     assert_eq!(answer.error(), "400 tokens invalid_value");
+    let both = with(user("x"), json!({"prompt": "x"}));
+    assert_eq!(post(server.address, "/tokenize", &both).await.error(), "400 prompt invalid_value");
+}
+
+#[tokio::test]
+async fn a_prompt_that_waits_holds_no_other_back_and_a_failure_cancels_all() {
+    let server = Scripted::open().await;
+    let prompts: Vec<String> = (0..40).map(|index| format!("hang midway {index}")).collect();
+    let mut body = json!({"prompt": prompts, "max_tokens": 200});
+    body["prompt"].as_array_mut().unwrap().push(json!("fail midway"));
+    let answer = post(server.address, COMPLETIONS, &body).await;
+    assert_eq!(answer.error(), "500 - engine_failed");
+    server.saw_cancelled(40).await;
+}
+
+#[tokio::test]
+async fn a_choice_is_stopped_in_the_engine_once_its_stop_string_is_found() {
+    let server = Scripted::open().await;
+    for stream in [false, true] {
+        let more = json!({"n": 2, "stop": "stopped", "stream": stream});
+        let answer = post(server.address, CHAT, &with(user("go until stopped"), more)).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(!answer.body.contains("engine_failed"), "{answer:?}");
+    }
+    server.saw_cancelled(2).await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::api::Api;
 use crate::api::instance::Instance;
 use crate::api::test_support::info;
 use crate::config::Limits;
-use crate::handle::stream::FlatToken;
+use crate::handle::stream::{EventSink, FlatToken};
 use crate::handle::{Inbox, Message, border};
 use crate::http::body::BodyBudget;
 use crate::http::cors::Cors;
@@ -152,7 +152,7 @@ fn play(group: SequenceGroup, cancelled: &AtomicU32) {
     let prompt: Vec<u32> = sequences[0].prompt.to_vec();
     let bytes: Vec<u8> = prompt.iter().filter_map(|id| u8::try_from(*id).ok()).collect();
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let wait_for_leave = |sink: &crate::handle::stream::EventSink| {
+    let wait_for_leave = |sink: &EventSink| {
         while !sink.is_abandoned() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -167,8 +167,8 @@ fn play(group: SequenceGroup, cancelled: &AtomicU32) {
     sink.started(prompt.len() as u32, 3);
     if let Some(num_top) = sequences[0].prompt_top {
         let top: Vec<(u32, f32)> = (0..num_top).map(|id| (id, -1.0 - id as f32)).collect();
-        for (index, id) in prompt.iter().enumerate().skip(1) {
-            sink.prompt(index as u32, flat(*id), &top);
+        for id in prompt.iter().skip(1) {
+            sink.prompt(flat(*id), &top);
         }
     }
     sink.wake();
@@ -191,6 +191,18 @@ fn play(group: SequenceGroup, cancelled: &AtomicU32) {
             if index == 2 && text.contains("hang midway") {
                 return wait_for_leave(&sink);
             }
+            if id == EOS && text.contains("until stopped") {
+                // The reader stops all choices but the last, with which it drops the stream.
+                if until_stopped(&sink, choice) {
+                    reason = FinishReason::Stopped;
+                    break;
+                }
+                if sink.is_abandoned() {
+                    cancelled.fetch_add(1, SeqCst);
+                    return;
+                }
+                return sink.failed(StepError::Device("nobody stopped the choice".into()));
+            }
             sink.token(choice, flat(id), &top);
             sink.wake();
             if sequence.stop.eos_token_ids.contains(&id) {
@@ -205,6 +217,17 @@ fn play(group: SequenceGroup, cancelled: &AtomicU32) {
         sink.finished(choice, reason);
         sink.wake();
     }
+}
+
+/// Waits until the reader stops the choice; false if it leaves instead, or does neither for long.
+fn until_stopped(sink: &EventSink, choice: u32) -> bool {
+    for _ in 0..5000 {
+        if sink.is_stopped(choice) || sink.is_abandoned() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    sink.is_stopped(choice)
 }
 
 /// A chat's last user message without the template's marks, or the whole prompt.
