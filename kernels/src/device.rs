@@ -40,13 +40,23 @@ pub trait Device: Clone + Send + 'static {
         format: DType,
     ) -> Result<Weight<Self>, KernelError>;
 
-    /// Packs all experts: `experts[e]` holds the parts of expert e.
-    fn pack_experts(
+    /// Room for the matrices of all experts, `[num_experts, rows, cols]`, zeroed.
+    fn experts(
         &self,
-        experts: &[Vec<HostTensor<'_>>],
-        stacking: Stacking,
+        num_experts: usize,
+        shape: (usize, usize),
         format: DType,
     ) -> Result<Experts<Self>, KernelError>;
+
+    /// Packs the matrix of one expert, whose parts together have the shape that was asked for: one
+    /// at a time, so that a load never holds the files of all.
+    fn pack_expert(
+        &self,
+        experts: &mut Experts<Self>,
+        expert: usize,
+        parts: &[HostTensor<'_>],
+        stacking: Stacking,
+    ) -> Result<(), KernelError>;
 
     /// The cache of one KV group.
     fn kv_cache(&self, spec: KvSpec) -> Result<Kv<Self>, KernelError>;

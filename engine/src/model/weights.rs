@@ -218,21 +218,17 @@ impl<D: Device> Packer<'_, D> {
         let expert = |pattern: &str, expert: usize| {
             weight(&named(pattern).replace("{expert}", &expert.to_string()))
         };
-        let gate_up: Vec<Vec<Part>> = (0..num_experts)
-            .map(|e| {
-                [names.expert_gate, names.expert_up]
-                    .map(|name| (expert(name, e), intermediate, hidden))
-                    .to_vec()
-            })
-            .collect();
-        let down: Vec<Vec<Part>> = (0..num_experts)
-            .map(|e| vec![(expert(names.expert_down, e), hidden, intermediate)])
-            .collect();
+        let gate_up = |e: usize| {
+            [names.expert_gate, names.expert_up]
+                .map(|name| (expert(name, e), intermediate, hidden))
+                .to_vec()
+        };
+        let down = |e: usize| vec![(expert(names.expert_down, e), hidden, intermediate)];
         let router = [(weight(&named(names.router)), num_experts, hidden)];
         Ok(MlpWeights::Moe(MoeWeights {
             router: self.matrix(&router, Stacking::Stack)?,
-            gate_up: self.experts(&gate_up, Stacking::InterleavePairs)?,
-            down: self.experts(&down, Stacking::Stack)?,
+            gate_up: self.experts(num_experts, gate_up, Stacking::InterleavePairs)?,
+            down: self.experts(num_experts, down, Stacking::Stack)?,
         }))
     }
 
@@ -245,21 +241,26 @@ impl<D: Device> Packer<'_, D> {
         Ok(packed)
     }
 
+    /// One expert after another; `parts_of` names the parts of one, alike for all.
     fn experts(
         &mut self,
-        experts: &[Vec<Part>],
+        num_experts: usize,
+        parts_of: impl Fn(usize) -> Vec<Part>,
         stacking: Stacking,
     ) -> Result<Experts<D>, LoadError> {
-        let read = |parts: &Vec<Part>| self.read(parts);
-        let tensors = experts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        let hosts = experts.iter().zip(&tensors);
-        let hosts = hosts.map(|(parts, t)| as_hosts(parts, t)).collect::<Result<Vec<_>, _>>()?;
-        let packed = self.device.pack_experts(&hosts, stacking, self.dtype);
-        let packed = packed.map_err(LoadError::device(format!("packing {}", experts[0][0].0)))?;
-        for parts in experts {
-            self.finish(parts, self.dtype);
+        let first = parts_of(0);
+        let shape = (first.iter().map(|(_, rows, _)| rows).sum(), first[0].2);
+        let room = self.device.experts(num_experts, shape, self.dtype);
+        let mut experts = room.map_err(LoadError::device(format!("making {}", first[0].0)))?;
+        for expert in 0..num_experts {
+            let parts = parts_of(expert);
+            let tensors = self.read(&parts)?;
+            let hosts = as_hosts(&parts, &tensors)?;
+            let packed = self.device.pack_expert(&mut experts, expert, &hosts, stacking);
+            packed.map_err(LoadError::device(format!("packing {}", parts[0].0)))?;
+            self.finish(&parts, self.dtype);
         }
-        Ok(packed)
+        Ok(experts)
     }
 
     /// Vectors one after another, as f32.

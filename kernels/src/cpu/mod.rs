@@ -60,7 +60,7 @@ use executor::CpuExecutor;
 use isa::Isa;
 use kv::KvCache;
 use program::CpuProgram;
-use weight::{PackedExperts, PackedMatrix};
+use weight::PackedWeight;
 
 /// How a CPU device is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,17 +167,27 @@ impl Device for CpuDevice {
         parts: &[HostTensor<'_>],
         stacking: Stacking,
         format: DType,
-    ) -> Result<PackedMatrix, KernelError> {
-        PackedMatrix::pack(parts, stacking, format)
+    ) -> Result<PackedWeight, KernelError> {
+        PackedWeight::pack(parts, stacking, format)
     }
 
-    fn pack_experts(
+    fn experts(
         &self,
-        experts: &[Vec<HostTensor<'_>>],
-        stacking: Stacking,
+        num_experts: usize,
+        (rows, cols): (usize, usize),
         format: DType,
-    ) -> Result<PackedExperts, KernelError> {
-        PackedExperts::pack(experts, stacking, format)
+    ) -> Result<PackedWeight, KernelError> {
+        PackedWeight::zeroed(num_experts, (rows, cols), format)
+    }
+
+    fn pack_expert(
+        &self,
+        experts: &mut PackedWeight,
+        expert: usize,
+        parts: &[HostTensor<'_>],
+        stacking: Stacking,
+    ) -> Result<(), KernelError> {
+        experts.pack_expert(expert, parts, stacking)
     }
 
     fn kv_cache(&self, spec: KvSpec) -> Result<KvCache, KernelError> {

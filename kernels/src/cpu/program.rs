@@ -11,7 +11,7 @@ use crate::cpu::kv::KvCache;
 use crate::cpu::moe::MoeOp;
 use crate::cpu::norm::AddNormed;
 use crate::cpu::sample::SampleOp;
-use crate::cpu::weight::{PackedExperts, PackedMatrix};
+use crate::cpu::weight::PackedWeight;
 use crate::error::KernelError;
 use crate::ops::{
     Attention, Embed, Epilogue, GatherRows, Heads, Linear, Moe, Norm, NormRows, Ops, QkRopeStore,
@@ -144,8 +144,8 @@ impl CpuProgram {
 impl Ops for CpuProgram {
     type Tensor = Activation;
     type Vector = Parameters;
-    type Weight = PackedMatrix;
-    type Experts = PackedExperts;
+    type Weight = PackedWeight;
+    type Experts = PackedWeight;
     type Kv = KvCache;
 
     fn embed(&mut self, op: Embed<Self>) {

@@ -22,13 +22,9 @@ use pack::{refused, stacked_shape};
 /// Output columns of a panel.
 pub(crate) const PANEL: usize = 16;
 
-/// A packed matrix `[N, K]`. Cheap to clone.
+/// Packed matrices of one shape, `[E, N, K]`: one for each expert, or one alone. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct PackedMatrix(Arc<Packed>);
-
-/// Packed matrices of all experts `[E, N, K]`. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct PackedExperts(Arc<Packed>);
+pub struct PackedWeight(Arc<Packed>);
 
 #[derive(Debug)]
 struct Packed {
@@ -98,79 +94,49 @@ impl<'a> Panels<'a> {
     }
 }
 
-impl PackedMatrix {
+impl PackedWeight {
     /// Packs `parts` as one matrix.
     pub(crate) fn pack(
         parts: &[HostTensor<'_>],
         stacking: Stacking,
         format: DType,
     ) -> Result<Self, KernelError> {
-        let shape = stacked_shape(parts, stacking, format)?;
-        let mut packed = Packed::zeroed(shape, 1)?;
+        let mut packed = Packed::zeroed(stacked_shape(parts, stacking, format)?, 1)?;
         packed.fill_expert(0, parts, stacking);
-        Ok(PackedMatrix(Arc::new(packed)))
+        Ok(PackedWeight(Arc::new(packed)))
     }
 
-    /// The value of each (row, column), rounded.
-    #[cfg(test)]
-    pub(crate) fn from_values(
-        n: usize,
-        k: usize,
+    /// Zeros for `experts` matrices of `[n, k]`.
+    pub(crate) fn zeroed(
+        experts: usize,
+        (n, k): (usize, usize),
         format: DType,
-        fill: impl Fn(usize, usize) -> f32 + Sync,
     ) -> Result<Self, KernelError> {
-        let mut packed = Packed::zeroed(Shape { n, k, format }, 1)?;
-        packed.fill(0, fill);
-        Ok(PackedMatrix(Arc::new(packed)))
+        if experts == 0 || n == 0 || k == 0 {
+            return Err(refused("no experts, or empty ones"));
+        }
+        Ok(PackedWeight(Arc::new(Packed::zeroed(Shape { n, k, format }, experts)?)))
     }
 
-    /// N, output features.
-    pub fn rows(&self) -> usize {
-        self.0.shape.n
-    }
-
-    /// K, input features.
-    pub fn cols(&self) -> usize {
-        self.0.shape.k
-    }
-
-    /// Type of the elements.
-    pub fn format(&self) -> DType {
-        self.0.shape.format
-    }
-
-    /// Bytes in memory.
-    pub fn bytes(&self) -> usize {
-        self.0.data.len()
-    }
-
-    /// The panels.
-    pub(crate) fn panels(&self) -> Panels<'_> {
-        self.0.expert(0)
-    }
-}
-
-impl PackedExperts {
-    /// Packs the parts of every expert; all experts must have one shape.
-    pub(crate) fn pack(
-        experts: &[Vec<HostTensor<'_>>],
+    /// Packs `parts` as the matrix of `expert`, before anybody else has the weight.
+    pub(crate) fn pack_expert(
+        &mut self,
+        expert: usize,
+        parts: &[HostTensor<'_>],
         stacking: Stacking,
-        format: DType,
-    ) -> Result<Self, KernelError> {
-        let Some(first) = experts.first() else {
-            return Err(refused("no experts"));
-        };
-        let shape = stacked_shape(first, stacking, format)?;
-        for parts in experts {
-            if stacked_shape(parts, stacking, format)? != shape {
-                return Err(refused("experts of different shapes"));
+    ) -> Result<(), KernelError> {
+        let (of, experts) = (self.0.shape, self.0.experts);
+        let shape = stacked_shape(parts, stacking, of.format)?;
+        match Arc::get_mut(&mut self.0) {
+            Some(packed) if shape == of && expert < experts => {
+                packed.fill_expert(expert, parts, stacking);
+                Ok(())
             }
+            Some(_) => {
+                Err(refused(format!("expert {expert} of {shape:?} among {experts} of {of:?}")))
+            }
+            None => Err(refused("experts that are in use already")),
         }
-        let mut packed = Packed::zeroed(shape, experts.len())?;
-        for (expert, parts) in experts.iter().enumerate() {
-            packed.fill_expert(expert, parts, stacking);
-        }
-        Ok(PackedExperts(Arc::new(packed)))
     }
 
     /// The value of each (expert, row, column), rounded.
@@ -185,15 +151,15 @@ impl PackedExperts {
         for expert in 0..experts {
             packed.fill(expert, |n, k| fill(expert, n, k));
         }
-        Ok(PackedExperts(Arc::new(packed)))
+        Ok(PackedWeight(Arc::new(packed)))
     }
 
-    /// E.
+    /// E, 1 for a matrix alone.
     pub fn num_experts(&self) -> usize {
         self.0.experts
     }
 
-    /// N, output features of an expert.
+    /// N, output features of a matrix.
     pub fn rows(&self) -> usize {
         self.0.shape.n
     }
@@ -208,8 +174,13 @@ impl PackedExperts {
         self.0.shape.format
     }
 
+    /// The panels of a matrix alone, or of the first expert.
+    pub(crate) fn panels(&self) -> Panels<'_> {
+        self.expert(0)
+    }
+
     /// The panels of one expert.
-    pub(crate) fn panels(&self, expert: usize) -> Panels<'_> {
+    pub(crate) fn expert(&self, expert: usize) -> Panels<'_> {
         self.0.expert(expert)
     }
 }

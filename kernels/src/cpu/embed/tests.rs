@@ -4,14 +4,14 @@ use super::*;
 use crate::cpu::command::ScratchPlan;
 use crate::cpu::isa::Isa;
 use crate::cpu::test_team::{self, noise};
-use crate::cpu::weight::PackedMatrix;
+use crate::cpu::weight::PackedWeight;
 
 #[test]
 fn rows_are_the_tables_for_every_format_and_team() {
     for format in [DType::F32, DType::Bf16, DType::F16] {
         // Values that every format holds, so that equality is exact.
         let value = |n: usize, k: usize| (noise(1, n, k) * 100.0).round();
-        let table = PackedMatrix::from_values(37, 21, format, value).unwrap();
+        let table = PackedWeight::from_values(1, (37, 21), format, |_, n, k| value(n, k)).unwrap();
         let ids = [0, 36, 15, 16, 1];
         let batch = Batch { ids: ids.to_vec(), query_start: vec![0, 2, 5], ..Batch::default() };
         for workers in 1..=3 {
@@ -30,7 +30,7 @@ fn rows_are_the_tables_for_every_format_and_team() {
 /// The test team's slot s remembers token s.
 #[test]
 fn a_pending_token_comes_from_its_sequences_slot() {
-    let table = PackedMatrix::from_values(64, 3, DType::F32, |n, _| n as f32).unwrap();
+    let table = PackedWeight::from_values(1, (64, 3), DType::F32, |_, n, _| n as f32).unwrap();
     let batch = Batch {
         ids: vec![5, PENDING_TOKEN, PENDING_TOKEN, 7, PENDING_TOKEN],
         query_start: vec![0, 2, 3, 3, 5],

@@ -5,7 +5,7 @@ use crate::cpu::buffer::{Activation, Parameters};
 use crate::cpu::command::ScratchPlan;
 use crate::cpu::isa::Isa;
 use crate::cpu::test_team::{self, noise};
-use crate::cpu::weight::PackedMatrix;
+use crate::cpu::weight::PackedWeight;
 use crate::dtype::DType;
 use crate::ops::{Activation as Act, Epilogue, Linear};
 use crate::reference::{self, Matrix};
@@ -45,7 +45,8 @@ impl Case {
         Linear {
             out: test_team::activation(x.rows(), self.out_cols(), |row, col| noise(4, row, col)),
             x,
-            weight: PackedMatrix::from_values(n, k, self.format, |n, k| self.weight(n, k)).unwrap(),
+            weight: PackedWeight::from_values(1, (n, k), self.format, |_, n, k| self.weight(n, k))
+                .unwrap(),
             bias: self.biased.then(|| Parameters::new(&bias).unwrap()),
             epilogue: self.epilogue,
         }
@@ -201,7 +202,8 @@ fn a_planted_fault_is_seen() {
 fn f16_weights_do_not_round_rows() {
     for isa in Isa::available() {
         let x = test_team::activation(1, 1, |_, _| 1.000_976_6);
-        let weight = PackedMatrix::from_values(1, 1, DType::F16, |_, _| 1.000_976_6).unwrap();
+        let weight =
+            PackedWeight::from_values(1, (1, 1), DType::F16, |_, _, _| 1.000_976_6).unwrap();
         let out = Activation::new(1, 1).unwrap();
         let op = Linear { x, weight, bias: None, out, epilogue: Epilogue::Store };
         assert_eq!(run_op(&op, 1, isa, 1), [[1.000_976_6f32 * 1.000_976_6]]);

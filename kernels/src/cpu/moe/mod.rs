@@ -17,7 +17,7 @@ use crate::cpu::command::{ScratchPlan, WorkerCtx};
 use crate::cpu::linear::{OutRows, PreparedRows, Product, prepares};
 use crate::cpu::norm;
 use crate::cpu::program::CpuProgram;
-use crate::cpu::weight::PackedExperts;
+use crate::cpu::weight::PackedWeight;
 use crate::device::Limits;
 use crate::dtype::DType;
 use crate::ops::{Epilogue, Moe};
@@ -191,7 +191,7 @@ fn prepare(
 
 /// A linear of which each expert does its own rows.
 struct Grouped<'a> {
-    weight: &'a PackedExperts,
+    weight: &'a PackedWeight,
     x: PreparedRows,
     /// Row of `x` of each sorted pair; `None` where pairs are the rows.
     tokens: Option<&'a [u32]>,
@@ -203,7 +203,7 @@ struct Grouped<'a> {
 impl Grouped<'_> {
     /// This worker's part: panels of all experts in a line, weighed by their rows.
     fn run(&self, groups: &Groups<'_>, ctx: &WorkerCtx<'_>) {
-        let num_panels = self.weight.panels(0).shape.panels();
+        let num_panels = self.weight.panels().shape.panels();
         let share = ctx.team.share(groups.num_pairs() * num_panels);
         for expert in 0..self.weight.num_experts() {
             let pairs = groups.pairs(expert);
@@ -215,7 +215,7 @@ impl Grouped<'_> {
             let panel_at = |unit: usize| unit.saturating_sub(start).div_ceil(rows).min(num_panels);
             let x = if self.tokens.is_some() { self.x } else { self.x.starting_at(pairs.start) };
             let product = Product {
-                panels: self.weight.panels(expert),
+                panels: self.weight.expert(expert),
                 range: panel_at(share.start)..panel_at(share.end),
                 x,
                 x_index: self.tokens.map(|tokens| &tokens[pairs.clone()]),

@@ -7,7 +7,7 @@ use crate::cpu::isa::Isa;
 use crate::cpu::moe::MoeOp;
 use crate::cpu::program::CpuProgram;
 use crate::cpu::test_team::{self, noise};
-use crate::cpu::weight::{PackedExperts, PackedMatrix};
+use crate::cpu::weight::PackedWeight;
 use crate::device::Limits;
 use crate::dtype::DType;
 use crate::ops::{Activation as Act, Moe, Norm, Routing};
@@ -47,16 +47,17 @@ impl Case {
             x: test_team::activation(rows, HIDDEN, |row, col| noise(5, first + row, col)),
             norm: Norm { weight: Parameters::new(&[1.5; HIDDEN]).unwrap(), eps: 1e-5 },
             normed: zeros(rows, HIDDEN),
-            router: PackedMatrix::from_values(EXPERTS, HIDDEN, format, router).unwrap(),
+            router: PackedWeight::from_values(1, (EXPERTS, HIDDEN), format, |_, n, k| router(n, k))
+                .unwrap(),
             scores: zeros(rows, EXPERTS),
             num_chosen: CHOSEN,
             routing: self.routing,
             renormalize: self.renormalize,
-            gate_up: PackedExperts::from_values(EXPERTS, (2 * INNER, HIDDEN), format, gate_up)
+            gate_up: PackedWeight::from_values(EXPERTS, (2 * INNER, HIDDEN), format, gate_up)
                 .unwrap(),
             activation: Act::Silu,
             inner: zeros(pairs, INNER),
-            down: PackedExperts::from_values(EXPERTS, (HIDDEN, INNER), format, down).unwrap(),
+            down: PackedWeight::from_values(EXPERTS, (HIDDEN, INNER), format, down).unwrap(),
             outer: zeros(pairs, HIDDEN),
         }
     }

@@ -9,7 +9,7 @@ fn bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
 }
 
 /// Element (n, k) of a packed matrix, widened.
-fn at(matrix: &PackedMatrix, n: usize, k: usize) -> f32 {
+fn at(matrix: &PackedWeight, n: usize, k: usize) -> f32 {
     let panels = matrix.panels();
     let at = panels.shape.element(k, n % PANEL) * matrix.format().bytes();
     let bytes = &panels.panel(n / PANEL)[at..];
@@ -26,14 +26,14 @@ fn parts_are_stacked_or_interleaved_in_every_format() {
     let a = HostTensor::new(DType::F32, 3, 5, &first).unwrap();
     let b = HostTensor::new(DType::F32, 8, 5, &second).unwrap();
     for format in [DType::F32, DType::Bf16, DType::F16] {
-        let stacked = PackedMatrix::pack(&[a, b, a], Stacking::Stack, format).unwrap();
+        let stacked = PackedWeight::pack(&[a, b, a], Stacking::Stack, format).unwrap();
         assert_eq!((stacked.rows(), stacked.cols()), (14, 5));
         for k in 0..5 {
             assert_eq!(at(&stacked, 2, k), (10 + k) as f32);
             assert_eq!(at(&stacked, 3, k), (50 + k) as f32);
             assert_eq!(at(&stacked, 13, k), (10 + k) as f32);
         }
-        let pairs = PackedMatrix::pack(&[a, a], Stacking::InterleavePairs, format).unwrap();
+        let pairs = PackedWeight::pack(&[a, a], Stacking::InterleavePairs, format).unwrap();
         assert_eq!([at(&pairs, 2, 1), at(&pairs, 3, 1), at(&pairs, 5, 4)], [6.0, 6.0, 14.0]);
     }
 }
@@ -44,7 +44,7 @@ fn a_type_that_stays_keeps_its_bits() {
     let raw: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     for format in [DType::Bf16, DType::F16] {
         let host = HostTensor::new(format, 2, 3, &raw).unwrap();
-        let packed = PackedMatrix::pack(&[host], Stacking::Stack, format).unwrap();
+        let packed = PackedWeight::pack(&[host], Stacking::Stack, format).unwrap();
         let panels = packed.panels();
         for (i, word) in words.iter().enumerate() {
             let at = panels.shape.element(i % 3, i / 3) * 2;
@@ -60,13 +60,22 @@ fn parts_that_do_not_fit_are_refused() {
     let narrow = HostTensor::new(DType::F32, 4, 3, &values).unwrap();
     let empty = HostTensor::new(DType::F32, 0, 4, &[]).unwrap();
     let pack = |parts: &[HostTensor<'_>], stacking| {
-        PackedMatrix::pack(parts, stacking, DType::F32).is_err()
+        PackedWeight::pack(parts, stacking, DType::F32).is_err()
     };
     assert!(pack(&[], Stacking::Stack));
     assert!(pack(&[empty], Stacking::Stack));
     assert!(pack(&[wide, narrow], Stacking::Stack));
     assert!(pack(&[wide, wide, wide], Stacking::InterleavePairs));
-    let experts = [vec![wide, wide], vec![wide]];
-    assert!(PackedExperts::pack(&experts, Stacking::Stack, DType::F32).is_err());
-    assert!(PackedExperts::pack(&[], Stacking::Stack, DType::F32).is_err());
+    assert!(PackedWeight::zeroed(0, (6, 4), DType::F32).is_err());
+    let mut experts = PackedWeight::zeroed(2, (6, 4), DType::F32).unwrap();
+    let mut pack = |expert, parts: &[HostTensor<'_>]| {
+        experts.pack_expert(expert, parts, Stacking::Stack).is_ok()
+    };
+    assert!(pack(1, &[wide, wide]));
+    assert!(!pack(1, &[wide]));
+    assert!(!pack(2, &[wide, wide]));
+    assert_eq!(experts.expert(1).panel(0)[4..8], 4f32.to_ne_bytes());
+    let shared = experts.clone();
+    assert!(experts.pack_expert(0, &[wide, wide], Stacking::Stack).is_err());
+    assert_eq!(shared.expert(0).panel(0)[4..8], [0; 4]);
 }
