@@ -7,9 +7,10 @@
 use std::alloc::System;
 use std::time::Instant;
 
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 
-use pagoda_engine::handle::border;
+use pagoda_engine::handle::{EngineStats, border};
+use pagoda_engine::model::info::InstanceInfo;
 use pagoda_engine::request::{Request, SamplerParams, Segment, StopParams, Tenant};
 use pagoda_engine::runner::NullRunner;
 use pagoda_engine::scheduler::settings::SchedulerSettings;
@@ -48,40 +49,68 @@ fn request(number: u32) -> Request {
     }
 }
 
-#[test]
-fn a_thousand_steps_allocate_nothing() {
+/// What 1,000 turns of the loop allocate after 250 turns, and the engine's numbers before and after.
+fn count(
+    info: InstanceInfo,
+    requests: impl Iterator<Item = Request>,
+) -> (Stats, EngineStats, EngineStats) {
+    let depth = info.depth as usize;
+    let (handle, inbox) = border(info, SchedulerSettings::default());
+    let mut step_loop = StepLoop::new(Parts {
+        runner: Box::new(NullRunner::new(depth, 3)),
+        inbox,
+        clock: Box::new(Instant::now),
+        drafts: None,
+        reaper: None,
+    });
+    let _streams: Vec<_> = requests.map(|request| handle.submit(request).unwrap()).collect();
+    let warm_up = Region::new(ALLOCATOR);
+    for _ in 0..250 {
+        assert_eq!(step_loop.turn().unwrap(), Turn::Stepped);
+    }
+    assert!(warm_up.change().allocations > 0, "the counter counts");
+    let before = handle.stats();
+    let region = Region::new(ALLOCATOR);
+    for _ in 0..1_000 {
+        assert_eq!(step_loop.turn().unwrap(), Turn::Stepped);
+    }
+    (region.change(), before, handle.stats())
+}
+
+fn seats_change_hands() {
     for depth in [1, 2] {
         let mut info = instance(depth, 32, 220, (40, 160));
         info.max_num_seqs = 32;
         info.max_num_batched_tokens = 256;
         info.max_logits_rows = 64;
-        let (handle, inbox) = border(info, SchedulerSettings::default());
-        let mut step_loop = StepLoop::new(Parts {
-            runner: Box::new(NullRunner::new(depth as usize, 3)),
-            inbox,
-            clock: Box::new(Instant::now),
-            drafts: None,
-            reaper: None,
-        });
-        let streams: Vec<_> = (0..300).map(|n| handle.submit(request(n)).unwrap()).collect();
-        let warm_up = Region::new(ALLOCATOR);
-        for _ in 0..250 {
-            assert_eq!(step_loop.turn().unwrap(), Turn::Stepped);
-        }
-        assert!(warm_up.change().allocations > 0, "the counter counts");
-        let before = handle.stats();
-        let region = Region::new(ALLOCATOR);
-        for _ in 0..1_000 {
-            assert_eq!(step_loop.turn().unwrap(), Turn::Stepped);
-        }
-        let counted = region.change();
-        let after = handle.stats();
+        let (counted, before, after) = count(info, (0..300).map(request));
         assert_eq!((counted.allocations, counted.reallocations), (0, 0), "{counted:?}");
         // It really happened: prompts, ends and preemptions.
         assert!(after.prompt_tokens > before.prompt_tokens + 2_000, "{after:?}");
         assert!(after.finished_length > before.finished_length + 50, "{after:?}");
         assert!(after.preemptions > before.preemptions + 10, "{after:?}");
         assert!(after.prefix_hit_tokens > before.prefix_hit_tokens, "{after:?}");
-        drop(streams);
     }
+}
+
+fn tables_grow_all_the_time() {
+    for depth in [1, 2] {
+        let mut info = instance(depth, 16, 4_000, (20_000, 4_000));
+        info.max_num_seqs = 16;
+        let long = (0..16).map(|number| {
+            let mut request = request(number);
+            (request.n, request.stop.max_tokens) = (1, 2_000);
+            request
+        });
+        let (counted, before, after) = count(info, long);
+        assert_eq!((counted.allocations, counted.reallocations), (0, 0), "{counted:?}");
+        assert_eq!((after.running, after.finished_length), (16, 0), "{after:?}");
+        assert!(after.blocks_used > 3 * before.blocks_used, "{before:?} {after:?}");
+    }
+}
+
+#[test]
+fn a_thousand_steps_allocate_nothing() {
+    seats_change_hands();
+    tables_grow_all_the_time();
 }

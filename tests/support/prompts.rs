@@ -122,14 +122,14 @@ impl PromptRun<'_> {
             KvGroupKind::Window(window) => (rows.start + 1).saturating_sub(window as usize),
         };
         let held = first_seen / block_size..rows.end.div_ceil(block_size);
-        addresses.table_stride = longest.div_ceil(block_size);
         let table = addresses.block_table.len();
-        for block in 0..addresses.table_stride {
+        for block in 0..longest.div_ceil(block_size) {
             // Prompts take turns, from the last block of the cache downwards.
             let taken = (block * self.prompts.len() + prompt + 1) as u32;
             let placed = info.num_blocks.checked_sub(taken).context("too few blocks")?;
             addresses.block_table.push(if held.contains(&block) { placed } else { NO_SLOT });
         }
+        addresses.table_start.push(addresses.block_table.len() as u32);
         for position in rows {
             let block = addresses.block_table[table + position / block_size] as usize;
             addresses.slots.push((block * block_size + position % block_size) as u32);

@@ -4,6 +4,7 @@
 //! scheduler (KV groups, limits), by the faces (default sampling) and by the start-up summary.
 //! Holds no handle and never changes while the instance lives.
 
+use pagoda_kernels::device::Limits;
 use pagoda_kernels::dtype::DType;
 
 /// A loaded model in numbers.
@@ -80,6 +81,20 @@ pub struct DefaultSampling {
     pub min_p: Option<f32>,
     /// `repetition_penalty`, above 0.
     pub repetition_penalty: Option<f32>,
+}
+
+impl InstanceInfo {
+    /// The largest step that the instance's device runs.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_tokens: self.max_num_batched_tokens as usize,
+            max_seqs: self.max_num_seqs as usize,
+            max_logits_rows: self.max_logits_rows as usize,
+            vocab: self.vocab as usize,
+            max_model_len: self.max_model_len as usize,
+            max_top: self.max_logprobs as usize,
+        }
+    }
 }
 
 impl KvGroupKind {

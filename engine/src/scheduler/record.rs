@@ -51,6 +51,11 @@ impl Entry {
 }
 
 impl StepRecord {
+    /// An empty record with room for `seats` sequences.
+    pub fn with_room(seats: usize) -> Self {
+        StepRecord { entries: Vec::with_capacity(seats), ..StepRecord::default() }
+    }
+
     /// Forgets the step, keeps the memory.
     pub fn clear(&mut self) {
         self.entries.clear();

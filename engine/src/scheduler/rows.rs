@@ -1,14 +1,13 @@
 //! The rows of a sequence as batch data: ids, positions, slots, logits rows, block tables.
 
-use pagoda_kernels::batch::{Batch, NO_SLOT, PENDING_TOKEN};
+use pagoda_kernels::batch::{Batch, PENDING_TOKEN};
 use pagoda_kernels::sampling::{LogitsRow, Purpose, SlotInit};
 
 use super::record::Entry;
-use super::sequences::Sequences;
 use crate::sequence::Sequence;
 
-/// Appends `entry`'s rows of `sequence`: known tokens, perhaps a pending one, then `drafts`.
-/// The tables hold a block for every row. Returns the number of logits rows.
+/// Appends `entry`'s rows of `sequence`: known tokens, perhaps a pending one, then `drafts`; and its
+/// block tables, which hold a block for every row and stay as they are until the launch. Returns the number of logits rows.
 ///
 /// ```text
 /// position   base … known-1 | known    | end …
@@ -34,6 +33,7 @@ pub fn push_rows(
     batch.positions.extend(entry.base..end);
     for (group, table) in batch.groups.iter_mut().zip(&sequence.tables) {
         group.slots.extend((entry.base..end).map(|position| table.slot(position, block_size)));
+        group.push_table(table.entries().iter().copied());
     }
     batch.query_start.push(batch.ids.len() as u32);
     batch.kv_len.push(end);
@@ -64,20 +64,6 @@ pub fn push_rows(
         push(end - 1, Purpose::Sample { output_position });
     }
     (batch.logits.len() - before) as u32
-}
-
-/// Appends the block tables of all sequences of the step, padded to the longest.
-pub fn push_tables(batch: &mut Batch, entries: &[Entry], sequences: &Sequences) {
-    for (number, group) in batch.groups.iter_mut().enumerate() {
-        let tables = || entries.iter().map(|entry| &sequences[entry.id].tables[number]);
-        let stride = tables().map(|table| table.len()).max().unwrap_or(0);
-        group.table_stride = stride;
-        for table in tables() {
-            let start = group.block_table.len();
-            group.block_table.extend_from_slice(table.entries());
-            group.block_table.resize(start + stride, NO_SLOT);
-        }
-    }
 }
 
 /// What the device must know when the sequence takes its slot. The token lists travel in buffers

@@ -7,7 +7,7 @@ use pagoda_kernels::batch::Batch;
 use super::Scheduler;
 use super::cost::StepSize;
 use super::record::{Entry, StepRecord};
-use super::rows::{push_rows, push_tables};
+use super::rows::push_rows;
 use super::waiting::Candidate;
 use crate::kv::prefix_cache::Rows;
 use crate::model::info::InstanceInfo;
@@ -64,7 +64,6 @@ impl Scheduler {
         if !preempted && !self.waiting.is_empty() {
             self.start_waiting(room, batch, record);
         }
-        push_tables(batch, &record.entries, &self.sequences);
     }
 
     /// Adds a running sequence's rows to the step.

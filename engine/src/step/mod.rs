@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, TryRecvError};
 use std::time::{Duration, Instant};
 
+use pagoda_kernels::batch::Batch;
+use pagoda_kernels::device::Step;
 use pagoda_kernels::error::KernelError;
 
 use crate::handle::{Inbox, Message, Shared};
@@ -76,22 +78,20 @@ impl StepLoop {
     pub fn new(parts: Parts) -> Self {
         let Parts { runner, inbox, clock, drafts, reaper } = parts;
         let depth = runner.depth().max(1);
-        let num_groups = inbox.shared.info.groups.len();
-        let plan = || {
-            let mut plan = Plan::default();
-            plan.step.batch = pagoda_kernels::batch::Batch::new(num_groups);
-            plan
-        };
-        let scheduler = Scheduler::new(inbox.shared.clone(), drafts);
+        let info = &inbox.shared.info;
+        let (num_groups, block_size) = (info.groups.len(), info.block_size as usize);
+        let batch = || Batch::with_room(num_groups, &info.limits(), block_size);
+        let plan = || Plan { step: Step { batch: batch(), ..Step::default() }, ..Plan::default() };
+        let record = || StepRecord::with_room(info.max_num_seqs as usize);
         StepLoop {
-            scheduler,
+            scheduler: Scheduler::new(inbox.shared.clone(), drafts),
+            in_flight: VecDeque::with_capacity(depth),
+            plans: (0..depth).map(|_| plan()).collect(),
+            records: (0..depth).map(|_| record()).collect(),
             runner,
             inbox,
             clock,
             reaper,
-            in_flight: VecDeque::with_capacity(depth),
-            plans: (0..depth).map(|_| plan()).collect(),
-            records: (0..depth).map(|_| StepRecord::default()).collect(),
             next_number: 0,
             finished_at: None,
             has_handles: true,

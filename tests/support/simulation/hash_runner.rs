@@ -188,9 +188,9 @@ impl HashRunner {
         for (group, info) in batch.groups.iter().zip(&self.info.groups) {
             let written: HashSet<_> = group.slots.iter().collect();
             assert_eq!(written.len(), rows, "no slot is written twice in a step");
-            assert_eq!(group.block_table.len(), seqs * group.table_stride);
+            assert_eq!(group.table_start.len(), seqs + 1);
             for seq in 0..seqs {
-                let table = &group.block_table[seq * group.table_stride..][..group.table_stride];
+                let table = group.table(seq);
                 for row in batch.query_start[seq]..batch.query_start[seq + 1] {
                     let position = batch.positions[row as usize];
                     let block = table[(position / self.info.block_size) as usize];
@@ -240,7 +240,7 @@ fn read(
     let position = batch.positions[row as usize];
     let size = info.block_size;
     digest(batch.groups.iter().zip(&info.groups).zip(store).map(|((group, info), store)| {
-        let table = &group.block_table[seq * group.table_stride..][..group.table_stride];
+        let table = group.table(seq);
         let mut first = first_read(info.kind, position);
         if fault == Some(Fault::WindowTooShort) && first > 0 {
             first -= 1;

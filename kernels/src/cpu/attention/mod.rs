@@ -149,12 +149,11 @@ impl Step<'_> {
     }
 
     fn view(&self, tile: &Tile) -> KvView<'_> {
-        let stride = self.group.table_stride;
         KvView {
             kv: &self.op.kv,
             layer: self.op.layer,
             kv_head: tile.kv_head,
-            block_table: &self.group.block_table[tile.seq * stride..(tile.seq + 1) * stride],
+            block_table: self.group.table(tile.seq),
             isa: self.ctx.isa,
             soft_cap: self.op.soft_cap,
         }

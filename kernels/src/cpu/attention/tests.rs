@@ -170,7 +170,6 @@ impl World {
         let mut batch = Batch::new(1);
         batch.clear();
         let longest = chunks.iter().map(|(seq, _)| self.tables[*seq].len()).max().unwrap();
-        batch.groups[0].table_stride = longest + 1;
         for (seq, positions) in chunks {
             let table = &self.tables[*seq];
             for token in positions.clone() {
@@ -198,7 +197,7 @@ impl World {
                 let is_used = index >= slid_out && index * self.case.block_size < positions.end;
                 if is_used { table[index] } else { NO_SLOT }
             });
-            batch.groups[0].block_table.extend(blocks);
+            batch.groups[0].push_table(blocks);
         }
         batch
     }
@@ -397,8 +396,7 @@ fn padded_rows_are_zero_and_change_nothing() {
     batch.query_start.push(8);
     batch.kv_len.push(3);
     batch.seq_slot.push(0);
-    let stride = batch.groups[0].table_stride;
-    batch.groups[0].block_table.extend(vec![NO_SLOT; stride]);
+    batch.groups[0].push_table([NO_SLOT]);
     world.run(&batch, Isa::detect(), 2);
     for row in 0..8 {
         // SAFETY: the team has ended.

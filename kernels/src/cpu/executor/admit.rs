@@ -138,11 +138,17 @@ impl Group {
     fn check(&mut self, index: usize, batch: &Batch) -> Result<(), KernelError> {
         let Group { blocks, block_size, places } = self;
         let tables = &batch.groups[index];
-        let stride = tables.table_stride;
+        let starts = &tables.table_start;
         let fits = tables.slots.len() == batch.num_tokens()
-            && Some(tables.block_table.len()) == stride.checked_mul(batch.num_seqs())
-            && batch.kv_len.iter().all(|&len| (len as usize).div_ceil(*block_size) <= stride);
-        ensure(fits, || format!("KV group {index}: slots or block table of a wrong size"))?;
+            && starts.len() == batch.num_seqs() + 1
+            && starts.is_sorted()
+            && starts.last().is_some_and(|&end| end as usize == tables.block_table.len());
+        ensure(fits, || format!("KV group {index}: slots or block tables of a wrong size"))?;
+        let covers = |(seq, &len): (usize, &u32)| {
+            (len as usize).div_ceil(*block_size) <= tables.table(seq).len()
+        };
+        let covered = batch.kv_len.iter().enumerate().all(covers);
+        ensure(covered, || format!("KV group {index}: a block table is too short"))?;
         let block = |&block: &u32| block == NO_SLOT || (block as usize) < *blocks;
         let inside = tables.block_table.iter().all(block);
         ensure(inside, || format!("KV group {index}: a block beyond {blocks} blocks"))?;
@@ -167,19 +173,24 @@ mod tests {
     #[test]
     fn a_place_in_the_cache_is_written_once_a_step() {
         let mut group = Group { blocks: 2, block_size: 16, places: Distinct::new(32) };
-        let mut check = |slots: [u32; 2]| {
+        let mut tables = |slots: [u32; 2], starts: [u32; 3]| {
             let mut batch = Batch::new(1);
             batch.ids = vec![0, 1];
             batch.query_start = vec![0, 1, 2];
             batch.kv_len = vec![1, 1];
-            let tables = &mut batch.groups[0];
-            (tables.slots, tables.block_table, tables.table_stride) = (slots.into(), vec![0, 1], 1);
+            batch.groups[0].slots = slots.into();
+            (batch.groups[0].block_table, batch.groups[0].table_start) =
+                (vec![0, 1], starts.into());
             group.check(0, &batch).is_ok()
         };
+        let mut check = |slots| tables(slots, [0, 1, 2]);
         assert!(check([0, 16]));
         assert!(check([0, 16]), "the next step writes there again");
         assert!(check([NO_SLOT, NO_SLOT]), "padded rows write nowhere");
         assert!(!check([3, 3]));
         assert!(!check([0, 32]));
+        assert!(!tables([0, 16], [0, 0, 2]), "the first has a token and no block");
+        assert!(!tables([0, 16], [0, 2, 1]));
+        assert!(!tables([0, 16], [0, 1, 3]));
     }
 }
