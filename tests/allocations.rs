@@ -4,6 +4,8 @@
 //! keys, preemptions, requests that end and others that take their seats. Submitting comes before:
 //! it allocates on the submitting thread by design. One test alone in its process.
 
+#![allow(clippy::unwrap_used, reason = "test code")]
+
 use std::alloc::System;
 use std::time::Instant;
 
