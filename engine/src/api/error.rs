@@ -68,6 +68,15 @@ pub enum ApiError {
     /// The body has a type that we do not read.
     #[error("Unsupported content type; send application/json")]
     WrongMediaType,
+    /// The body is compressed.
+    #[error("Unsupported content encoding; send the body as it is")]
+    WrongEncoding,
+    /// The body has more values than we read.
+    #[error("The request body has more than the limit of {limit} values")]
+    TooManyValues {
+        /// Most values in a body.
+        limit: u64,
+    },
     /// The body is larger than we read.
     #[error("The request body is larger than the limit of {limit} bytes")]
     TooLarge {
@@ -147,8 +156,12 @@ impl ApiError {
             ApiError::ModelNotFound(_) | ApiError::UnknownRoute { .. } => StatusCode::NOT_FOUND,
             ApiError::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            ApiError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            ApiError::WrongMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            ApiError::TooLarge { .. } | ApiError::TooManyValues { .. } => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
+            ApiError::WrongMediaType | ApiError::WrongEncoding => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
             ApiError::Busy { .. } | ApiError::NotReady | ApiError::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

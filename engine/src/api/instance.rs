@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::api::error::ApiError;
 use crate::api::generation::{Generation, Start};
 use crate::api::options::Options;
+use crate::api::room::Room;
 use crate::handle::EngineHandle;
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::request::{Request, Segment, SubmitError, Tenant};
@@ -36,8 +37,18 @@ pub struct Conversation {
     pub continue_final_message: bool,
     /// Further variables of the template.
     pub template_kwargs: serde_json::Map<String, serde_json::Value>,
-    /// Add the tokenizer's own tokens around what the template wrote.
+}
+
+/// How a text becomes ids.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    /// Add the tokenizer's own tokens around it.
     pub add_special: bool,
+    /// Refuse a text that cannot fit the context before it is tokenized. Without, the time that it
+    /// takes is bounded by the size of a body alone.
+    pub must_fit: bool,
+    /// What the text takes up in memory.
+    pub room: Room,
 }
 
 /// A prompt with what belongs to it.
@@ -100,36 +111,59 @@ impl Instance {
     }
 
     /// Ids of a text.
-    pub async fn tokenize(&self, text: String, add_special: bool) -> Result<Vec<u32>, ApiError> {
-        let tokenizer = self.text.tokenizer.clone();
-        let ids = self.pool.run(move || tokenizer.encode(&text, add_special)).await;
-        ids.map_err(busy)?.map_err(|error| {
-            ApiError::invalid(
-                "prompt",
-                "invalid_value",
-                format!("The text cannot be used: {error}"),
-            )
-        })
+    pub async fn tokenize(&self, text: String, intake: Intake) -> Result<Vec<u32>, ApiError> {
+        let encode = self.encoder(&intake);
+        self.pool.run(intake.room, move || encode(&text)).await.map_err(busy)?
     }
 
-    /// Text of ids. Ids beyond the vocabulary are refused.
-    pub async fn detokenize(&self, ids: Vec<u32>) -> Result<String, ApiError> {
+    /// What makes ids of a text, on a thread of the pool.
+    fn encoder(
+        &self,
+        intake: &Intake,
+    ) -> impl Fn(&str) -> Result<Vec<u32>, ApiError> + Send + use<> {
+        let tokenizer = self.text.tokenizer.clone();
+        let max_model_len = self.engine.info().max_model_len;
+        let refused = self.metrics.refused_too_long.clone();
+        let Intake { add_special, must_fit, .. } = *intake;
+        move |text| {
+            let fewest = if must_fit { tokenizer.fewest_tokens(text) } else { 0 };
+            if fewest > max_model_len as usize {
+                refused.increment(1);
+                let message = format!(
+                    "This model's maximum context length is {max_model_len} tokens. However, your \
+                     prompt has at least {fewest} tokens. Please reduce its length."
+                );
+                return Err(ApiError::invalid("prompt", "context_length_exceeded", message));
+            }
+            tokenizer.encode(text, add_special).map_err(|error| {
+                let message = format!("The text cannot be used: {error}");
+                ApiError::invalid("prompt", "invalid_value", message)
+            })
+        }
+    }
+
+    /// Text of ids, which take up `room`. Ids beyond the vocabulary are refused.
+    pub async fn detokenize(&self, ids: Vec<u32>, room: Room) -> Result<String, ApiError> {
         let vocab = self.engine.info().vocab;
         if let Some(id) = ids.iter().find(|id| **id >= vocab) {
             let message = format!("Token {id} is not in the vocabulary of {vocab} tokens.");
             return Err(ApiError::invalid("tokens", "invalid_value", message));
         }
         let tokenizer = self.text.tokenizer.clone();
-        self.pool.run(move || tokenizer.decode(&ids, false)).await.map_err(busy)
+        self.pool.run(room, move || tokenizer.decode(&ids, false)).await.map_err(busy)
     }
 
     /// Ids of a conversation, after the model's template.
-    pub async fn render(&self, conversation: Conversation) -> Result<Vec<u32>, ApiError> {
+    pub async fn render(
+        &self,
+        conversation: Conversation,
+        intake: Intake,
+    ) -> Result<Vec<u32>, ApiError> {
         let Some(template) = self.text.template.clone() else {
             let message = "This model has no chat template; use /v1/completions.";
             return Err(ApiError::Template(message.into()));
         };
-        let tokenizer = self.text.tokenizer.clone();
+        let encode = self.encoder(&intake);
         let work = move || -> Result<Vec<u32>, ApiError> {
             let chat = Chat {
                 messages: &conversation.messages,
@@ -140,12 +174,9 @@ impl Instance {
                 now: SystemTime::now(),
             };
             let text = template.render(&chat).map_err(refused)?;
-            tokenizer.encode(&text, conversation.add_special).map_err(|error| {
-                let message = format!("The conversation cannot be used: {error}");
-                ApiError::invalid("messages", "invalid_value", message)
-            })
+            encode(&text).map_err(|error| error.of_prompt("messages"))
         };
-        self.pool.run(work).await.map_err(busy)?
+        self.pool.run(intake.room, work).await.map_err(busy)?
     }
 
     /// Submits a prompt. Dropping the generation cancels it.

@@ -12,6 +12,9 @@ pub mod options;
 /// A model that serves.
 pub mod instance;
 
+/// Memory that a request takes on its way in.
+pub mod room;
+
 /// An answer that is being generated.
 pub mod generation;
 

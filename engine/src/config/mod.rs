@@ -148,7 +148,7 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// Bytes of a request body.
     pub body_bytes_max: u64,
-    /// Bytes of all request bodies that are in memory, read or parsed.
+    /// Bytes of memory for request bodies: being read, parsed, or waiting to be token ids.
     pub body_bytes_total: u64,
     /// Time for a request body.
     pub body_timeout: Duration,

@@ -1,7 +1,9 @@
-//! Reads a request body: bounded in bytes and time, and against a budget of all bodies in memory.
+//! Reads a request body: bounded in bytes and time, and against a budget of memory for all bodies.
 //!
-//! A body that is too large is read on and thrown away for a while after the answer, because
-//! a connection closed over unread data resets, and the client would never see the 413.
+//! What a body takes is reserved before it is taken: its text several times over, and its values
+//! by a count that is made as the text arrives. A body that is too large is read on and thrown away
+//! for a while after the answer, because a connection closed over unread data resets, and the
+//! client would never see the 413.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,27 +12,38 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, EXPECT};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::api::error::ApiError;
+use crate::api::room::Room;
 use crate::config::Limits;
+use crate::http::values::ValueCount;
 
 /// Room for bodies that are in memory at the same time.
 #[derive(Debug)]
 pub struct BodyBudget {
     kib: Arc<Semaphore>,
     body_bytes_max: u64,
+    values_max: u64,
     timeout: Duration,
 }
 
-/// A parsed body. Its place in the budget is free again once this is dropped: a parsed list of
-/// numbers is many times as large as its text.
+/// A parsed body. The room of its values is free again once this is dropped; that of its text goes
+/// with the texts that were read from it.
 #[derive(Debug)]
 pub struct BodyObject {
     object: Map<String, Value>,
-    _room: OwnedSemaphorePermit,
+    _values: Option<OwnedSemaphorePermit>,
+    room: Room,
+}
+
+impl BodyObject {
+    /// Room for what is read from the body, to be held until that is gone.
+    pub fn room(&self) -> Room {
+        self.room.clone()
+    }
 }
 
 impl std::ops::Deref for BodyObject {
@@ -41,16 +54,24 @@ impl std::ops::Deref for BodyObject {
     }
 }
 
+/// Bytes that a body of `text_bytes` with `values` values takes in memory at most, from its
+/// arrival until its prompts are token ids. `tests/request_room.rs` measures it.
+pub fn room_bytes(text_bytes: u64, values: u64) -> u64 {
+    let text = text_bytes.saturating_mul(TEXT_COPIES);
+    text.saturating_add(values.saturating_mul(VALUE_BYTES))
+}
+
 impl BodyBudget {
     /// Budget after the limits.
     pub fn new(limits: &Limits) -> Arc<Self> {
-        // The largest body alone always fits, its last step included.
-        let largest = limits.body_bytes_max.saturating_add(ROOM_STEP_BYTES);
-        let kib = limits.body_bytes_total.max(largest).div_ceil(1024);
-        let kib = usize::try_from(kib).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let text = room_bytes(limits.body_bytes_max, 0).saturating_add(ROOM_STEP_BYTES);
+        // The largest body alone always fits.
+        let bytes = limits.body_bytes_total.max(text.saturating_add(room_bytes(0, VALUES_MIN)));
+        let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX);
         Arc::new(BodyBudget {
-            kib: Arc::new(Semaphore::new(kib)),
+            kib: Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS))),
             body_bytes_max: limits.body_bytes_max,
+            values_max: (bytes - text) / VALUE_BYTES,
             timeout: limits.body_timeout,
         })
     }
@@ -61,24 +82,39 @@ impl BodyBudget {
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<BodyObject, ApiError> {
-        if !claims_json(headers) {
-            self.linger(headers, body);
-            return Err(ApiError::WrongMediaType);
-        }
         let declared = body.size_hint().upper();
-        if declared.is_some_and(|bytes| bytes > self.body_bytes_max) {
+        let refused = if !claims_json(headers) {
+            Some(ApiError::WrongMediaType)
+        } else if !is_plain(headers) {
+            Some(ApiError::WrongEncoding)
+        } else if declared.is_some_and(|bytes| bytes > self.body_bytes_max) {
+            Some(ApiError::TooLarge { limit: self.body_bytes_max })
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
             self.linger(headers, body);
-            return Err(ApiError::TooLarge { limit: self.body_bytes_max });
+            return Err(refused);
         }
         let mut room = self.reserve(0).await?;
         let bytes = self.read(headers, body, &mut room).await?;
-        Ok(BodyObject { object: parse_object(&bytes)?, _room: room })
+        let text_kib = room_bytes(bytes.len() as u64, 0).div_ceil(1024) as usize;
+        let (object, mut room) = parse(bytes, room).await?;
+        let values = room.split(room.num_permits().saturating_sub(text_kib));
+        Ok(BodyObject { object, _values: values, room: room.into() })
+    }
+
+    /// Room that nobody has taken.
+    #[cfg(test)]
+    pub(crate) fn left_kib(&self) -> usize {
+        self.kib.available_permits()
     }
 
     async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, ApiError> {
-        // At most `body_bytes_max`, which the configuration keeps below 4 TiB.
+        // At most what `new` found room for, below 4 TiB.
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        match tokio::time::timeout(ROOM_WAIT_MAX, self.kib.clone().acquire_many_owned(kib)).await {
+        let wait = ROOM_WAIT_MAX.min(self.timeout);
+        match tokio::time::timeout(wait, self.kib.clone().acquire_many_owned(kib)).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(ApiError::Busy { retry_after_s: 1 }),
         }
@@ -92,7 +128,7 @@ impl BodyBudget {
         room: &mut OwnedSemaphorePermit,
     ) -> Result<Bytes, ApiError> {
         let late = ApiError::BodyTimeout { seconds: self.timeout.as_secs() };
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut values) = (BytesMut::new(), ValueCount::default());
         let deadline = tokio::time::Instant::now() + self.timeout;
         loop {
             let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
@@ -109,9 +145,14 @@ impl BodyBudget {
                 self.linger(headers, body);
                 return Err(ApiError::TooLarge { limit: self.body_bytes_max });
             }
-            bytes.extend_from_slice(&data);
+            values.feed(&data);
+            if values.count() > self.values_max {
+                self.linger(headers, body);
+                return Err(ApiError::TooManyValues { limit: self.values_max });
+            }
+            let needed = room_bytes((bytes.len() + data.len()) as u64, values.count());
             let held = room.num_permits() as u64 * 1024;
-            if let Some(more) = (bytes.len() as u64).checked_sub(held).filter(|more| *more > 0) {
+            if let Some(more) = needed.checked_sub(held).filter(|more| *more > 0) {
                 match self.reserve(more.max(ROOM_STEP_BYTES)).await {
                     Ok(more) => room.merge(more),
                     Err(busy) => {
@@ -120,6 +161,7 @@ impl BodyBudget {
                     }
                 }
             }
+            bytes.extend_from_slice(&data);
         }
     }
 
@@ -139,6 +181,21 @@ impl BodyBudget {
         }));
     }
 }
+
+/// How often a body's text lies in memory at most: twice in the buffer that grew with it, once in
+/// its values and once in what is being read, be it a string of the parser's, a prompt, or the ids
+/// of two-byte numbers.
+const TEXT_COPIES: u64 = 4;
+
+/// Bytes that a comma, colon or bracket stands for at most, beside its text: a place in a list or map
+/// that grew by doubling, or a list of its own, which begins with room for four values.
+const VALUE_BYTES: u64 = 320;
+
+/// Values that every installation reads in one body.
+const VALUES_MIN: u64 = 1 << 16;
+
+/// Larger bodies are parsed on a thread that may block.
+const PARSE_HERE_BYTES_MAX: usize = 64 << 10;
 
 /// Room is taken in steps of this size, so that a body of many small frames asks seldom.
 const ROOM_STEP_BYTES: u64 = 64 << 10;
@@ -162,6 +219,32 @@ fn claims_json(headers: &HeaderMap) -> bool {
     let Ok(value) = value.to_str() else { return false };
     let kind = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+/// Whether the body is sent as it is.
+fn is_plain(headers: &HeaderMap) -> bool {
+    let plain =
+        |value: &hyper::header::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    headers.get_all(CONTENT_ENCODING).iter().all(plain)
+}
+
+/// The room goes along: a client that leaves does not stop the parser.
+async fn parse(
+    bytes: Bytes,
+    room: OwnedSemaphorePermit,
+) -> Result<(Map<String, Value>, OwnedSemaphorePermit), ApiError> {
+    if bytes.len() <= PARSE_HERE_BYTES_MAX {
+        return Ok((parse_object(&bytes)?, room));
+    }
+    let work = move || {
+        let parsed = parse_object(&bytes);
+        drop(bytes);
+        (parsed, room)
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok((parsed, room)) => Ok((parsed?, room)),
+        Err(_panicked) => Err(ApiError::Internal),
+    }
 }
 
 fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
@@ -206,6 +289,17 @@ mod tests {
         assert!(!claims("text/plain"));
         assert!(!claims("application/x-www-form-urlencoded"));
         assert!(!claims("multipart/form-data; boundary=application/json"));
+    }
+
+    #[test]
+    fn only_a_plain_body_is_read() {
+        let plain = |encoding: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
+            is_plain(&headers)
+        };
+        assert!(is_plain(&HeaderMap::new()) && plain("identity") && plain("Identity"));
+        assert!(!plain("gzip") && !plain("identity, br") && !plain(""));
     }
 
     #[test]

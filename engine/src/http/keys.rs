@@ -80,7 +80,7 @@ impl Keys {
         self.fixed.is_empty() && self.file.is_none()
     }
 
-    /// Reads the file again; true if the keys changed. Bounded and quick, for a timer.
+    /// Reads the file again; true if the keys changed. Blocks on the file system.
     pub fn reload(&self) -> Result<bool, KeyFileError> {
         let Some(path) = &self.file else { return Ok(false) };
         let read = |source| KeyFileError::Read { path: path.clone(), source };

@@ -6,6 +6,9 @@ pub mod access;
 /// Request bodies, bounded.
 pub mod body;
 
+/// How many values a body has.
+pub mod values;
+
 /// Cross-origin requests.
 pub mod cors;
 

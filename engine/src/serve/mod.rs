@@ -233,13 +233,14 @@ async fn upkeep(api: Arc<Api>, keys: Arc<Keys>) {
     loop {
         tokio::time::sleep(UPKEEP_INTERVAL).await;
         api.metrics.run_upkeep();
-        match keys.reload() {
-            Ok(true) => tracing::info!("the API keys were read again"),
-            Ok(false) => keys_failed = false,
-            Err(error) if !std::mem::replace(&mut keys_failed, true) => {
+        let reread = keys.clone();
+        match tokio::task::spawn_blocking(move || reread.reload()).await {
+            Ok(Ok(true)) => tracing::info!("the API keys were read again"),
+            Ok(Ok(false)) => keys_failed = false,
+            Ok(Err(error)) if !std::mem::replace(&mut keys_failed, true) => {
                 tracing::warn!(%error, "the API keys stay as they were");
             }
-            Err(_) => {}
+            Ok(Err(_)) | Err(_) => {}
         }
         let fails = api.condition() == Condition::Failed;
         if fails && !failed {

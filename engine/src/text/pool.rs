@@ -54,9 +54,11 @@ impl TextPool {
     }
 
     /// Runs `work` on the pool. Dropping the future before a thread took the job cancels it;
-    /// afterwards its result is thrown away.
+    /// afterwards its result is thrown away. `held` is what the work's input takes up: it is given
+    /// back only when that is gone, however long the job waits.
     pub async fn run<T: Send + 'static>(
         &self,
+        held: impl Send + 'static,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, PoolError> {
         let (reply, answer) = oneshot::channel();
@@ -66,6 +68,7 @@ impl TextPool {
             }
             // Nothing the closure can reach is seen again after a panic: it owns what it changes.
             let outcome = catch_unwind(AssertUnwindSafe(work)).map_err(|_| PoolError::Panicked);
+            drop(held);
             // A closed channel means the client has left.
             let _ = reply.send(outcome);
         });
@@ -102,38 +105,41 @@ mod tests {
     fn a_panic_ends_one_request_only() {
         let pool = TextPool::new(1, 4).unwrap();
         block_on(async {
-            let lost: Result<(), _> = pool.run(|| panic!("a damaged merge table")).await;
+            let lost: Result<(), _> = pool.run((), || panic!("a damaged merge table")).await;
             assert_eq!(lost, Err(PoolError::Panicked));
-            assert_eq!(pool.run(|| 7).await, Ok(7));
+            assert_eq!(pool.run((), || 7).await, Ok(7));
         });
     }
 
     #[test]
     fn a_full_queue_refuses_and_the_departed_are_skipped() {
         let pool = TextPool::new(1, 1).unwrap();
-        let ran = Arc::new(AtomicUsize::new(0));
+        let (ran, room) = (Arc::new(AtomicUsize::new(0)), Arc::new(()));
         let (started, has_started) = sync_channel(1);
         let (release, released) = sync_channel::<()>(1);
         block_on(async {
-            let first = pool.run(move || {
+            let first = pool.run((), move || {
                 started.send(()).unwrap();
                 released.recv().unwrap();
             });
             let count = Arc::clone(&ran);
-            let mut second = Box::pin(pool.run(move || count.fetch_add(1, Ordering::SeqCst)));
+            let work = move || count.fetch_add(1, Ordering::SeqCst);
+            let mut second = Box::pin(pool.run(Arc::clone(&room), work));
             let mut first = Box::pin(first);
             // One running, one waiting: each future submits when it is first polled.
             assert!(is_pending(&mut first));
             has_started.recv().unwrap();
             assert!(is_pending(&mut second));
-            assert_eq!(pool.run(|| ()).await, Err(PoolError::Busy { queued: 1 }));
+            assert_eq!(pool.run((), || ()).await, Err(PoolError::Busy { queued: 1 }));
 
             drop(second);
+            assert_eq!(Arc::strong_count(&room), 2, "its text still waits in the queue");
             release.send(()).unwrap();
             assert_eq!(first.await, Ok(()));
             // The queue is first in, first out: this runs after the cancelled job was skipped.
-            assert_eq!(pool.run(|| 1).await, Ok(1));
+            assert_eq!(pool.run((), || 1).await, Ok(1));
         });
         assert_eq!(ran.load(Ordering::SeqCst), 0);
+        assert_eq!(Arc::strong_count(&room), 1);
     }
 }

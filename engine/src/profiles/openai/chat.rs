@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Start};
-use crate::api::instance::{Conversation, Instance, Work};
+use crate::api::instance::{Conversation, Instance, Intake, Work};
 use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
@@ -25,6 +25,7 @@ use crate::request::TokenOut;
 pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     let (context, body) = call.read_object().await?;
     let mut wire = parse(Operation::Chat, &body, &context.limits)?;
+    let room = body.room();
     drop(body);
     let messages = wire.finish_chat()?;
     let instance = context.api.instance(wire.model.as_deref())?;
@@ -33,9 +34,13 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
         add_generation_prompt: wire.generation_prompt(),
         continue_final_message: wire.continue_final_message,
         template_kwargs: std::mem::take(&mut wire.template_kwargs),
-        add_special: wire.add_special.unwrap_or(false),
     };
-    let prompt = truncated(&wire, &instance, instance.render(conversation).await?);
+    let intake = Intake {
+        add_special: wire.add_special.unwrap_or(false),
+        must_fit: wire.truncate.is_none(),
+        room,
+    };
+    let prompt = truncated(&wire, &instance, instance.render(conversation, intake).await?);
     let prompt_ids = wire.return_token_ids.then(|| prompt.clone());
     let work = Work {
         id: context.id.clone(),

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Start};
-use crate::api::instance::{Instance, Work};
+use crate::api::instance::{Instance, Intake, Work};
+use crate::api::room::Room;
 use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
@@ -25,16 +26,17 @@ use crate::request::TokenOut;
 pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     let (context, body) = call.read_object().await?;
     let mut wire = parse(Operation::Completions, &body, &context.limits)?;
+    let room = body.room();
     drop(body);
     let prompts = wire.finish_completions(context.limits.choices_max)?;
     let instance = context.api.instance(wire.model.as_deref())?;
     let (mut generations, mut shown) = (Vec::new(), Vec::new());
     let mut prompt_ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        prompt_ids.push(ids_of(&wire, &instance, prompt).await?);
+        prompt_ids.push(ids_of(&wire, &instance, prompt, &room).await?);
     }
     for prompt in prompt_ids {
-        shown.push(Shown::of(&wire, &instance, &prompt).await?);
+        shown.push(Shown::of(&wire, &instance, &prompt, &room).await?);
         generations.push(instance.generate(Work {
             id: context.id.clone(),
             tenant: context.caller.tenant.clone(),
@@ -43,6 +45,7 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
             start: Start::Continuation,
         })?);
     }
+    drop(room);
     let mut reply = if wire.stream {
         let chunks = TextChunks::new(&wire, &instance, shown);
         stream::reply(generations, chunks, &wire, context.tally.clone()).await?
@@ -58,10 +61,20 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     Ok(reply)
 }
 
-async fn ids_of(wire: &Wire, instance: &Instance, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
+async fn ids_of(
+    wire: &Wire,
+    instance: &Instance,
+    prompt: Prompt,
+    room: &Room,
+) -> Result<Vec<u32>, ApiError> {
+    let intake = Intake {
+        add_special: wire.add_special.unwrap_or(true),
+        must_fit: wire.truncate.is_none(),
+        room: room.clone(),
+    };
     let ids = match prompt {
         Prompt::Tokens(ids) => ids,
-        Prompt::Text(text) => instance.tokenize(text, wire.add_special.unwrap_or(true)).await?,
+        Prompt::Text(text) => instance.tokenize(text, intake).await?,
     };
     Ok(truncated(wire, instance, ids))
 }
@@ -87,10 +100,15 @@ struct Shown {
 }
 
 impl Shown {
-    async fn of(wire: &Wire, instance: &Instance, ids: &[u32]) -> Result<Self, ApiError> {
+    async fn of(
+        wire: &Wire,
+        instance: &Instance,
+        ids: &[u32],
+        room: &Room,
+    ) -> Result<Self, ApiError> {
         let mut shown = Shown::default();
         if wire.echo {
-            shown.text = instance.detokenize(ids.to_vec()).await?;
+            shown.text = instance.detokenize(ids.to_vec(), room.clone()).await?;
         }
         if wire.echo || wire.return_token_ids {
             shown.ids = ids.to_vec();

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
-use crate::api::instance::Conversation;
+use crate::api::instance::{Conversation, Intake};
 use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 use crate::profiles::openai::answer::note_ignored;
@@ -66,6 +66,8 @@ pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
     let continue_final_message = small.flag("continue_final_message")?.unwrap_or(false);
     let generation_prompt = small.flag("add_generation_prompt")?;
     let kwargs = small.find("chat_template_kwargs");
+    // Whoever asks how long a text is may ask about one that is too long.
+    let intake = |add_special| Intake { add_special, must_fit: false, room: body.room() };
     let tokens = match (prompt, chat) {
         (Some(_), Some(_)) => {
             let message = "Invalid 'prompt': give either 'prompt' or 'messages', not both.";
@@ -73,7 +75,7 @@ pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
         }
         (Some(prompt), None) => {
             let text = string("prompt", prompt, usize::MAX)?;
-            instance.tokenize(text, add_special.unwrap_or(true)).await?
+            instance.tokenize(text, intake(add_special.unwrap_or(true))).await?
         }
         (None, Some(value)) => {
             let messages_max = context.limits.messages_max;
@@ -85,9 +87,8 @@ pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
                     Some(value) => object("chat_template_kwargs", value)?.clone(),
                     None => Map::new(),
                 },
-                add_special: add_special.unwrap_or(false),
             };
-            instance.render(conversation).await?
+            instance.render(conversation, intake(add_special.unwrap_or(false))).await?
         }
         (None, None) => return Err(missing("prompt")),
     };
@@ -109,7 +110,8 @@ pub async fn detokenize(call: Call) -> Result<Reply, ApiError> {
     let mut small = Small::new(&body);
     let instance = context.api.instance(small.model()?.as_deref())?;
     let tokens = small.find("tokens").ok_or_else(|| missing("tokens"))?;
-    let prompt = instance.detokenize(token_ids("tokens", tokens, usize::MAX)?).await?;
+    let ids = token_ids("tokens", tokens, usize::MAX)?;
+    let prompt = instance.detokenize(ids, body.room()).await?;
     let mut reply = json(StatusCode::OK, &Detokenized { prompt });
     note_ignored(&mut reply, &small.ignored(), &context.metrics);
     Ok(reply)

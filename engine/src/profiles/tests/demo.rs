@@ -14,6 +14,7 @@ use super::scripted::{Setup, listen, until};
 use crate::api::Api;
 use crate::api::instance::Instance;
 use crate::config::flags::CommandLine;
+use crate::http::body::BodyBudget;
 use crate::metrics::Metrics;
 use crate::serve::load::load;
 
@@ -42,7 +43,9 @@ async fn demo() -> Demo {
     let api = Api::new(metrics.clone());
     let instance = load(&config, &metrics).unwrap().instance;
     api.serve(vec![instance.clone()]);
-    let (address, drain) = listen(Setup::default(), api, metrics).await;
+    let setup = Setup::default();
+    let bodies = BodyBudget::new(&setup.limits);
+    let (address, drain) = listen(setup, bodies, api, metrics).await;
     Demo { address, instance, _drain: drain }
 }
 

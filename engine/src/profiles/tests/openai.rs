@@ -229,6 +229,21 @@ async fn models_are_found_by_every_name_and_tokens_counted() {
 }
 
 #[tokio::test]
+async fn a_text_that_cannot_fit_is_refused_before_it_is_tokenized() {
+    let server = Scripted::open().await;
+    let long = "x".repeat(100_000);
+    for (path, body) in [(CHAT, user(&long)), (COMPLETIONS, json!({"prompt": long}))] {
+        let answer = post(server.address, path, &body).await;
+        assert_eq!(answer.status, 400);
+        assert!(answer.body.contains("at least"), "it was counted: {answer:?}");
+        let kept = with(body, json!({"truncate_prompt_tokens": 4, "max_tokens": 1}));
+        assert_eq!(post(server.address, path, &kept).await.status, 200);
+    }
+    let answer = post(server.address, "/tokenize", &json!({"prompt": long})).await.json();
+    assert_eq!(answer["count"], 100_000);
+}
+
+#[tokio::test]
 async fn a_prompt_that_waits_holds_no_other_back_and_a_failure_cancels_all() {
     let server = Scripted::open().await;
     let prompts: Vec<String> = (0..40).map(|index| format!("hang midway {index}")).collect();

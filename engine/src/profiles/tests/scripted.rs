@@ -42,6 +42,10 @@ pub(super) struct Scripted {
     pub taken: Arc<AtomicU32>,
     /// Requests whose stream was dropped before they ended.
     pub cancelled: Arc<AtomicU32>,
+    /// Its one thread for text.
+    pub pool: Arc<TextPool>,
+    /// Its room for bodies.
+    pub bodies: Arc<BodyBudget>,
     drain: watch::Sender<bool>,
 }
 
@@ -69,18 +73,19 @@ impl Scripted {
         let metrics = Metrics::new(true).unwrap();
         let api = Api::new(metrics.clone());
         let (taken, cancelled) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let pool = Arc::new(TextPool::new(1, 16).unwrap());
         if !setup.is_loading {
             let info = InstanceInfo { eos_token_ids: vec![EOS], max_model_len: 512, ..info() };
             let (engine, inbox) = border(info, SchedulerSettings::default());
             let counters = (taken.clone(), cancelled.clone());
             std::thread::spawn(move || run(&inbox, &counters));
-            let pool = Arc::new(TextPool::new(1, 16).unwrap());
             let names = vec!["model-a".to_string(), "org/model-b".to_string()];
             let text = TextModel::dummy(300).unwrap();
-            api.serve(vec![Arc::new(Instance::new(names, engine, text, pool, &metrics))]);
+            api.serve(vec![Arc::new(Instance::new(names, engine, text, pool.clone(), &metrics))]);
         }
-        let (address, drain) = listen(setup, api.clone(), metrics).await;
-        Scripted { address, api, taken, cancelled, drain }
+        let bodies = BodyBudget::new(&setup.limits);
+        let (address, drain) = listen(setup, bodies.clone(), api.clone(), metrics).await;
+        Scripted { address, api, taken, cancelled, pool, bodies, drain }
     }
 
     /// Stops accepting and lets connections end.
@@ -102,6 +107,7 @@ impl Scripted {
 /// A listener with all faces over `api`.
 pub(super) async fn listen(
     setup: Setup,
+    bodies: Arc<BodyBudget>,
     api: Arc<Api>,
     metrics: Arc<Metrics>,
 ) -> (SocketAddr, watch::Sender<bool>) {
@@ -110,7 +116,7 @@ pub(super) async fn listen(
         keys: Keys::new(&setup.keys, None).unwrap(),
         cors: Cors::new(&setup.origins),
         metrics_public: false,
-        bodies: BodyBudget::new(&setup.limits),
+        bodies,
         limits: Arc::new(setup.limits.clone()),
         api,
         metrics: HttpMetrics::new(metrics),

@@ -55,6 +55,9 @@ async fn wrong_paths_methods_and_types_have_the_error_shape() {
     let plain = "content-type: text/plain\r\n";
     let answer = send(at, "POST", "/v1/completions", plain, "{}").await;
     assert_eq!(answer.error(), "415 - unsupported_content_type");
+    let zipped = "content-type: application/json\r\ncontent-encoding: gzip\r\n";
+    let answer = send(at, "POST", "/v1/completions", zipped, "{\"prompt\": \"x\"}").await;
+    assert_eq!(answer.error(), "415 - unsupported_content_encoding");
     let answer = send(at, "POST", "/v1/completions", "", "{\"prompt\": ").await;
     assert_eq!(answer.error(), "400 - -");
     assert_eq!(post(at, "/v1/completions", &json!([])).await.error(), "400 - -");

@@ -63,6 +63,51 @@ fn every_token_has_the_bytes_that_the_library_decodes() {
     }
 }
 
+#[test]
+fn no_text_has_fewer_tokens_than_are_foretold() {
+    for folder in FOLDERS {
+        let tokenizer = model(folder).tokenizer;
+        let longest = (0..tokenizer.vocab_size())
+            .filter_map(|id| std::str::from_utf8(tokenizer.token_bytes(id)).ok())
+            .max_by_key(|piece| piece.len());
+        let cases = cases("encodings.json");
+        let mut texts: Vec<&str> =
+            cases.iter().map(|case| case["text"].as_str().unwrap()).collect();
+        // One syllable in three letters, white space of all kinds, and what has no token of its own.
+        texts.extend(["\u{1100}\u{1161}\u{11a8}", " \n\t\u{3000}\u{a0}", "\u{10ffff}\0", "ﬃ①"]);
+        texts.extend(longest);
+        for text in texts {
+            for text in [text.to_string(), text.repeat(60)] {
+                let tokens = tokenizer.encode(&text, false).unwrap().len();
+                let fewest = tokenizer.fewest_tokens(&text);
+                assert!(fewest <= tokens, "{folder} {text:?}: {fewest} of {tokens}");
+            }
+        }
+        let word = longest.unwrap().trim();
+        assert!(tokenizer.fewest_tokens(&word.repeat(600)) >= 100, "{folder} foretells little");
+    }
+}
+
+#[test]
+fn nothing_is_foretold_where_text_may_vanish() {
+    let json = |normalizer: Value, dropped: &str| {
+        let bytes = crate::text::byte_level::byte_level(300).unwrap();
+        let mut json: Value = serde_json::from_str(&bytes.inner.to_string(false).unwrap()).unwrap();
+        json["normalizer"] = normalizer;
+        json["model"]["vocab"].as_object_mut().unwrap().remove(dropped);
+        Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap().fewest_tokens("xyz")
+    };
+    assert_eq!(json(Value::Null, ""), 1);
+    assert_eq!(json(Value::Null, "q"), 0);
+    assert_eq!(
+        json(serde_json::json!({"type": "Strip", "strip_left": true, "strip_right": true}), ""),
+        0
+    );
+    let replace = |from: &str, to: &str| serde_json::json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    assert_eq!(json(replace("xyz", ""), ""), 0);
+    assert_eq!(json(replace(" ", "▁"), ""), 1);
+}
+
 fn message(json: &Value) -> Message {
     let mut fields = json.as_object().unwrap().clone();
     let role = fields.remove("role").unwrap().as_str().unwrap().to_string();
