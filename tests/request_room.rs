@@ -20,8 +20,9 @@ const OVERHEAD_BYTES: u64 = 16;
 /// Bytes that live after `text` was parsed.
 fn parsed_bytes(text: &str) -> u64 {
     let region = Region::new(ALLOCATOR);
-    let value: Value = serde_json::from_str(text).unwrap();
+    let value = serde_json::from_str::<Value>(text);
     let change = region.change();
+    assert!(value.is_ok(), "{value:?}");
     drop(value);
     let requested = change.bytes_allocated as i64 - change.bytes_deallocated as i64;
     let live = change.allocations as u64 - change.deallocations as u64;

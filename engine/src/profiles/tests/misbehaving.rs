@@ -164,7 +164,7 @@ async fn bodies_that_are_only_announced_take_no_room_from_others() {
 #[tokio::test]
 async fn a_prompt_that_waits_keeps_its_room_also_when_its_client_has_left() {
     let server = Scripted::open().await;
-    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let pool = server.pool.clone();
     tokio::spawn(async move { pool.run((), move || released.recv()).await });
     let free_kib = server.bodies.left_kib();
