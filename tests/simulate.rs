@@ -50,6 +50,8 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.stats.cancelled += one.stats.cancelled;
     sum.stats.discarded += one.stats.discarded;
     sum.stats.generation_tokens += one.stats.generation_tokens;
+    sum.stats.rows += one.stats.rows;
+    sum.stats.prefix_lookups += one.stats.prefix_lookups;
 }
 
 #[test]
@@ -92,6 +94,7 @@ fn planted_faults_are_caught() {
         Fault::RollbackForgotten,
         Fault::StalePendingToken,
         Fault::FreedTooEarly,
+        Fault::DiscardForgotten,
     ];
     let caught = faults.map(|fault| {
         let seeds = 0..24_u64;

@@ -58,12 +58,23 @@ pub struct Sequence {
     pub arrival: u64,
     /// Tokens that the waiting queue counts for it.
     pub queued_tokens: u32,
-    /// How often younger sequences took blocks that it waited for.
+    /// How often younger sequences could take blocks that it waited for.
     pub passed_over: u32,
+    /// What was found when it last waited to start.
+    pub looked_up: Option<LookUp>,
     /// Why it ended.
     pub finished: Option<FinishReason>,
     /// Buffers for the token lists of a slot, if penalties need them: prompt and output.
     pub count_buffers: Option<(Vec<u32>, Vec<u32>)>,
+}
+
+/// What a waiting sequence found in the prefix cache when it could not start.
+#[derive(Clone, Copy, Debug)]
+pub struct LookUp {
+    /// Blocks from its start that it could have taken over.
+    pub matched: u32,
+    /// Who was about to compute the block after them, if anybody was.
+    pub coming: Option<SeqId>,
 }
 
 /// All choices of one request and the way back to its reader.

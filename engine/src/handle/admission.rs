@@ -144,6 +144,7 @@ impl Checked {
             arrival: 0,
             queued_tokens: if choice == 0 { prompt.len() as u32 } else { 0 },
             passed_over: 0,
+            looked_up: None,
             finished: None,
             count_buffers: request.sampler.needs_token_counts().then(|| {
                 (Vec::with_capacity(prompt.len()), Vec::with_capacity(stop.max_tokens as usize))

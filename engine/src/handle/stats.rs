@@ -15,14 +15,16 @@ pub struct LiveStats {
     pub blocks_used: AtomicU64,
     /// KV blocks that sequences could take, all groups.
     pub blocks_total: AtomicU64,
-    /// Free blocks that hold reusable prefixes, all groups.
-    pub blocks_cached: AtomicU64,
+    /// Free KV blocks that hold prefixes which can be found until they are taken, all groups.
+    pub blocks_evictable: AtomicU64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_query_tokens: AtomicU64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: AtomicU64,
     /// Times that a sequence let a step pass because another computes its next prefix block.
     pub prefix_waits: AtomicU64,
+    /// Times that a waiting sequence's prefix was looked up in whole.
+    pub prefix_lookups: AtomicU64,
     /// Sequences that gave their blocks back and will be recomputed.
     pub preemptions: AtomicU64,
     /// Outcomes of sequences that ended or were preempted after their step was launched.
@@ -83,14 +85,16 @@ pub struct EngineStats {
     pub blocks_used: u64,
     /// All KV blocks, all groups.
     pub blocks_total: u64,
-    /// Free blocks that hold reusable prefixes, all groups.
-    pub blocks_cached: u64,
+    /// Free KV blocks that hold prefixes which can be found until they are taken, all groups.
+    pub blocks_evictable: u64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_query_tokens: u64,
     /// Prompt tokens found in the prefix cache.
     pub prefix_hit_tokens: u64,
     /// Times that a sequence let a step pass because another computes its next prefix block.
     pub prefix_waits: u64,
+    /// Times that a waiting sequence's prefix was looked up in whole.
+    pub prefix_lookups: u64,
     /// Sequences that gave their blocks back and were recomputed.
     pub preemptions: u64,
     /// Outcomes of sequences that ended or were preempted after their step was launched.
@@ -148,10 +152,11 @@ impl LiveStats {
             running: self.running.load(Relaxed),
             blocks_used: self.blocks_used.load(Relaxed),
             blocks_total: self.blocks_total.load(Relaxed),
-            blocks_cached: self.blocks_cached.load(Relaxed),
+            blocks_evictable: self.blocks_evictable.load(Relaxed),
             prefix_query_tokens: self.prefix_query_tokens.load(Relaxed),
             prefix_hit_tokens: self.prefix_hit_tokens.load(Relaxed),
             prefix_waits: self.prefix_waits.load(Relaxed),
+            prefix_lookups: self.prefix_lookups.load(Relaxed),
             preemptions: self.preemptions.load(Relaxed),
             discarded: self.discarded.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),

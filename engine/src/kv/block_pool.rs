@@ -15,8 +15,6 @@ const NONE: u32 = NO_SLOT;
 #[derive(Clone, Copy, Debug)]
 struct Block {
     references: u32,
-    /// How often the block was taken for new content.
-    generation: u32,
     prev: u32,
     next: u32,
 }
@@ -35,7 +33,7 @@ pub struct BlockPool {
 impl BlockPool {
     /// A pool of free blocks.
     pub fn new(num_blocks: u32) -> Self {
-        let block = Block { references: 0, generation: 0, prev: NONE, next: NONE };
+        let block = Block { references: 0, prev: NONE, next: NONE };
         let mut pool = BlockPool {
             blocks: vec![block; num_blocks as usize],
             first_free: NONE,
@@ -63,11 +61,6 @@ impl BlockPool {
         self.blocks[block as usize].references
     }
 
-    /// How often `block` was taken for new content: tells old content from new.
-    pub fn generation(&self, block: BlockId) -> u32 {
-        self.blocks[block as usize].generation
-    }
-
     /// Takes the free block that is first in line, for new content.
     pub fn take(&mut self) -> Option<BlockId> {
         let block = self.first_free;
@@ -75,9 +68,7 @@ impl BlockPool {
             return None;
         }
         self.unlink(block);
-        let record = &mut self.blocks[block as usize];
-        record.references = 1;
-        record.generation = record.generation.wrapping_add(1);
+        self.blocks[block as usize].references = 1;
         Some(block)
     }
 
@@ -191,7 +182,6 @@ mod tests {
         pool.release(0, true);
         pool.release(3, false);
         assert_eq!((pool.take(), pool.take()), (Some(3), Some(2)));
-        assert_eq!(pool.generation(3), 2);
         pool.check_integrity(&[0, 1, 1, 1]).unwrap();
     }
 

@@ -28,6 +28,8 @@ struct Group {
     kind: KvGroupKind,
     pool: BlockPool,
     index: PrefixIndex,
+    /// Free blocks with a key.
+    num_evictable: u32,
 }
 
 /// Blocks of all groups, counted.
@@ -37,8 +39,8 @@ pub struct BlockCounts {
     pub used: u64,
     /// There are.
     pub total: u64,
-    /// Free, with content that can be found.
-    pub cached: u64,
+    /// Free, with content that can be found until something else takes them.
+    pub evictable: u64,
 }
 
 impl PrefixCache {
@@ -48,6 +50,7 @@ impl PrefixCache {
             kind,
             pool: BlockPool::new(num_blocks),
             index: PrefixIndex::new(num_blocks),
+            num_evictable: 0,
         };
         PrefixCache {
             groups: info.groups.iter().map(|g| group(g.kind, g.num_blocks)).collect(),
@@ -99,6 +102,7 @@ impl PrefixCache {
                 let block = group.index.find(key);
                 assert!(block.is_some(), "a matched block is there until it is taken");
                 if let Some(block) = block {
+                    group.num_evictable -= u32::from(group.pool.references(block) == 0);
                     group.pool.share(block);
                     table.append(block);
                 }
@@ -129,18 +133,47 @@ impl PrefixCache {
         fit as u32
     }
 
-    /// Whether every group has the blocks for all `len` tokens of a sequence that holds `tables`
-    /// and computes up to `chunk` rows at a time, and `spare` (one number a group) more.
-    pub fn fits_whole(
+    /// Whether [`PrefixCache::match_prefix`], which once found `matched` of `keys`, may find more
+    /// by now. One look at one key: a full group needs it, window groups alone may do without.
+    pub fn may_match_more(&self, keys: &[BlockKey], matched: usize) -> bool {
+        let Some(&next) = keys.get(matched) else { return false };
+        let mut full = self.groups.iter().filter(|group| group.kind == KvGroupKind::Full);
+        self.sharing && full.all(|group| group.index.find(next).is_some())
+    }
+
+    /// Whether every group has more than `spare` (one number a group) free blocks.
+    pub fn has_more_than(&self, spare: impl Iterator<Item = u32>) -> bool {
+        self.groups.iter().zip(spare).all(|(group, spare)| group.pool.num_free() > spare)
+    }
+
+    /// Whether every group has `spare` (one number a group) blocks beside those that a sequence of
+    /// `rows` needs if it takes over `matched` blocks which others hold already. Nothing smaller
+    /// will do: an upper bound for [`PrefixCache::fits`] that looks no key up.
+    pub fn may_fit(&self, matched: usize, rows: Rows, spare: impl Iterator<Item = u32>) -> bool {
+        self.groups.iter().zip(spare).all(|(group, spare)| {
+            group.missing(matched, rows, self.block_size) + u64::from(spare)
+                <= u64::from(group.pool.num_free())
+        })
+    }
+
+    /// Whether every group has `spare` (one number a group) blocks beside those that a sequence of
+    /// `rows` needs if it takes over the first `matched` of `keys`.
+    pub fn fits(
         &self,
-        tables: &[BlockTable],
+        keys: &[BlockKey],
+        matched: usize,
         rows: Rows,
         spare: impl Iterator<Item = u32>,
     ) -> bool {
-        self.groups.iter().zip(tables).zip(spare).all(|((group, table), spare)| {
-            let whole = group.kind.blocks_per_seq(rows.len, rows.chunk, self.block_size);
-            let missing = u64::from(whole).saturating_sub(table.live().len() as u64);
-            missing + u64::from(spare) <= u64::from(group.pool.num_free())
+        self.groups.iter().zip(spare).all(|(group, spare)| {
+            let first = group.first_needed(matched, self.block_size);
+            // Those that nobody holds leave the free blocks when they are taken over.
+            let held = |key: &&BlockKey| {
+                group.index.find(**key).is_some_and(|block| group.pool.references(block) > 0)
+            };
+            let unheld = matched - first - keys[first..matched].iter().filter(held).count();
+            group.missing(matched, rows, self.block_size) + unheld as u64 + u64::from(spare)
+                <= u64::from(group.pool.num_free())
         })
     }
 
@@ -212,7 +245,7 @@ impl PrefixCache {
             let free = u64::from(group.pool.num_free());
             counts.total += total;
             counts.used += total - free;
-            counts.cached += u64::from(group.index.num_keyed());
+            counts.evictable += u64::from(group.num_evictable);
         }
         counts
     }
@@ -222,15 +255,11 @@ impl PrefixCache {
         self.groups[group].pool.num_blocks()
     }
 
-    /// KV groups.
-    pub fn num_groups(&self) -> usize {
-        self.groups.len()
-    }
-
     fn take_block(&mut self, number: usize) -> Option<BlockId> {
         let group = &mut self.groups[number];
         let block = group.pool.take()?;
         if group.index.remove(block) {
+            group.num_evictable -= 1;
             self.lost(number, block);
         }
         Some(block)
@@ -239,7 +268,12 @@ impl PrefixCache {
     fn release_block(&mut self, number: usize, block: BlockId) {
         let group = &mut self.groups[number];
         let reusable = group.index.is_keyed(block);
-        if group.pool.release(block, reusable) && !reusable {
+        if !group.pool.release(block, reusable) {
+            return;
+        }
+        if reusable {
+            group.num_evictable += 1;
+        } else {
             self.lost(number, block);
         }
     }
@@ -269,6 +303,11 @@ impl PrefixCache {
             let named = |problem| format!("KV group {number}: {problem}");
             group.pool.check_integrity(counts).map_err(named)?;
             group.index.check_integrity().map_err(named)?;
+            let free = (0..).zip(counts).filter(|(_, references)| **references == 0);
+            let evictable = free.filter(|&(block, _)| group.index.is_keyed(block)).count();
+            if evictable != group.num_evictable as usize {
+                return Err(named(format!("{evictable} free blocks can be found")));
+            }
         }
         Ok(())
     }
@@ -293,6 +332,13 @@ impl Group {
                 first_block_in_window(position, window, block_size).min(num_blocks)
             }
         }
+    }
+
+    /// Blocks that a sequence of `rows` takes beside the first `matched` ones.
+    fn missing(&self, matched: usize, rows: Rows, block_size: u32) -> u64 {
+        let whole = self.kind.blocks_per_seq(rows.len, rows.chunk, block_size);
+        let taken_over = matched - self.first_needed(matched, block_size);
+        u64::from(whole).saturating_sub(taken_over as u64)
     }
 
     /// Longest prefix of at most `len` blocks whose last window is held.

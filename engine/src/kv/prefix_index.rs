@@ -21,7 +21,6 @@ pub struct PrefixIndex {
     buckets: Vec<BlockId>,
     /// One a block.
     entries: Vec<Entry>,
-    num_keyed: u32,
 }
 
 impl PrefixIndex {
@@ -31,13 +30,7 @@ impl PrefixIndex {
         PrefixIndex {
             buckets: vec![NO_SLOT; num_buckets],
             entries: vec![Entry { key: None, next: NO_SLOT }; num_blocks as usize],
-            num_keyed: 0,
         }
-    }
-
-    /// Blocks with a key.
-    pub fn num_keyed(&self) -> u32 {
-        self.num_keyed
     }
 
     /// The block that holds `key`'s content.
@@ -66,7 +59,6 @@ impl PrefixIndex {
         let bucket = self.bucket(key);
         self.entries[block as usize] = Entry { key: Some(key), next: self.buckets[bucket] };
         self.buckets[bucket] = block;
-        self.num_keyed += 1;
         true
     }
 
@@ -86,7 +78,6 @@ impl PrefixIndex {
             self.entries[before as usize].next = next;
         }
         self.entries[block as usize] = Entry { key: None, next: NO_SLOT };
-        self.num_keyed -= 1;
         true
     }
 
@@ -96,10 +87,6 @@ impl PrefixIndex {
 
     /// Whether every key leads to its block: O(blocks), for simulations. Says what is wrong.
     pub fn check_integrity(&self) -> Result<(), String> {
-        let keyed = self.entries.iter().filter(|entry| entry.key.is_some()).count() as u32;
-        if keyed != self.num_keyed {
-            return Err(format!("{keyed} blocks have keys, {} are counted", self.num_keyed));
-        }
         for (block, entry) in self.entries.iter().enumerate() {
             if let Some(key) = entry.key
                 && self.find(key) != Some(block as BlockId)

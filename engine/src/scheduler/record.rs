@@ -11,6 +11,8 @@ use crate::sequence::SeqId;
 pub struct StepRecord {
     /// One entry a sequence of the step, in the batch's order.
     pub entries: Vec<Entry>,
+    /// Sequences whose slots the step sets, in the order of the batch's `slot_inits`.
+    pub inits: Vec<SeqId>,
     /// How large the step is.
     pub size: StepSize,
     /// When it was launched.
@@ -53,12 +55,17 @@ impl Entry {
 impl StepRecord {
     /// An empty record with room for `seats` sequences.
     pub fn with_room(seats: usize) -> Self {
-        StepRecord { entries: Vec::with_capacity(seats), ..StepRecord::default() }
+        StepRecord {
+            entries: Vec::with_capacity(seats),
+            inits: Vec::with_capacity(seats),
+            ..StepRecord::default()
+        }
     }
 
     /// Forgets the step, keeps the memory.
     pub fn clear(&mut self) {
         self.entries.clear();
+        self.inits.clear();
         self.size = StepSize::default();
         self.launched_at = None;
     }

@@ -9,9 +9,10 @@ use super::cost::StepSize;
 use super::record::{Entry, StepRecord};
 use super::rows::push_rows;
 use super::waiting::Candidate;
+use crate::kv::key::BlockKey;
 use crate::kv::prefix_cache::Rows;
 use crate::model::info::InstanceInfo;
-use crate::sequence::{SeqId, Sequence};
+use crate::sequence::{LookUp, SeqId, Sequence};
 
 /// What one step, or one sequence of it, may still bring.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,17 @@ enum Outcome {
     NoBlocks,
 }
 
+/// What a look at a candidate found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// It can start with so many cached blocks.
+    Prefix(usize),
+    /// A running sequence is about to compute the next block of its prefix.
+    Coming,
+    /// It does not fit.
+    NoBlocks,
+}
+
 /// Candidates that one step passes over at most.
 const MAX_PASSED_OVER: u32 = 256;
 /// How often a sequence that waits for blocks lets others go before it; then the queue stands.
@@ -43,6 +55,9 @@ impl Scheduler {
     pub fn schedule(&mut self, batch: &mut Batch, record: &mut StepRecord) {
         batch.clear();
         record.clear();
+        // Before anybody looks for blocks: one sequence's are not taken while another still holds
+        // some that it cannot read any more.
+        self.slide_windows();
         let mut room = Room::left(&self.shared.info, batch);
         let mut preempted = false;
         let mut seat = 0;
@@ -82,7 +97,6 @@ impl Scheduler {
         let run = sequence.run.unwrap_or_default();
         self.propose_drafts(id, rows, room);
         let sequence = &mut self.sequences[id];
-        self.kv.slide_out(&mut sequence.tables, sequence.computed);
         let num_drafts = self.draft_buffer.len() as u32;
         let fit = self.kv.rows_that_fit(&sequence.tables, sequence.computed, rows + num_drafts);
         if fit == 0 {
@@ -99,6 +113,9 @@ impl Scheduler {
         let mut entry =
             Entry { id, run, base, rows, num_drafts, samples, first_logits, num_logits: 0 };
         let block_size = self.kv.block_size();
+        if !sequence.slot_is_set {
+            record.inits.push(id);
+        }
         entry.num_logits = push_rows(batch, sequence, &entry, &self.draft_buffer, block_size);
         sequence.computed = end + num_drafts;
         sequence.verifying = num_drafts > 0;
@@ -110,15 +127,13 @@ impl Scheduler {
 
     /// Rows that the sequence may bring: wanted, within the step's room and time.
     fn rows_for(&self, sequence: &Sequence, room: Room, size: StepSize) -> u32 {
-        let settings = &self.shared.settings;
         let mut rows = sequence.wanted_rows().min(room.rows);
-        rows = rows.min(settings.max_chunk_tokens.unwrap_or(u32::MAX).max(1));
         if sequence.computed < sequence.num_prompt_rows() {
             rows = rows.min(room.logits);
         } else if room.logits == 0 {
             return 0;
         }
-        match settings.max_step {
+        match self.shared.settings.max_step {
             Some(limit) if rows > 1 => {
                 let size = StepSize { rows: size.rows + f64::from(room.behind), ..size };
                 self.cost.rows_within(limit.as_secs_f64(), size, sequence.computed, rows)
@@ -143,9 +158,20 @@ impl Scheduler {
         }
     }
 
+    /// Gives back the blocks that no row of a running sequence can read any more. One whose drafts
+    /// are being verified may yet go back.
+    fn slide_windows(&mut self) {
+        for &id in &self.running {
+            let sequence = &mut self.sequences[id];
+            if !sequence.verifying {
+                self.kv.slide_out(&mut sequence.tables, sequence.computed);
+            }
+        }
+    }
+
     /// Gives seats and rows to those who wait, best first, as far as there is room. One may start
     /// even when the time is spent: else a limit that bare decode exceeds would let nobody in until
-    /// all that run have ended.
+    /// all that run have ended. While there is not one block to spare, nobody is looked at.
     fn start_waiting(&mut self, mut room: Room, batch: &mut Batch, record: &mut StepRecord) {
         self.count_outstanding();
         self.waiting.begin_step();
@@ -156,11 +182,13 @@ impl Scheduler {
             && passed_over < MAX_PASSED_OVER
             && !self.free_slots.is_empty()
             && (!has_started || self.has_time(record.size))
+            && (self.running.is_empty() || self.kv.has_more_than(self.spares()))
         {
             let Some(candidate) = self.waiting.candidate() else { return };
             let id = candidate.waiting.id;
-            if self.take_prefix(id) {
-                if self.fits(id) {
+            match self.look_up(id) {
+                Found::Prefix(matched) => {
+                    self.take_prefix(id, matched);
                     self.start(candidate);
                     has_started = true;
                     let outcome = self.join(id, room, batch, record);
@@ -171,10 +199,8 @@ impl Scheduler {
                     self.kv.add_outstanding(tables, rows, &mut self.outstanding);
                     continue;
                 }
-                self.kv.release(&mut self.sequences[id].tables);
-                if self.is_impatient(candidate) {
-                    return;
-                }
+                Found::NoBlocks if self.is_impatient(candidate) => return,
+                Found::NoBlocks | Found::Coming => {}
             }
             self.waiting.pass_over(candidate);
             passed_over += 1;
@@ -194,46 +220,91 @@ impl Scheduler {
         sequence.passed_over > PATIENCE
     }
 
-    /// Takes over the blocks of the longest cached prefix, unless a running sequence is about to
-    /// compute the next one: then it is worth waiting.
-    fn take_prefix(&mut self, id: SeqId) -> bool {
-        let block_size = self.kv.block_size();
-        let sequence = &self.sequences[id];
-        let usable = (sequence.rows_cacheable() / block_size) as usize;
-        let keys = &sequence.chain.keys()[..usable];
-        let matched = self.kv.match_prefix(keys);
-        if let Some(next) = keys.get(matched)
-            && self.shared.settings.prefix_cache
-        {
-            let computes_next = |&other: &SeqId| {
-                let other = &self.sequences[other];
-                other.published as usize <= matched && other.chain.keys().get(matched) == Some(next)
-            };
-            if self.running.iter().any(computes_next) {
-                self.shared.stats.prefix_waits.fetch_add(1, Relaxed);
-                return false;
-            }
+    /// Looks the candidate's prefix up and whether it fits, unless what was found in an earlier
+    /// step still holds.
+    fn look_up(&mut self, id: SeqId) -> Found {
+        if let Some(found) = self.found_before(id) {
+            return found;
         }
-        let sequence = &mut self.sequences[id];
-        self.kv.attach(&mut sequence.tables, &sequence.chain.keys()[..usable], matched);
-        sequence.computed = matched as u32 * block_size;
-        sequence.published = matched as u32;
-        true
+        let stats = &self.shared.stats;
+        stats.prefix_lookups.fetch_add(1, Relaxed);
+        let keys = self.usable_keys(id);
+        let matched = self.kv.match_prefix(keys);
+        let mut running = self.running.iter().copied();
+        let coming = running.find(|&other| self.computes_next(other, keys, matched));
+        let found = match coming {
+            Some(_) => Found::Coming,
+            None if self.fits(id, matched) => Found::Prefix(matched),
+            None => Found::NoBlocks,
+        };
+        stats.prefix_waits.fetch_add(u64::from(coming.is_some()), Relaxed);
+        self.sequences[id].looked_up = Some(LookUp { matched: matched as u32, coming });
+        found
     }
 
-    /// Whether the candidate's known tokens find blocks beside what running sequences still take,
-    /// with some to spare for their next tokens. Alone it always starts.
-    fn fits(&self, id: SeqId) -> bool {
-        let tables = &self.sequences[id].tables;
-        if self.running.is_empty() {
-            return true;
+    /// What the last look-up found, as far as a glance tells that another would find the same: no
+    /// more of the prefix is there, and who was to compute the next block still is, or the blocks
+    /// are too few whoever else holds the prefix.
+    fn found_before(&self, id: SeqId) -> Option<Found> {
+        let LookUp { matched, coming } = self.sequences[id].looked_up?;
+        let (keys, matched) = (self.usable_keys(id), matched as usize);
+        if self.running.is_empty() || self.kv.may_match_more(keys, matched) {
+            return None;
         }
-        let seats = self.running.len() as u32 + 1;
-        let spare = |(group, &taken): (usize, &u32)| {
-            taken.saturating_add(seats.min(self.kv.num_blocks(group) / 8))
+        match coming {
+            Some(other) if self.computes_next(other, keys, matched) => {
+                self.shared.stats.prefix_waits.fetch_add(1, Relaxed);
+                Some(Found::Coming)
+            }
+            None if !self.kv.may_fit(matched, self.rows_to_come(id), self.spares()) => {
+                Some(Found::NoBlocks)
+            }
+            _ => None,
+        }
+    }
+
+    /// Keys of the blocks that the sequence may take over.
+    fn usable_keys(&self, id: SeqId) -> &[BlockKey] {
+        let sequence = &self.sequences[id];
+        let usable = sequence.rows_cacheable() / self.kv.block_size();
+        &sequence.chain.keys()[..usable as usize]
+    }
+
+    /// Whether `other` runs and is about to compute the block after the first `matched` of `keys`:
+    /// then it is worth waiting for it.
+    fn computes_next(&self, other: SeqId, keys: &[BlockKey], matched: usize) -> bool {
+        let (Some(next), Some(other)) = (keys.get(matched), self.sequences.find(other)) else {
+            return false;
         };
-        let spares = self.outstanding.iter().enumerate().map(spare);
-        self.kv.fits_whole(tables, self.rows_to_come(id), spares)
+        self.shared.settings.prefix_cache
+            && other.run.is_some()
+            && other.published as usize <= matched
+            && other.chain.keys().get(matched) == Some(next)
+    }
+
+    /// Takes over the first `matched` blocks of the candidate's prefix.
+    fn take_prefix(&mut self, id: SeqId, matched: usize) {
+        let sequence = &mut self.sequences[id];
+        self.kv.attach(&mut sequence.tables, sequence.chain.keys(), matched);
+        sequence.computed = matched as u32 * self.kv.block_size();
+        sequence.published = matched as u32;
+    }
+
+    /// Whether the candidate's known tokens find blocks beside those to spare, if it takes over
+    /// `matched` blocks. Alone it always starts.
+    fn fits(&self, id: SeqId, matched: usize) -> bool {
+        let rows = self.rows_to_come(id);
+        let keys = self.sequences[id].chain.keys();
+        self.running.is_empty() || self.kv.fits(keys, matched, rows, self.spares())
+    }
+
+    /// Free blocks of each group that a candidate must leave: what running sequences still take,
+    /// and some for the next tokens of all.
+    fn spares(&self) -> impl Iterator<Item = u32> {
+        let seats = self.running.len() as u32 + 1;
+        self.outstanding.iter().enumerate().map(move |(group, &taken)| {
+            taken.saturating_add(seats.min(self.kv.num_blocks(group) / 8))
+        })
     }
 
     fn rows_to_come(&self, id: SeqId) -> Rows {

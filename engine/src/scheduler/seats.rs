@@ -4,7 +4,10 @@
 //! sequence's run, so whatever launched steps still bring for it is out of date.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+
+use pagoda_kernels::sampling::SlotInit;
 
 use super::Scheduler;
 use super::waiting::{Candidate, Waiting};
@@ -180,11 +183,14 @@ impl Scheduler {
         if sequence.run.take().is_none() {
             return;
         }
+        self.publish(id);
+        let sequence = &mut self.sequences[id];
         self.kv.release(&mut sequence.tables);
         sequence.computed = 0;
         sequence.published = 0;
         sequence.pending = 0;
         sequence.verifying = false;
+        sequence.looked_up = None;
         self.free_slots.push(sequence.slot);
         self.running.retain(|&other| other != id);
     }
@@ -219,11 +225,18 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Makes the blocks of `id` findable whose tokens are known and that launched steps compute.
+    /// Hashes the full blocks of `id` whose tokens are known, and makes those findable that launched
+    /// steps compute. After a launch, so that the device works meanwhile.
     pub(crate) fn publish(&mut self, id: SeqId) {
         let sequence = &mut self.sequences[id];
-        let known = sequence.known().min(sequence.computed);
-        let full = (known / self.kv.block_size()) as usize;
+        let known = sequence.known();
+        let (prompt, output) = (&sequence.prompt, &sequence.output);
+        let token = |index: usize| match prompt.get(index) {
+            Some(&token) => token,
+            None => output[index - prompt.len()],
+        };
+        sequence.chain.extend(&self.shared.hasher, known as usize, token);
+        let full = (known.min(sequence.computed) / self.kv.block_size()) as usize;
         let published = sequence.published as usize;
         if full > published {
             self.kv.publish(&sequence.tables, sequence.chain.keys(), published, full);
@@ -231,21 +244,19 @@ impl Scheduler {
         }
     }
 
-    /// Returns the token buffers that travelled with a step to their sequences.
-    pub(crate) fn take_buffers_back(&mut self, batch: &mut pagoda_kernels::batch::Batch) {
-        for init in batch.slot_inits.drain(..) {
-            if !init.params.needs_token_counts() {
-                continue;
-            }
-            let owner = self
-                .running
-                .iter()
-                .find(|&&id| std::sync::Arc::ptr_eq(&self.sequences[id].sampler, &init.params));
-            if let Some(&id) = owner {
-                let buffers = &mut self.sequences[id].count_buffers;
-                buffers.get_or_insert((init.prompt, init.output));
-            }
+    /// Returns the token buffers that travelled with a step to the sequence `id`, running or not.
+    /// Gives them back if it has left.
+    pub(crate) fn take_back(&mut self, id: SeqId, init: SlotInit) -> Option<SlotInit> {
+        let sequences = self.sequences.group_mut(id.group).map(|group| &mut group.sequences);
+        let owner = sequences.and_then(|sequences| sequences.get_mut(id.choice as usize));
+        // Another request may have taken the number; its parameters lie elsewhere.
+        let Some(owner) = owner.filter(|owner| Arc::ptr_eq(&owner.sampler, &init.params)) else {
+            return Some(init);
+        };
+        if init.params.needs_token_counts() {
+            owner.count_buffers = Some((init.prompt, init.output));
         }
+        None
     }
 
     /// Compares all bookkeeping with what the sequences hold: for simulations.

@@ -9,6 +9,8 @@ pub struct Sequences {
     groups: Vec<Option<Box<SequenceGroup>>>,
     free: Vec<u32>,
     num_groups: usize,
+    /// A planted fault: see [`Sequences::take_stale`].
+    takes_stale: bool,
 }
 
 impl Sequences {
@@ -18,6 +20,7 @@ impl Sequences {
             groups: (0..capacity).map(|_| None).collect(),
             free: (0..capacity as u32).rev().collect(),
             num_groups: 0,
+            takes_stale: false,
         }
     }
 
@@ -64,11 +67,24 @@ impl Sequences {
         self.groups[index as usize].as_deref_mut()
     }
 
+    /// The sequence that `id` names now, if there is one.
+    pub fn find(&self, id: SeqId) -> Option<&Sequence> {
+        self.group(id.group)?.sequences.get(id.choice as usize)
+    }
+
     /// The sequence `id` if this stay among the running ones still lasts. What a step brings for
     /// any other is out of date.
     pub fn in_run(&mut self, id: SeqId, run: u64) -> Option<&mut SequenceGroup> {
+        let takes_stale = self.takes_stale;
         let group = self.groups[id.group as usize].as_deref_mut()?;
-        (group.sequences.get(id.choice as usize)?.run == Some(run)).then_some(group)
+        let is_current = group.sequences.get(id.choice as usize)?.run == Some(run);
+        (is_current || takes_stale).then_some(group)
+    }
+
+    /// From now on outcomes that are out of date count. A defect that simulations plant to show that
+    /// they would notice it.
+    pub fn take_stale(&mut self) {
+        self.takes_stale = true;
     }
 
     /// Tables of all sequences.

@@ -13,8 +13,6 @@ pub struct SchedulerSettings {
     pub max_queued_tokens: u64,
     /// Choices of one request.
     pub max_choices: u32,
-    /// Rows that one sequence brings to a step at most; `None` leaves it to the token budget.
-    pub max_chunk_tokens: Option<u32>,
     /// Aim for the time of one step; `None` leaves it to the token budget.
     pub max_step: Option<Duration>,
     /// Whether blocks are shared by equal prefixes.
@@ -31,7 +29,6 @@ impl Default for SchedulerSettings {
             max_queued_requests: 512,
             max_queued_tokens: 1 << 20,
             max_choices: 128,
-            max_chunk_tokens: None,
             max_step: None,
             prefix_cache: true,
             max_event_items: 1 << 25,

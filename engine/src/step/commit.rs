@@ -121,15 +121,6 @@ fn account(scheduler: &mut Scheduler, entry: &Entry, gain: Gain) {
             stats.draft_tokens.fetch_add(u64::from(entry.num_drafts), Relaxed);
             stats.draft_tokens_accepted.fetch_add(u64::from(gain.tokens - 1), Relaxed);
         }
-        let sequence = &mut scheduler.sequences[entry.id];
-        let known = sequence.known() as usize;
-        let (prompt, output) = (&sequence.prompt, &sequence.output);
-        let token = |index: usize| match prompt.get(index) {
-            Some(&token) => token,
-            None => output[index - prompt.len()],
-        };
-        sequence.chain.extend(&scheduler.shared.hasher, known, token);
-        scheduler.publish(entry.id);
     }
     if gain.news {
         scheduler.mark_dirty(entry.id.group);

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use pagoda_kernels::batch::Batch;
 use pagoda_kernels::device::Step;
 use pagoda_kernels::error::KernelError;
+use pagoda_kernels::sampling::SlotInit;
 
 use crate::handle::{Inbox, Message, Shared};
 use crate::request::StepError;
@@ -43,8 +44,17 @@ pub struct Parts {
     pub clock: Clock,
     /// Guesses tokens, if there is one.
     pub drafts: Option<Box<dyn DraftSource>>,
-    /// Takes ended requests, to drop them elsewhere.
-    pub reaper: Option<SyncSender<Box<SequenceGroup>>>,
+    /// Takes what is left of requests, to drop it elsewhere.
+    pub reaper: Option<SyncSender<Leftover>>,
+}
+
+/// What is left of a request that ended: freeing it takes longer than a step should.
+#[derive(Debug)]
+pub enum Leftover {
+    /// All of it.
+    Group(Box<SequenceGroup>),
+    /// What a step in progress still had of it.
+    SlotInit(SlotInit),
 }
 
 /// The step loop of one instance.
@@ -52,7 +62,7 @@ pub struct StepLoop {
     runner: Box<dyn Runner>,
     inbox: Inbox,
     clock: Clock,
-    reaper: Option<SyncSender<Box<SequenceGroup>>>,
+    reaper: Option<SyncSender<Leftover>>,
     scheduler: Scheduler,
     /// Launched and not finished, oldest first.
     in_flight: VecDeque<(Ticket, StepRecord)>,
@@ -155,6 +165,11 @@ impl StepLoop {
         self.scheduler.kv.on_lost(hook);
     }
 
+    /// Plants a defect: outcomes of ended runs count. Simulations must notice it.
+    pub fn forget_to_discard(&mut self) {
+        self.scheduler.sequences.take_stale();
+    }
+
     fn drain_inbox(&mut self) {
         while self.scheduler.has_room() {
             match self.inbox.messages.try_recv() {
@@ -207,11 +222,15 @@ impl StepLoop {
 
     /// Waits for the oldest step and commits it. False if none is in progress.
     fn finish_oldest(&mut self) -> Result<bool, KernelError> {
-        let Some((ticket, record)) = self.in_flight.pop_front() else { return Ok(false) };
+        let Some((ticket, mut record)) = self.in_flight.pop_front() else { return Ok(false) };
         let mut plan = self.runner.finish(ticket)?;
         self.time_step(&record);
         commit::commit(&mut self.scheduler, &record, &plan.step)?;
-        self.scheduler.take_buffers_back(&mut plan.step.batch);
+        for (id, init) in record.inits.drain(..).zip(plan.step.batch.slot_inits.drain(..)) {
+            if let Some(init) = self.scheduler.take_back(id, init) {
+                self.reap(Leftover::SlotInit(init));
+            }
+        }
         self.plans.push(plan);
         self.records.push(record);
         Ok(true)
@@ -238,16 +257,20 @@ impl StepLoop {
         stats.running.store(self.scheduler.num_running() as u32, Relaxed);
         stats.blocks_used.store(blocks.used, Relaxed);
         stats.blocks_total.store(blocks.total, Relaxed);
-        stats.blocks_cached.store(blocks.cached, Relaxed);
+        stats.blocks_evictable.store(blocks.evictable, Relaxed);
     }
 
     fn drop_ended(&mut self) {
         while let Some(group) = self.scheduler.pop_ended() {
-            // A reaper that is busy or gone leaves the work here.
-            match &self.reaper {
-                Some(reaper) => drop(reaper.try_send(group)),
-                None => drop(group),
-            }
+            self.reap(Leftover::Group(group));
+        }
+    }
+
+    /// Has `leftover` dropped elsewhere; a reaper that is busy or gone leaves the work here.
+    fn reap(&self, leftover: Leftover) {
+        match &self.reaper {
+            Some(reaper) => drop(reaper.try_send(leftover)),
+            None => drop(leftover),
         }
     }
 

@@ -6,13 +6,12 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use super::{Parts, StepLoop};
+use super::{Leftover, Parts, StepLoop};
 use crate::handle::{EngineHandle, Shared, border};
 use crate::model::info::InstanceInfo;
 use crate::request::StepError;
 use crate::runner::Runner;
 use crate::scheduler::settings::SchedulerSettings;
-use crate::sequence::SequenceGroup;
 
 /// How the engine thread ended: `Err` after a device fault.
 pub type EngineThread = JoinHandle<Result<(), StepError>>;
@@ -29,7 +28,7 @@ pub fn start(
 ) -> std::io::Result<(EngineHandle, EngineThread)> {
     let (handle, inbox) = border(info, settings);
     let shared = inbox.shared.clone();
-    let (reaper, ended) = sync_channel::<Box<SequenceGroup>>(REAPER_QUEUE);
+    let (reaper, ended) = sync_channel::<Leftover>(REAPER_QUEUE);
     Builder::new().name("reaper".into()).spawn(move || ended.iter().for_each(drop))?;
     let thread = Builder::new().name("engine".into()).spawn(move || {
         let _ended = SayEnded(shared);

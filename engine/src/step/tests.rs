@@ -1,6 +1,7 @@
 //! What one turn after another schedules, seen from the runner.
 
 use std::sync::Mutex;
+use std::sync::mpsc::sync_channel;
 
 use super::*;
 use crate::handle::{EngineHandle, EventStream, border};
@@ -8,6 +9,7 @@ use crate::model::info::{InstanceInfo, KvGroupInfo, KvGroupKind};
 use crate::request::{Event, FinishReason, Request, SamplerParams, Segment, StopParams, Tenant};
 use crate::runner::NullRunner;
 use crate::scheduler::settings::SchedulerSettings;
+use crate::sequence::SeqId;
 use pagoda_kernels::dtype::DType;
 
 const EOS: u32 = 2;
@@ -53,13 +55,22 @@ struct Bench {
 }
 
 fn bench(depth: usize, token: u32, num_blocks: u32, settings: SchedulerSettings) -> Bench {
+    bench_of(depth, token, &[(KvGroupKind::Full, num_blocks)], settings)
+}
+
+fn bench_of(
+    depth: usize,
+    token: u32,
+    groups: &[(KvGroupKind, u32)],
+    settings: SchedulerSettings,
+) -> Bench {
     let group =
-        KvGroupInfo { kind: KvGroupKind::Full, num_layers: 1, num_blocks, bytes_per_block: 1 };
+        |&(kind, num_blocks)| KvGroupInfo { kind, num_layers: 1, num_blocks, bytes_per_block: 1 };
     let info = InstanceInfo {
         max_model_len: 10_000,
         vocab: 1_000,
         block_size: 16,
-        groups: vec![group],
+        groups: groups.iter().map(group).collect(),
         max_num_seqs: 4,
         max_num_batched_tokens: 64,
         max_logits_rows: 8,
@@ -160,12 +171,11 @@ fn an_older_prompt_leaves_a_row_for_everyone_behind_it() {
 fn the_step_time_bounds_chunks_once_it_is_known() {
     let settings = SchedulerSettings {
         max_step: Some(Duration::from_millis(20)),
-        max_chunk_tokens: Some(50),
         ..SchedulerSettings::default()
     };
     let mut bench = bench(1, 5, 200, settings);
     bench.submit(request(1, 30, 20));
-    bench.submit(request(2, 300, 5));
+    bench.submit(request(2, 400, 5));
     let log = bench.drain();
     let late = &log[4..9];
     let rows = |step: &[(u64, usize)]| step.iter().map(|&(_, rows)| rows).sum::<usize>();
@@ -267,4 +277,117 @@ fn a_choice_that_its_reader_stopped_ends_and_the_others_go_on() {
         assert_eq!(events.last(), Some(&last));
         assert_eq!(bench.handle.stats().blocks_used, 0);
     }
+}
+
+#[test]
+fn blocks_that_slid_out_are_given_back_before_anybody_is_preempted() {
+    // Step 0 takes all four blocks of the window group: one for the older, three for the younger,
+    // which then needs the last of them only. The older needs a second one in step 1.
+    let groups = [(KvGroupKind::Full, 100), (KvGroupKind::Window(16), 4)];
+    let mut bench = bench_of(1, 5, &groups, SchedulerSettings::default());
+    bench.submit(request(1, 16, 20));
+    bench.submit(request(2, 48, 20));
+    let log = bench.drain();
+    assert_eq!(log[0], [(1, 16), (2, 48)]);
+    assert_eq!(log[1], [(1, 1), (2, 1)]);
+    assert_eq!(bench.handle.stats().preemptions, 0);
+}
+
+#[test]
+fn who_does_not_fit_is_looked_up_once() {
+    // Ten of twenty blocks are free, so it is worth looking, but a prompt of thirteen does not fit.
+    let mut bench = bench(1, 5, 20, SchedulerSettings::default());
+    bench.submit(request(1, 150, 90));
+    bench.turns(1);
+    for number in 2..32 {
+        bench.submit(request(number, 200, 5));
+    }
+    bench.turns(40);
+    let stats = bench.handle.stats();
+    assert_eq!((stats.running, stats.prefix_lookups), (1, 31));
+    bench.drain();
+    assert_eq!(bench.handle.stats().finished_length, 31);
+}
+
+#[test]
+fn nobody_is_looked_up_while_no_block_is_to_spare() {
+    let mut bench = bench(1, 5, 20, SchedulerSettings::default());
+    bench.submit(request(1, 300, 10));
+    bench.submit(request(2, 10, 5));
+    bench.submit(request(3, 10, 5));
+    // The prompt takes five steps; the other two must leave two blocks for those that run.
+    bench.turns(10);
+    let stats = bench.handle.stats();
+    assert_eq!((stats.running, stats.prefix_lookups), (1, 1));
+    bench.drain();
+    assert_eq!(bench.handle.stats().finished_length, 3);
+}
+
+#[test]
+fn blocks_written_by_decode_are_found_once_their_sequence_has_ended() {
+    for depth in [1, 2] {
+        let mut bench = bench(depth, 5, 100, SchedulerSettings::default());
+        // At depth 2 the last block's tokens are known only after its last launch.
+        bench.submit(request(1, 10, 39));
+        bench.drain();
+        let Segment::Tokens(mut tokens) = request(1, 10, 39).input.remove(0);
+        tokens.extend([5; 40]);
+        bench.submit(Request { input: vec![Segment::Tokens(tokens)], ..request(2, 50, 1) });
+        bench.drain();
+        assert_eq!(bench.handle.stats().prefix_hit_tokens, 48, "depth {depth}");
+    }
+}
+
+#[test]
+fn evictable_blocks_are_free_ones_with_content() {
+    let mut bench = bench(1, 5, 20, SchedulerSettings::default());
+    bench.submit(request(1, 40, 5));
+    bench.turns(2);
+    let stats = bench.handle.stats();
+    assert_eq!((stats.blocks_used, stats.blocks_evictable), (3, 0));
+    bench.drain();
+    let stats = bench.handle.stats();
+    assert_eq!((stats.blocks_used, stats.blocks_evictable), (0, 2));
+}
+
+fn with_penalty(request: Request) -> Request {
+    let sampler = SamplerParams { frequency_penalty: 0.5, ..request.sampler.clone() };
+    Request { sampler, ..request }
+}
+
+#[test]
+fn who_is_preempted_while_its_first_step_runs_gets_its_token_buffers_back() {
+    let mut bench = bench(2, 5, 6, SchedulerSettings::default());
+    bench.submit(request(1, 30, 10));
+    bench.turns(2);
+    // Takes the other four blocks in the step before the older one needs its third.
+    bench.submit(with_penalty(request(2, 63, 10)));
+    bench.turns(1);
+    let id = SeqId { group: 1, choice: 0 };
+    let buffers = |bench: &Bench| bench.step_loop.scheduler.sequences[id].count_buffers.is_some();
+    assert!(!buffers(&bench), "they are in its first step");
+    bench.turns(1);
+    assert_eq!(bench.handle.stats().preemptions, 1);
+    assert!(buffers(&bench));
+    bench.drain();
+    assert_eq!(bench.handle.stats().finished_length, 2);
+}
+
+#[test]
+fn what_a_step_still_held_of_an_ended_request_is_dropped_elsewhere() {
+    let mut bench = bench(1, 5, 100, SchedulerSettings::default());
+    let (reaper, leftovers) = sync_channel(10);
+    bench.step_loop.reaper = Some(reaper);
+    bench.submit(with_penalty(request(1, 30, 1)));
+    bench.submit(with_penalty(request(2, 20, 3)));
+    bench.drain();
+    let leftovers: Vec<_> = leftovers.try_iter().collect();
+    let inits: Vec<_> = leftovers
+        .iter()
+        .filter_map(|leftover| match leftover {
+            Leftover::SlotInit(init) => Some(init.params.seed),
+            Leftover::Group(_) => None,
+        })
+        .collect();
+    assert_eq!((leftovers.len(), inits), (3, vec![1]));
 }

@@ -63,6 +63,9 @@ pub fn run(workload: &Workload, fault: Option<Fault>) -> Outcome {
     let mut step_loop = StepLoop::new(parts);
     let lost = state.clone();
     step_loop.on_lost(Box::new(move |group, block| lock(&lost).lost.push((group, block))));
+    if fault == Some(Fault::DiscardForgotten) {
+        step_loop.forget_to_discard();
+    }
     let salted = fault != Some(Fault::KeysWithoutSalt);
     let mut outcome = Outcome::default();
     let mut readers: Vec<Reader> = Vec::new();

@@ -30,6 +30,8 @@ pub enum Fault {
     StalePendingToken,
     /// Blocks in use are given to others now and then.
     FreedTooEarly,
+    /// The engine takes outcomes of runs that have ended.
+    DiscardForgotten,
 }
 
 /// What the runner shares with the driver.

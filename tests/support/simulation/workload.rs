@@ -112,15 +112,14 @@ impl Workload {
         let window_blocks = (window / block_size + 4) + random.below(256 / block_size);
         let mut info = instance(depth, block_size, full, (window, window_blocks));
         info.max_num_seqs = 2 + random.below(10);
-        info.max_num_batched_tokens = info.max_num_seqs + random.below(120);
+        let chunk = random.pick(&[3, 8, 97, 120]);
+        info.max_num_batched_tokens = info.max_num_seqs + random.below(chunk);
         info.max_logits_rows = info.max_num_seqs + random.below(20);
-        let chunk = random.pick(&[3, 8, 97]);
         let settings = SchedulerSettings {
             max_queued_requests: 24,
             max_queued_tokens: 4_000,
             max_choices: 4,
-            max_chunk_tokens: random.percent(60).then(|| 1 + random.below(chunk)),
-            max_step: random.percent(30).then(|| Duration::from_micros(300)),
+            max_step: random.percent(50).then(|| Duration::from_micros(300)),
             prefix_cache: random.percent(92),
             ..SchedulerSettings::default()
         };

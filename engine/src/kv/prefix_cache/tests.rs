@@ -13,6 +13,7 @@ fn cache(groups: &[(KvGroupKind, u32)]) -> PrefixCache {
                 kind,
                 pool: BlockPool::new(num_blocks),
                 index: PrefixIndex::new(num_blocks),
+                num_evictable: 0,
             })
             .collect(),
         block_size: BLOCK,
@@ -53,12 +54,13 @@ fn a_released_prefix_is_found_and_its_tail_is_evicted_first() {
     cache.release(&mut tables);
     let keys = keys(5 * BLOCK);
     assert_eq!(cache.match_prefix(&keys), 5);
+    assert_eq!(cache.counts(), BlockCounts { used: 0, total: 6, evictable: 5 });
     // Two new blocks: the one that was never used, then the last of the prefix.
     cache.grow(&mut tables, 2 * BLOCK);
     assert_eq!(cache.match_prefix(&keys), 4);
     let mut other = [BlockTable::default()];
     cache.attach(&mut other, &keys, 4);
-    assert_eq!(cache.counts(), BlockCounts { used: 6, total: 6, cached: 4 });
+    assert_eq!(cache.counts(), BlockCounts { used: 6, total: 6, evictable: 0 });
     assert_eq!(cache.rows_that_fit(&other, 4 * BLOCK, 9), 0);
     cache.check_integrity([&tables[..], &other[..]].into_iter()).unwrap();
 }
@@ -116,4 +118,44 @@ fn shared_blocks_are_no_loss() {
     assert_eq!(cache.shared_tokens(&one), 2 * BLOCK);
     cache.release(&mut two);
     assert_eq!(cache.shared_tokens(&one), 0);
+}
+
+#[test]
+fn what_fits_counts_free_blocks_that_would_be_taken_over() {
+    let mut cache = cache(&[(KvGroupKind::Full, 10), (KvGroupKind::Window(20), 10)]);
+    let mut holder = [BlockTable::default(), BlockTable::default()];
+    compute(&mut cache, &mut holder, 6 * BLOCK, 8);
+    let keys = keys(6 * BLOCK);
+    let rows = Rows { len: 6 * BLOCK + 1, chunk: BLOCK };
+    let fits = |cache: &PrefixCache, spare: u32| {
+        let both = cache.fits(&keys, 6, rows, [spare; 2].into_iter());
+        assert!(!both || cache.may_fit(6, rows, [spare; 2].into_iter()));
+        both
+    };
+    // Held by another: one more block of ten, of which four are free.
+    assert!(fits(&cache, 3) && !fits(&cache, 4));
+    cache.release(&mut holder);
+    // Free: the same blocks of ten.
+    assert!(fits(&cache, 3) && !fits(&cache, 4));
+    assert!(cache.may_fit(6, rows, [4; 2].into_iter()), "an upper bound");
+    assert!(!cache.may_fit(6, rows, [10; 2].into_iter()));
+    assert!(cache.has_more_than([9; 2].into_iter()) && !cache.has_more_than([9, 10].into_iter()));
+    // What fits by this count is there: nothing is taken twice.
+    cache.attach(&mut holder, &keys, 6);
+    assert_eq!(cache.rows_that_fit(&holder, 6 * BLOCK, 100), 4 * BLOCK);
+}
+
+#[test]
+fn more_can_match_only_once_the_next_key_is_there() {
+    let mut cache = cache(&[(KvGroupKind::Full, 9), (KvGroupKind::Window(20), 9)]);
+    let mut tables = [BlockTable::default(), BlockTable::default()];
+    let keys = keys(5 * BLOCK);
+    cache.grow(&mut tables, 5 * BLOCK);
+    cache.publish(&tables, &keys, 0, 2);
+    assert_eq!(cache.match_prefix(&keys), 2);
+    assert!(!cache.may_match_more(&keys, 2));
+    assert!(!cache.may_match_more(&keys[..2], 2), "there is no next key");
+    cache.publish(&tables, &keys, 2, 3);
+    assert!(cache.may_match_more(&keys, 2));
+    assert_eq!(cache.match_prefix(&keys), 3);
 }
