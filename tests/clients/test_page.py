@@ -1,6 +1,7 @@
 """The chat page, driven in Chromium: it streams, stops, shows its speed, and fits a phone."""
 
 import contextlib
+import json
 
 import pytest
 from selenium import webdriver
@@ -9,9 +10,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from server import Server
+
 
 @contextlib.contextmanager
-def chromium(width, height):
+def chromium(width, height, refuses=False):
+    """A browser whose console stays clean, but for requests that the server refuses."""
     options = webdriver.ChromeOptions()
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(flag)
@@ -22,6 +26,8 @@ def chromium(width, height):
         browser.set_page_load_timeout(60)
         yield browser
         errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+        if refuses:
+            errors = [entry for entry in errors if "401 (Unauthorized)" not in entry["message"]]
         assert not errors, errors
     finally:
         browser.quit()
@@ -96,6 +102,54 @@ def test_stop_ends_the_answer_and_frees_the_server(desk, server):
     desk.find_element(By.ID, "send").click()
     wait(desk, idle)
     server.wait_idle()
+
+
+def answer_with(browser, *events):
+    """From now on the page is answered by these events, all in one piece."""
+    frames = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    browser.execute_script(
+        "window.performance.now = () => 1000;"
+        "window.fetch = async () => new Response(arguments[0]);",
+        frames,
+    )
+
+
+def said(text, tokens, reason=None):
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
+    return {"choices": [choice], "usage": {"completion_tokens": tokens}}
+
+
+def test_an_answer_that_took_no_time_has_no_speed(desk, server):
+    desk.get(server.url + "/")
+    answer_with(desk, said("one", 1), said(" two", 2), said("", 3, "stop"))
+    say(desk, "Hello!")
+    wait(desk, lambda b: idle(b) and "3 tokens" in texts(b, "assistant")[-1])
+    assert "Infinity" not in desk.find_element(By.TAG_NAME, "body").text
+    assert "cut off" not in texts(desk, "assistant")[-1]
+
+
+def test_a_stream_that_ends_early_is_shown_as_cut_off(desk, server):
+    desk.get(server.url + "/")
+    answer_with(desk, said("half an", 2))
+    say(desk, "Hello!")
+    wait(desk, lambda b: idle(b) and texts(b, "assistant"))
+    assert "half an" in texts(desk, "assistant")[-1]
+    assert "cut off" in desk.find_element(By.CSS_SELECTOR, "#log .error").text
+
+
+def test_a_refused_message_comes_back_and_a_key_names_the_model():
+    with Server("--api-key", "sk-page") as server, chromium(1200, 900, refuses=True) as browser:
+        browser.get(server.url + "/")
+        wait(browser, lambda b: b.find_element(By.ID, "key").is_displayed())
+        say(browser, "Hello!")
+        wait(browser, lambda b: idle(b) and b.find_elements(By.CSS_SELECTOR, "#log .error"))
+        assert browser.find_element(By.ID, "input").get_attribute("value") == "Hello!"
+        assert browser.find_element(By.ID, "model").text == ""
+        browser.find_element(By.ID, "key").send_keys("sk-page", Keys.TAB)
+        wait(browser, lambda b: b.find_element(By.ID, "model").text)
+        browser.find_element(By.ID, "send").click()
+        wait(browser, lambda b: idle(b) and texts(b, "assistant")[-1].count("tokens"))
+        assert browser.find_element(By.ID, "input").get_attribute("value") == ""
 
 
 def test_text_from_the_model_is_never_markup(desk, server):

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::config::Limits;
 use crate::http::io::TimedIo;
 use crate::http::service::Service;
+use crate::metrics::HttpMetrics;
 
 /// A listener's accept loop.
 pub struct Server {
@@ -63,11 +64,26 @@ impl Server {
         let (service, limits) = (self.service.clone(), self.limits.clone());
         let draining = self.draining.clone();
         tokio::spawn(async move {
-            service.metrics.connections.increment(1.0);
-            serve_connection(service.clone(), &limits, socket, draining).await;
-            service.metrics.connections.decrement(1.0);
+            let _open = OpenConnection::count(service.metrics.clone());
+            serve_connection(service, &limits, socket, draining).await;
             drop(place);
         });
+    }
+}
+
+/// Counts a connection for as long as it is open, also if a panic ends it.
+struct OpenConnection(Arc<HttpMetrics>);
+
+impl OpenConnection {
+    fn count(metrics: Arc<HttpMetrics>) -> Self {
+        metrics.connections.increment(1.0);
+        OpenConnection(metrics)
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.decrement(1.0);
     }
 }
 

@@ -18,7 +18,7 @@ use crate::handle::{Inbox, Message, border};
 use crate::http::body::BodyBudget;
 use crate::http::cors::Cors;
 use crate::http::keys::Keys;
-use crate::http::route::Router;
+use crate::http::route::{Face, Router};
 use crate::http::server::Server;
 use crate::http::service::Service;
 use crate::metrics::{HttpMetrics, Metrics};
@@ -111,8 +111,19 @@ pub(super) async fn listen(
     api: Arc<Api>,
     metrics: Arc<Metrics>,
 ) -> (SocketAddr, watch::Sender<bool>) {
+    listen_with(FACES, setup, bodies, api, metrics).await
+}
+
+/// A listener with these faces over `api`.
+pub(super) async fn listen_with(
+    faces: &'static [&'static Face],
+    setup: Setup,
+    bodies: Arc<BodyBudget>,
+    api: Arc<Api>,
+    metrics: Arc<Metrics>,
+) -> (SocketAddr, watch::Sender<bool>) {
     let service = Service {
-        router: Router::new(FACES).unwrap(),
+        router: Router::new(faces).unwrap(),
         keys: Keys::new(&setup.keys, None).unwrap(),
         cors: Cors::new(&setup.origins),
         metrics_public: false,

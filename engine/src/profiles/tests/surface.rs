@@ -1,8 +1,19 @@
 //! Keys, origins, methods, and the listener's own routes.
 
-use super::client::{get, post, send};
-use super::scripted::{Scripted, Setup};
+use futures_util::future::{BoxFuture, ready};
+use futures_util::{FutureExt, StreamExt, stream};
+use hyper::Method;
 use serde_json::json;
+
+use super::client::{get, post, send};
+use super::scripted::{Scripted, Setup, listen_with, until};
+use crate::api::Api;
+use crate::api::error::ApiError;
+use crate::http::body::BodyBudget;
+use crate::http::reply::{Reply, ReplyBody};
+use crate::http::route::{AccessRule, Call, Face, Route};
+use crate::metrics::Metrics;
+use crate::profiles::openai::errors::render;
 
 #[tokio::test]
 async fn with_keys_only_public_routes_are_open() {
@@ -128,4 +139,41 @@ async fn draining_is_told_before_the_door_closes() {
     let body = json!({"prompt": "x"});
     let answer = post(server.address, "/v1/completions", &body).await;
     assert_eq!(answer.error(), "503 - shutting_down");
+}
+
+/// Routes whose handler, or whose answer's body, is a defect of ours.
+static PANICS: Face = Face {
+    name: "panics",
+    base_path: "/",
+    routes: &[
+        panics("/handler", |_| async { panic!("planted in a handler") }.boxed()),
+        panics("/body", |_| {
+            let frames = stream::once(async { panic!("planted in a body") });
+            ready(Ok(Reply::new(ReplyBody::frames(frames.boxed())))).boxed()
+        }),
+    ],
+    error: render,
+};
+
+static PANICKING: &[&Face] = &[&PANICS];
+
+const fn panics(
+    path: &'static str,
+    serve: fn(Call) -> BoxFuture<'static, Result<Reply, ApiError>>,
+) -> Route {
+    Route { method: Method::GET, path, access: AccessRule::Public, serve }
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_own_request_and_is_counted_out() {
+    let metrics = Metrics::new(false).unwrap();
+    let setup = Setup::default();
+    let bodies = BodyBudget::new(&setup.limits);
+    let api = Api::new(metrics.clone());
+    let (at, _drain) = listen_with(PANICKING, setup, bodies, api, metrics.clone()).await;
+    assert_eq!(get(at, "/handler").await.error(), "500 - internal_error");
+    let _ = get(at, "/body").await;
+    let counts = |line: &str| metrics.render(&[]).lines().any(|other| other == line);
+    until(|| counts("pagoda_http_connections 0") && counts("pagoda_http_requests_in_flight 0"))
+        .await;
 }
