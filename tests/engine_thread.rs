@@ -140,7 +140,7 @@ fn a_drain_lets_requests_end_and_its_deadline_fails_the_rest() {
         handle.drain(deadline);
         assert!(!handle.is_serving());
         let refused = handle.submit(salted(&workload.asks[1], 1)).unwrap_err();
-        assert_eq!(refused, SubmitError::Stopped);
+        assert_eq!(refused, SubmitError::Draining);
         assert_eq!(thread.join().unwrap(), Ok(()));
         let last = read(stream).pop();
         match last {

@@ -169,7 +169,10 @@ pub enum SubmitError {
         /// Suggested wait.
         retry_after_s: u32,
     },
-    /// Us: the engine thread has ended.
+    /// Capacity: the instance is being stopped; another replica may serve the request.
+    #[error("the server is shutting down")]
+    Draining,
+    /// Us: the engine thread has ended, and nobody asked it to.
     #[error("the engine has stopped")]
     Stopped,
 }

@@ -1,5 +1,6 @@
 """Raw sockets: what no well-behaved client sends. The server answers or closes, and lives on."""
 
+import contextlib
 import json
 import socket
 import time
@@ -137,8 +138,10 @@ def test_broken_requests_are_answered_or_closed(server):
         b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ):
         with connect(server) as sock:
-            sock.sendall(request)
-            sock.shutdown(socket.SHUT_WR)
+            # The server may have answered and closed before it has read all.
+            with contextlib.suppress(OSError):
+                sock.sendall(request)
+                sock.shutdown(socket.SHUT_WR)
             answer = read_all(sock)
             assert not answer.startswith(b"HTTP/1.1 200"), request
 

@@ -205,7 +205,8 @@ impl From<SubmitError> for ApiError {
             }
             SubmitError::Invalid(message) => ApiError::invalid("prompt", "invalid_value", message),
             SubmitError::Busy { retry_after_s, .. } => ApiError::Busy { retry_after_s },
-            SubmitError::Stopped => ApiError::ShuttingDown,
+            SubmitError::Draining => ApiError::ShuttingDown,
+            SubmitError::Stopped => ApiError::Engine,
         }
     }
 }
@@ -229,6 +230,9 @@ mod tests {
         assert_eq!(ApiError::Busy { retry_after_s: 0 }.fault(), Fault::Capacity);
         assert_eq!(ApiError::Busy { retry_after_s: 0 }.retry_after_s(), Some(1));
         assert_eq!(ApiError::from(StepError::Device("x".into())).fault(), Fault::Us);
+        assert_eq!(ApiError::from(StepError::Ended).fault(), Fault::Us);
+        assert_eq!(ApiError::from(SubmitError::Stopped).fault(), Fault::Us);
+        assert_eq!(ApiError::from(SubmitError::Draining).fault(), Fault::Capacity);
     }
 
     #[test]

@@ -210,7 +210,7 @@ impl Instance {
             SubmitError::ContextLength { .. } | SubmitError::NeverFits { .. } => {
                 self.metrics.refused_too_long.increment(1);
             }
-            SubmitError::Invalid(_) | SubmitError::Stopped => {}
+            SubmitError::Invalid(_) | SubmitError::Draining | SubmitError::Stopped => {}
         }
     }
 }

@@ -111,8 +111,8 @@ impl EngineHandle {
     /// Errors: the client's (empty prompt, unknown token, too long, can never fit), capacity
     /// (the queue, or the room for events, is full), ours (the engine has stopped or drains).
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
-        if self.shared.draining.load(Relaxed) || self.shared.stats.ended.load(Relaxed) {
-            return Err(SubmitError::Stopped);
+        if !self.is_serving() {
+            return Err(self.gone());
         }
         let checked = admission::check(&self.shared.info, &self.shared.settings, request)?;
         let (sequences, tokens) = (u64::from(checked.num_choices()), checked.num_prompt_tokens());
@@ -130,7 +130,7 @@ impl EngineHandle {
                 self.shared.queue.give_back(sequences, tokens);
                 Err(match refused {
                     TrySendError::Full(_) => self.busy(),
-                    TrySendError::Disconnected(_) => SubmitError::Stopped,
+                    TrySendError::Disconnected(_) => self.gone(),
                 })
             }
         }
@@ -171,6 +171,11 @@ impl EngineHandle {
         self.shared.draining.store(true, Relaxed);
         // A full inbox means that the engine thread is awake and will look.
         let _ = self.inbox.try_send(Message::Wake);
+    }
+
+    fn gone(&self) -> SubmitError {
+        let drains = self.shared.draining.load(Relaxed);
+        if drains { SubmitError::Draining } else { SubmitError::Stopped }
     }
 
     fn busy(&self) -> SubmitError {

@@ -135,7 +135,7 @@ fn a_draining_or_dead_engine_admits_nothing() {
     handle.drain(Duration::from_secs(3));
     assert!(matches!(inbox.messages.try_recv(), Ok(Message::Wake)));
     assert!(inbox.shared.drain_left().is_some_and(|left| left <= Duration::from_secs(3)));
-    assert_eq!(handle.submit(request(1, 1)).unwrap_err(), SubmitError::Stopped);
+    assert_eq!(handle.submit(request(1, 1)).unwrap_err(), SubmitError::Draining);
     let (handle, inbox) = border(info(), small_queue());
     drop(inbox);
     assert_eq!(handle.submit(request(1, 1)).unwrap_err(), SubmitError::Stopped);

@@ -289,6 +289,7 @@ async fn errors_are_told_in_shape_before_and_after_the_first_byte() {
         (CHAT, user("fail at once"), "503 - shutting_down"),
         (CHAT, with(user("fail at once"), json!({"stream": true})), "503 - shutting_down"),
         (CHAT, user("fail midway"), "500 - engine_failed"),
+        (CHAT, user("vanish"), "500 - engine_failed"),
     ] {
         let answer = post(server.address, path, &body).await;
         assert_eq!(answer.error(), expected, "{body}");
