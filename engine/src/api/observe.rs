@@ -23,8 +23,8 @@ pub fn render(api: &Api) -> String {
 }
 
 fn observe(metrics: &InstanceMetrics, stats: &EngineStats) {
-    metrics.running.set(stats.running);
-    metrics.waiting.set(stats.waiting);
+    metrics.running.set(stats.running as f64);
+    metrics.waiting.set(stats.waiting as f64);
     let share = stats.blocks_used as f64 / stats.blocks_total.max(1) as f64;
     metrics.kv_usage.set(share);
     metrics.prefix_queries.absolute(stats.prefix_query_tokens);

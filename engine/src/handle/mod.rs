@@ -24,6 +24,12 @@ pub mod admission;
 /// Numbers for metrics, health and admission.
 pub mod stats;
 
+/// Places in the waiting queue.
+mod queue;
+
+/// Signs of life of the engine thread.
+pub mod pulse;
+
 /// A budget of events that may be on their way back.
 pub mod room;
 
@@ -47,24 +53,16 @@ pub struct Shared {
     pub settings: SchedulerSettings,
     /// Hashes blocks of this instance.
     pub hasher: KeyHasher,
-    /// Written by the engine thread.
+    /// What the engine thread counts, and how full the waiting queue is.
     pub stats: stats::LiveStats,
-    /// The waiting queue's size, taken by submitters and given back by the engine thread.
-    pub queue: QueueLoad,
+    /// Signs of life of the engine thread.
+    pub pulse: pulse::Pulse,
     /// Room for the events of open requests.
     events: Arc<room::EventBudget>,
     started_at: Instant,
     draining: AtomicBool,
     /// Milliseconds since `started_at` at which what still runs is failed.
     drain_deadline_ms: AtomicU64,
-}
-
-/// How full the waiting queue is.
-#[derive(Debug, Default)]
-pub struct QueueLoad {
-    sequences: AtomicU64,
-    tokens: AtomicU64,
-    refused: AtomicU64,
 }
 
 /// What handles tell the engine thread.
@@ -97,7 +95,7 @@ pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle,
         settings,
         hasher,
         stats: stats::LiveStats::default(),
-        queue: QueueLoad::default(),
+        pulse: pulse::Pulse::default(),
         started_at: Instant::now(),
         draining: AtomicBool::new(false),
         drain_deadline_ms: AtomicU64::new(u64::MAX),
@@ -116,18 +114,18 @@ impl EngineHandle {
         }
         let checked = admission::check(&self.shared.info, &self.shared.settings, request)?;
         let (sequences, tokens) = (u64::from(checked.num_choices()), checked.num_prompt_tokens());
-        if !self.shared.queue.take(sequences, tokens, &self.shared.settings) {
+        if !self.shared.stats.take_places(sequences, tokens, &self.shared.settings) {
             return Err(self.busy());
         }
         let Some(room) = self.shared.events.take(checked.num_event_items()) else {
-            self.shared.queue.give_back(sequences, tokens);
+            self.shared.stats.give_places_back(sequences, tokens);
             return Err(self.busy());
         };
         let (group, stream) = checked.build(&self.shared.info, &self.shared.hasher, room);
         match self.inbox.try_send(Message::Submit(Box::new(group))) {
             Ok(()) => Ok(stream),
             Err(refused) => {
-                self.shared.queue.give_back(sequences, tokens);
+                self.shared.stats.give_places_back(sequences, tokens);
                 Err(match refused {
                     TrySendError::Full(_) => self.busy(),
                     TrySendError::Disconnected(_) => self.gone(),
@@ -143,23 +141,17 @@ impl EngineHandle {
 
     /// Numbers for metrics and health.
     pub fn stats(&self) -> EngineStats {
-        let queue = &self.shared.queue;
-        EngineStats {
-            waiting: u32::try_from(queue.sequences.load(Relaxed)).unwrap_or(u32::MAX),
-            waiting_tokens: queue.tokens.load(Relaxed),
-            refused: queue.refused.load(Relaxed),
-            ..self.shared.stats.read()
-        }
+        self.shared.stats.read()
     }
 
     /// How long the step in progress has been running: a watchdog fails `/health` on it.
     pub fn step_running_for(&self) -> Duration {
-        self.shared.stats.step_running_for()
+        self.shared.pulse.step_running_for()
     }
 
     /// Whether the engine thread is there and takes requests.
     pub fn is_serving(&self) -> bool {
-        !self.shared.draining.load(Relaxed) && !self.shared.stats.ended.load(Relaxed)
+        !self.shared.draining.load(Relaxed) && !self.shared.pulse.has_ended()
     }
 
     /// Takes no more requests, lets those admitted end until `deadline` from now, then fails the
@@ -179,14 +171,13 @@ impl EngineHandle {
     }
 
     fn busy(&self) -> SubmitError {
-        let queue = &self.shared.queue;
-        queue.refused.fetch_add(1, Relaxed);
         let stats = &self.shared.stats;
+        stats.refused.fetch_add(1, Relaxed);
         let rows = stats.rows.load(Relaxed);
         let busy_s = stats.step_time.read().sum_s;
-        let wait = queue.tokens.load(Relaxed) as f64 * busy_s / rows.max(1) as f64;
+        let wait = stats.waiting_tokens.load(Relaxed) as f64 * busy_s / rows.max(1) as f64;
         SubmitError::Busy {
-            queued: u32::try_from(queue.sequences.load(Relaxed)).unwrap_or(u32::MAX),
+            queued: u32::try_from(stats.waiting.load(Relaxed)).unwrap_or(u32::MAX),
             retry_after_s: wait.ceil().clamp(1.0, 60.0) as u32,
         }
     }
@@ -213,36 +204,6 @@ impl Shared {
         }
         let end = Duration::from_millis(self.drain_deadline_ms.load(Relaxed));
         Some(end.saturating_sub(self.started_at.elapsed()))
-    }
-}
-
-impl QueueLoad {
-    /// Takes a place unless the queue is full. A lone request may be longer than the limit.
-    fn take(&self, sequences: u64, tokens: u64, settings: &SchedulerSettings) -> bool {
-        let places = u64::from(settings.max_queued_requests);
-        let fits = |now: u64| (now + sequences <= places).then_some(now + sequences);
-        if self.sequences.fetch_update(Relaxed, Relaxed, fits).is_err() {
-            return false;
-        }
-        let limit = settings.max_queued_tokens;
-        let fits = |now: u64| (now == 0 || now + tokens <= limit).then_some(now + tokens);
-        if self.tokens.fetch_update(Relaxed, Relaxed, fits).is_err() {
-            self.sequences.fetch_sub(sequences, Relaxed);
-            return false;
-        }
-        true
-    }
-
-    /// Sequences wait again (they were preempted): they keep their right to a place.
-    pub fn requeue(&self, sequences: u64, tokens: u64) {
-        self.sequences.fetch_add(sequences, Relaxed);
-        self.tokens.fetch_add(tokens, Relaxed);
-    }
-
-    /// Sequences left the queue.
-    pub fn give_back(&self, sequences: u64, tokens: u64) {
-        self.sequences.fetch_sub(sequences, Relaxed);
-        self.tokens.fetch_sub(tokens, Relaxed);
     }
 }
 

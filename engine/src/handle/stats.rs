@@ -1,179 +1,99 @@
 //! Numbers of the engine thread for metrics, health and admission.
 //!
-//! The engine thread writes, anyone reads; each number is an atomic of its own, so a reading is
+//! The engine thread writes (submitters what concerns the queue), anyone reads; each number is an atomic of its own, so a reading is
 //! not one instant but costs the step loop nothing.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-/// Live numbers, written by the engine thread.
-#[derive(Debug, Default)]
-pub struct LiveStats {
+/// All numbers: as they are counted ([`LiveStats`]) or as they were read ([`EngineStats`]).
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Stats<N, T> {
     /// Sequences with a seat in the batch.
-    pub running: AtomicU32,
+    pub running: N,
+    /// Sequences that wait for one.
+    pub waiting: N,
+    /// Prompt tokens of waiting sequences.
+    pub waiting_tokens: N,
     /// KV blocks in use by sequences, all groups.
-    pub blocks_used: AtomicU64,
-    /// KV blocks that sequences could take, all groups.
-    pub blocks_total: AtomicU64,
+    pub blocks_used: N,
+    /// All KV blocks, all groups.
+    pub blocks_total: N,
     /// Free KV blocks that hold prefixes which can be found until they are taken, all groups.
-    pub blocks_evictable: AtomicU64,
+    pub blocks_evictable: N,
     /// Prompt tokens looked up in the prefix cache.
-    pub prefix_query_tokens: AtomicU64,
+    pub prefix_query_tokens: N,
     /// Prompt tokens found in the prefix cache.
-    pub prefix_hit_tokens: AtomicU64,
+    pub prefix_hit_tokens: N,
     /// Times that a sequence let a step pass because another computes its next prefix block.
-    pub prefix_waits: AtomicU64,
+    pub prefix_waits: N,
     /// Times that a waiting sequence's prefix was looked up in whole.
-    pub prefix_lookups: AtomicU64,
-    /// Sequences that gave their blocks back and will be recomputed.
-    pub preemptions: AtomicU64,
+    pub prefix_lookups: N,
+    /// Sequences that gave their blocks back and are recomputed.
+    pub preemptions: N,
     /// Outcomes of sequences that ended or were preempted after their step was launched.
-    pub discarded: AtomicU64,
+    pub discarded: N,
     /// Requests whose reader left before the end.
-    pub cancelled: AtomicU64,
+    pub cancelled: N,
+    /// Requests refused because there was no room.
+    pub refused: N,
     /// Prompt tokens of requests that started.
-    pub prompt_tokens: AtomicU64,
+    pub prompt_tokens: N,
     /// Tokens generated.
-    pub generation_tokens: AtomicU64,
+    pub generation_tokens: N,
     /// Rows computed, recomputed ones included.
-    pub rows: AtomicU64,
+    pub rows: N,
     /// Draft tokens verified.
-    pub draft_tokens: AtomicU64,
+    pub draft_tokens: N,
     /// Draft tokens accepted.
-    pub draft_tokens_accepted: AtomicU64,
-    /// Choices ended by an end-of-sequence or stop token.
-    pub finished_stop: AtomicU64,
+    pub draft_tokens_accepted: N,
+    /// Choices ended by an end-of-sequence or stop token, or stopped by their reader.
+    pub finished_stop: N,
     /// Choices ended by length.
-    pub finished_length: AtomicU64,
+    pub finished_length: N,
     /// Steps finished.
-    pub steps: AtomicU64,
-    /// Microseconds from launch to finish of the last step.
-    pub last_step_us: AtomicU64,
+    pub steps: N,
     /// Seconds from submit to the first row, one entry a request.
-    pub queue_time: TimeHistogram,
+    pub queue_time: T,
     /// Seconds from launch to finish, one entry a step.
-    pub step_time: TimeHistogram,
-    /// The engine thread has ended.
-    pub ended: AtomicBool,
-    busy: Busy,
+    pub step_time: T,
 }
 
-/// Since when a step has been in progress.
-#[derive(Debug)]
-struct Busy {
-    epoch: Instant,
-    /// Microseconds since `epoch`, plus 1; 0 when no step is in progress.
-    since: AtomicU64,
-}
-
-impl Default for Busy {
-    fn default() -> Self {
-        Busy { epoch: Instant::now(), since: AtomicU64::new(0) }
-    }
-}
+/// The numbers as the engine thread and submitters count them.
+pub type LiveStats = Stats<AtomicU64, TimeHistogram>;
 
 /// A reading of all numbers.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct EngineStats {
-    /// Sequences with a seat in the batch.
-    pub running: u32,
-    /// Sequences that wait for one.
-    pub waiting: u32,
-    /// Prompt tokens of waiting sequences.
-    pub waiting_tokens: u64,
-    /// KV blocks in use by sequences, all groups.
-    pub blocks_used: u64,
-    /// All KV blocks, all groups.
-    pub blocks_total: u64,
-    /// Free KV blocks that hold prefixes which can be found until they are taken, all groups.
-    pub blocks_evictable: u64,
-    /// Prompt tokens looked up in the prefix cache.
-    pub prefix_query_tokens: u64,
-    /// Prompt tokens found in the prefix cache.
-    pub prefix_hit_tokens: u64,
-    /// Times that a sequence let a step pass because another computes its next prefix block.
-    pub prefix_waits: u64,
-    /// Times that a waiting sequence's prefix was looked up in whole.
-    pub prefix_lookups: u64,
-    /// Sequences that gave their blocks back and were recomputed.
-    pub preemptions: u64,
-    /// Outcomes of sequences that ended or were preempted after their step was launched.
-    pub discarded: u64,
-    /// Requests whose reader left before the end.
-    pub cancelled: u64,
-    /// Requests refused because the queue was full.
-    pub refused: u64,
-    /// Prompt tokens of requests that started.
-    pub prompt_tokens: u64,
-    /// Tokens generated.
-    pub generation_tokens: u64,
-    /// Rows computed, recomputed ones included.
-    pub rows: u64,
-    /// Draft tokens verified.
-    pub draft_tokens: u64,
-    /// Draft tokens accepted.
-    pub draft_tokens_accepted: u64,
-    /// Choices ended by an end-of-sequence or stop token.
-    pub finished_stop: u64,
-    /// Choices ended by length.
-    pub finished_length: u64,
-    /// Steps finished.
-    pub steps: u64,
-    /// Launch to finish of the last step.
-    pub last_step: Duration,
-    /// How long the step in progress has been running; zero when none is.
-    pub step_running_for: Duration,
-    /// The engine thread has ended.
-    pub ended: bool,
-    /// From submit to the first row.
-    pub queue_time: TimeReading,
-    /// From launch to finish of a step.
-    pub step_time: TimeReading,
-}
+pub type EngineStats = Stats<u64, TimeReading>;
 
 impl LiveStats {
-    /// The oldest step in progress began at `instant`; `None` when none is in progress.
-    pub fn set_busy_since(&self, instant: Option<Instant>) {
-        let stamp = instant.map_or(0, |i| micros(i.saturating_duration_since(self.busy.epoch)) + 1);
-        self.busy.since.store(stamp, Relaxed);
-    }
-
-    /// How long the oldest step in progress has been running: the watchdog's question.
-    pub fn step_running_for(&self) -> Duration {
-        match self.busy.since.load(Relaxed) {
-            0 => Duration::ZERO,
-            stamp => self.busy.epoch.elapsed().saturating_sub(Duration::from_micros(stamp - 1)),
-        }
-    }
-
-    /// Reads the engine thread's numbers; the queue's are the handle's.
+    /// Reads all numbers.
     pub fn read(&self) -> EngineStats {
-        EngineStats {
-            running: self.running.load(Relaxed),
-            blocks_used: self.blocks_used.load(Relaxed),
-            blocks_total: self.blocks_total.load(Relaxed),
-            blocks_evictable: self.blocks_evictable.load(Relaxed),
-            prefix_query_tokens: self.prefix_query_tokens.load(Relaxed),
-            prefix_hit_tokens: self.prefix_hit_tokens.load(Relaxed),
-            prefix_waits: self.prefix_waits.load(Relaxed),
-            prefix_lookups: self.prefix_lookups.load(Relaxed),
-            preemptions: self.preemptions.load(Relaxed),
-            discarded: self.discarded.load(Relaxed),
-            cancelled: self.cancelled.load(Relaxed),
-            prompt_tokens: self.prompt_tokens.load(Relaxed),
-            generation_tokens: self.generation_tokens.load(Relaxed),
-            rows: self.rows.load(Relaxed),
-            draft_tokens: self.draft_tokens.load(Relaxed),
-            draft_tokens_accepted: self.draft_tokens_accepted.load(Relaxed),
-            finished_stop: self.finished_stop.load(Relaxed),
-            finished_length: self.finished_length.load(Relaxed),
-            steps: self.steps.load(Relaxed),
-            last_step: Duration::from_micros(self.last_step_us.load(Relaxed)),
-            step_running_for: self.step_running_for(),
-            ended: self.ended.load(Relaxed),
+        let read = |number: &AtomicU64| number.load(Relaxed);
+        Stats {
+            running: read(&self.running),
+            waiting: read(&self.waiting),
+            waiting_tokens: read(&self.waiting_tokens),
+            blocks_used: read(&self.blocks_used),
+            blocks_total: read(&self.blocks_total),
+            blocks_evictable: read(&self.blocks_evictable),
+            prefix_query_tokens: read(&self.prefix_query_tokens),
+            prefix_hit_tokens: read(&self.prefix_hit_tokens),
+            prefix_waits: read(&self.prefix_waits),
+            prefix_lookups: read(&self.prefix_lookups),
+            preemptions: read(&self.preemptions),
+            discarded: read(&self.discarded),
+            cancelled: read(&self.cancelled),
+            refused: read(&self.refused),
+            prompt_tokens: read(&self.prompt_tokens),
+            generation_tokens: read(&self.generation_tokens),
+            rows: read(&self.rows),
+            draft_tokens: read(&self.draft_tokens),
+            draft_tokens_accepted: read(&self.draft_tokens_accepted),
+            finished_stop: read(&self.finished_stop),
+            finished_length: read(&self.finished_length),
+            steps: read(&self.steps),
             queue_time: self.queue_time.read(),
             step_time: self.step_time.read(),
-            ..EngineStats::default()
         }
     }
 }
@@ -217,7 +137,8 @@ impl TimeHistogram {
     }
 }
 
-fn micros(duration: Duration) -> u64 {
+/// Microseconds, as far as 64 bits count them.
+pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -237,16 +158,5 @@ mod tests {
         assert_eq!(reading.counts[9], 1);
         assert_eq!(reading.counts[16], 1);
         assert!((reading.sum_s - 1001.003).abs() < 1e-6);
-    }
-
-    #[test]
-    fn the_watchdog_counts_only_while_a_step_is_in_progress() {
-        let stats = LiveStats::default();
-        assert_eq!(stats.step_running_for(), Duration::ZERO);
-        stats.set_busy_since(Some(Instant::now()));
-        std::thread::sleep(Duration::from_millis(5));
-        assert!(stats.step_running_for() >= Duration::from_millis(4));
-        stats.set_busy_since(None);
-        assert_eq!(stats.step_running_for(), Duration::ZERO);
     }
 }

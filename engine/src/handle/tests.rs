@@ -76,7 +76,7 @@ fn the_queue_is_bounded_by_sequences_and_by_tokens() {
     let (handle, inbox) = border(info(), small_queue());
     let _long = handle.submit(request(100, 1)).expect("a lone request may be long");
     assert!(matches!(handle.submit(request(1, 1)), Err(SubmitError::Busy { queued: 1, .. })));
-    inbox.shared.queue.give_back(1, 100);
+    inbox.shared.stats.give_places_back(1, 100);
     let mut two = request(20, 1);
     two.n = 2;
     let _two = handle.submit(two).unwrap();

@@ -36,6 +36,9 @@ pub mod rows;
 /// Fills the next step: running first, then waiting.
 pub mod schedule;
 
+/// Which of those who wait may start.
+pub mod candidates;
+
 /// Seats: sequences start, give their blocks back, and leave.
 pub mod seats;
 

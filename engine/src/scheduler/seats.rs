@@ -54,10 +54,10 @@ impl Scheduler {
         let id = candidate.waiting.id;
         let Some(slot) = self.free_slots.pop() else { return };
         self.waiting.start(candidate);
-        let (stats, queue) = (&self.shared.stats, &self.shared.queue);
+        let stats = &self.shared.stats;
         let Some(group) = self.sequences.group_mut(id.group) else { return };
         let sequence = &mut group.sequences[id.choice as usize];
-        queue.give_back(1, u64::from(sequence.queued_tokens));
+        stats.give_places_back(1, u64::from(sequence.queued_tokens));
         sequence.queued_tokens = 0;
         sequence.passed_over = 0;
         sequence.slot = slot;
@@ -104,7 +104,7 @@ impl Scheduler {
         let sequence = &mut group.sequences[id.choice as usize];
         sequence.queued_tokens = sequence.known();
         let arrival = sequence.arrival;
-        self.shared.queue.requeue(1, u64::from(sequence.queued_tokens));
+        self.shared.stats.requeue(1, u64::from(sequence.queued_tokens));
         self.shared.stats.preemptions.fetch_add(1, Relaxed);
         // It paid when it started: that it must go again is not its tenant's doing.
         let waiting = Waiting { id, priority: group.priority, arrival, cost: 0 };
@@ -168,7 +168,7 @@ impl Scheduler {
             }
             self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
             if !was_running {
-                self.shared.queue.give_back(1, u64::from(sequence.queued_tokens));
+                self.shared.stats.give_places_back(1, u64::from(sequence.queued_tokens));
             }
             if choice == 0 || group.started {
                 self.waiting.leave(&group.tenant.id, id, !was_running);

@@ -210,7 +210,7 @@ impl StepLoop {
         let now = (self.clock)();
         record.launched_at = Some(now);
         if self.in_flight.is_empty() {
-            self.shared().stats.set_busy_since(Some(now));
+            self.shared().pulse.set_busy_since(Some(now));
         }
         let ticket = self.runner.launch(plan)?;
         for index in 0..record.entries.len() {
@@ -247,14 +247,13 @@ impl StepLoop {
         stats.step_time.record(took);
         stats.steps.fetch_add(1, Relaxed);
         stats.rows.fetch_add(record.size.rows as u64, Relaxed);
-        stats.last_step_us.store(took.as_micros() as u64, Relaxed);
-        stats.set_busy_since((!self.in_flight.is_empty()).then_some(now));
+        self.shared().pulse.set_busy_since((!self.in_flight.is_empty()).then_some(now));
     }
 
     fn update_gauges(&self) {
         let stats = &self.shared().stats;
         let blocks = self.scheduler.kv.counts();
-        stats.running.store(self.scheduler.num_running() as u32, Relaxed);
+        stats.running.store(self.scheduler.num_running() as u64, Relaxed);
         stats.blocks_used.store(blocks.used, Relaxed);
         stats.blocks_total.store(blocks.total, Relaxed);
         stats.blocks_evictable.store(blocks.evictable, Relaxed);

@@ -1,7 +1,6 @@
 //! The engine thread of an instance.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
@@ -43,6 +42,6 @@ struct SayEnded(Arc<Shared>);
 
 impl Drop for SayEnded {
     fn drop(&mut self) {
-        self.0.stats.ended.store(true, Relaxed);
+        self.0.pulse.set_ended();
     }
 }
