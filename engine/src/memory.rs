@@ -1,7 +1,7 @@
 //! The memory plan of an instance: how many KV blocks, made once when its weights are loaded.
 //!
 //! ```text
-//! memory we may use  =  weights + activations and tables + KV blocks (+ what is left alone)
+//! memory we may use  =  weights + activations and tables + scratch + KV blocks (+ what is left alone)
 //! ```
 //! Nothing here grows with traffic. The plan is printed, and refused with numbers when not even one
 //! sequence of the maximum length fits.
@@ -20,8 +20,35 @@ pub enum KvBudget {
     Bytes(u64),
 }
 
-/// Left alone beside everything that is planned: stacks, text, connections, kernels' scratch.
+/// Left alone beside everything that is planned: stacks, text, connections.
 const RESERVE_BYTES: u64 = 192 << 20;
+
+/// What a model takes beside its KV cache, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedBytes {
+    /// Packed weights, already in memory when the KV cache is planned.
+    pub weights: u64,
+    /// Activation buffers and rope tables.
+    pub activations: u64,
+    /// What the device takes to run steps.
+    pub scratch: u64,
+}
+
+impl FixedBytes {
+    fn total(&self) -> u64 {
+        self.weights.saturating_add(self.activations).saturating_add(self.scratch)
+    }
+}
+
+impl KvBudget {
+    /// The setting that gives the KV cache more, as the user knows it.
+    pub fn setting(self) -> &'static str {
+        match self {
+            KvBudget::Share(_) => "gpu-memory-utilization",
+            KvBudget::Bytes(_) => "kv-cache-memory-bytes",
+        }
+    }
+}
 
 /// What one KV group asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +74,8 @@ pub struct KvRequest<'a> {
     pub max_chunk: u32,
     /// Bytes for all groups.
     pub budget: u64,
+    /// The setting that would give more.
+    pub setting: &'static str,
 }
 
 /// The planned KV cache.
@@ -63,14 +92,15 @@ pub struct KvPlan {
 /// Not enough memory. Capacity: more memory, or smaller settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
-    /// Weights and activations leave nothing for the KV cache.
+    /// Weights, activations and scratch leave nothing for the KV cache.
     #[error(
-        "weights and activations take {fixed} of the {allowed} that may be used, which leaves \
-         nothing for the KV cache: give more memory, a larger share or a smaller model",
+        "weights, activations and scratch take {fixed} of the {allowed} that may be used, which \
+         leaves nothing for the KV cache: raise gpu-memory-utilization, lower \
+         max-num-batched-tokens or max-num-seqs, or use a smaller model",
         fixed = gib(*.fixed), allowed = gib(*.allowed)
     )]
     NothingLeft {
-        /// Bytes of weights and activations.
+        /// Bytes of all of these.
         fixed: u64,
         /// Bytes that may be used in all.
         allowed: u64,
@@ -78,7 +108,7 @@ pub enum MemoryError {
     /// One sequence of the maximum length does not fit.
     #[error(
         "one sequence of {max_model_len} tokens needs {needed} of KV cache, there is room for \
-         {budget}: lower max-model-len to {fits} or give the KV cache more memory",
+         {budget}: lower max-model-len to {fits} or raise {setting}",
         needed = gib(*.needed), budget = gib(*.budget)
     )]
     OneSequence {
@@ -90,26 +120,52 @@ pub enum MemoryError {
         budget: u64,
         /// The longest sequence that would fit.
         fits: u32,
+        /// The setting that would give more.
+        setting: &'static str,
+    },
+    /// Not even one block fits.
+    #[error(
+        "the KV cache has room for {budget}, and its smallest part, a block of {block_size} \
+         tokens, needs {block}: raise {setting} (one sequence of {max_model_len} tokens needs \
+         {needed})",
+        budget = gib(*.budget), block = gib(*.block), needed = gib(*.needed)
+    )]
+    NoBlock {
+        /// Bytes there are.
+        budget: u64,
+        /// Tokens of a block.
+        block_size: u32,
+        /// Bytes of one block in every group.
+        block: u64,
+        /// The maximum length.
+        max_model_len: u32,
+        /// Bytes that one such sequence needs.
+        needed: u64,
+        /// The setting that would give more.
+        setting: &'static str,
     },
 }
 
-/// Bytes that the KV cache may take on `machine`, beside `fixed` bytes of which `resident` are
-/// already allocated.
+/// Bytes that the KV cache may take on `machine`, beside `fixed`.
 pub fn kv_budget(
     budget: KvBudget,
     machine: &MachineMemory,
-    fixed: u64,
-    resident: u64,
+    fixed: &FixedBytes,
 ) -> Result<u64, MemoryError> {
     let share = match budget {
         KvBudget::Bytes(bytes) => return Ok(bytes),
         KvBudget::Share(share) => share,
     };
     let allowed = (machine.limit as f64 * share) as u64;
-    let planned = allowed.saturating_sub(fixed.saturating_add(RESERVE_BYTES));
-    let free = machine.available.saturating_sub(fixed - resident.min(fixed) + RESERVE_BYTES);
+    let total = fixed.total();
+    let planned = allowed.saturating_sub(total.saturating_add(RESERVE_BYTES));
+    let to_come = (total - fixed.weights.min(total)).saturating_add(RESERVE_BYTES);
+    let free = machine.available.saturating_sub(to_come);
     match planned.min(free) {
-        0 => Err(MemoryError::NothingLeft { fixed, allowed: allowed.min(machine.available) }),
+        0 => {
+            let reach = machine.available.saturating_add(fixed.weights);
+            Err(MemoryError::NothingLeft { fixed: total, allowed: allowed.min(reach) })
+        }
         bytes => Ok(bytes),
     }
 }
@@ -119,12 +175,7 @@ pub fn kv_budget(
 pub fn plan_kv(request: &KvRequest<'_>) -> Result<KvPlan, MemoryError> {
     let needed = bytes_of_one(request, request.max_model_len);
     if needed > u128::from(request.budget) {
-        return Err(MemoryError::OneSequence {
-            max_model_len: request.max_model_len,
-            needed: u64::try_from(needed).unwrap_or(u64::MAX),
-            budget: request.budget,
-            fits: longest_fit(request),
-        });
+        return Err(too_little(request, needed));
     }
     // Slots are block × block_size + offset in 32 bits, the largest of which means "none".
     let most = u128::from(u32::MAX / request.block_size - 1);
@@ -138,6 +189,20 @@ pub fn plan_kv(request: &KvRequest<'_>) -> Result<KvPlan, MemoryError> {
     let bytes = bytes.map(|(group, n)| group.bytes_per_block * u64::from(*n)).sum();
     let full_length_seqs = bytes as f64 / needed.max(1) as f64;
     Ok(KvPlan { num_blocks, bytes, full_length_seqs })
+}
+
+/// The refusal of a budget below `needed`, with what would fit.
+fn too_little(request: &KvRequest<'_>, needed: u128) -> MemoryError {
+    let bytes = |bytes: u128| u64::try_from(bytes).unwrap_or(u64::MAX);
+    let KvRequest { block_size, max_model_len, budget, setting, .. } = *request;
+    let needed = bytes(needed);
+    match longest_fit(request) {
+        0 => {
+            let block = bytes(bytes_of_one(request, 1));
+            MemoryError::NoBlock { budget, block_size, block, max_model_len, needed, setting }
+        }
+        fits => MemoryError::OneSequence { max_model_len, needed, budget, fits, setting },
+    }
 }
 
 fn blocks_of_one(request: &KvRequest<'_>, group: &GroupNeed, len: u32) -> u32 {
@@ -166,11 +231,15 @@ fn longest_fit(request: &KvRequest<'_>) -> u32 {
     fits
 }
 
-/// Bytes for a person: `1.50 GiB`, `20.0 MiB`.
+/// Bytes for a person: `1.50 GiB`, `20.0 MiB`, `3.0 KiB`.
 pub fn gib(bytes: u64) -> String {
-    const MIB: f64 = (1 << 20) as f64;
-    let mib = bytes as f64 / MIB;
-    if mib >= 1024.0 { format!("{:.2} GiB", mib / 1024.0) } else { format!("{mib:.1} MiB") }
+    let kib = bytes as f64 / 1024.0;
+    match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..0x10_0000 => format!("{kib:.1} KiB"),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", kib / 1024.0),
+        _ => format!("{:.2} GiB", kib / (1024.0 * 1024.0)),
+    }
 }
 
 #[cfg(test)]

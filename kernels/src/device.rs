@@ -64,6 +64,10 @@ pub trait Device: Clone + Send + 'static {
     /// An empty program.
     fn program(&self) -> Self::Program;
 
+    /// Bytes that replaying `program` takes for up to `limits`, beside the program's own buffers.
+    /// Does not depend on the number of KV blocks.
+    fn scratch_bytes(&self, program: Self::Program, limits: &Limits) -> Result<u64, KernelError>;
+
     /// Starts replaying `program` for up to `limits`.
     fn executor(
         &self,

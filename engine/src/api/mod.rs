@@ -41,6 +41,7 @@ pub struct Api {
     instances: RwLock<Arc<[Arc<Instance>]>>,
     draining: AtomicBool,
     started: Instant,
+    step_time_max: Duration,
 }
 
 /// Whether the process is alive and whether it takes requests.
@@ -59,7 +60,13 @@ pub enum Condition {
 impl Api {
     /// Serves nothing yet.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Self::with_step_time_max(metrics, STEP_TIME_MAX)
+    }
+
+    /// Serves nothing yet; an engine whose step takes longer counts as failed.
+    pub fn with_step_time_max(metrics: Arc<Metrics>, step_time_max: Duration) -> Arc<Self> {
         Arc::new(Api {
+            step_time_max,
             metrics,
             instances: RwLock::new(Arc::new([])),
             draining: AtomicBool::new(false),
@@ -103,7 +110,8 @@ impl Api {
     /// In which state the process is.
     pub fn condition(&self) -> Condition {
         let instances = self.instances();
-        let hangs = |instance: &Arc<Instance>| instance.engine.step_running_for() > STEP_TIME_MAX;
+        let hangs =
+            |instance: &Arc<Instance>| instance.engine.step_running_for() > self.step_time_max;
         if self.draining.load(Ordering::Relaxed) {
             Condition::Draining
         } else if instances.iter().any(|one| !one.engine.is_serving() || hangs(one)) {
@@ -122,4 +130,4 @@ impl Api {
 }
 
 /// A step that takes longer has hung; the largest prefill on a slow CPU stays far below.
-const STEP_TIME_MAX: Duration = Duration::from_secs(120);
+pub const STEP_TIME_MAX: Duration = Duration::from_secs(120);

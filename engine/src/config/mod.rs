@@ -96,6 +96,8 @@ pub struct SchedulingSettings {
     pub max_num_batched_tokens: Option<u32>,
     /// Time that a step should take at most; `None` has no bound.
     pub max_step: Option<Duration>,
+    /// A step that takes longer has hung: `/health` says so.
+    pub step_time_max: Duration,
     /// Whether equal prompt beginnings share blocks.
     pub prefix_cache: bool,
     /// Requests that may wait.

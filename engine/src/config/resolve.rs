@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pagoda_kernels::dtype::DType;
 
+use crate::api::STEP_TIME_MAX;
 use crate::config::flags::Written;
 use crate::config::{
     Config, DeviceSettings, Limits, LoadFormat, ModelSettings, NetworkSettings, SchedulingSettings,
@@ -166,6 +167,7 @@ fn scheduling(written: &Written) -> Result<SchedulingSettings, ConfigError> {
     };
     let step_ms = written.max_step_ms.filter(|ms| *ms > 0);
     Ok(SchedulingSettings {
+        step_time_max: STEP_TIME_MAX,
         max_num_seqs,
         max_num_batched_tokens,
         max_step: step_ms.map(|ms| Duration::from_millis(ms.into())),

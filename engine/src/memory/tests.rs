@@ -7,7 +7,15 @@ use super::*;
 const MIB: u64 = 1 << 20;
 
 fn request<'a>(groups: &'a [GroupNeed], budget: u64) -> KvRequest<'a> {
-    KvRequest { groups, block_size: 16, max_model_len: 100, max_num_seqs: 8, max_chunk: 32, budget }
+    KvRequest {
+        groups,
+        block_size: 16,
+        max_model_len: 100,
+        max_num_seqs: 8,
+        max_chunk: 32,
+        budget,
+        setting: "kv-cache-memory-bytes",
+    }
 }
 
 fn full(bytes_per_block: u64) -> GroupNeed {
@@ -35,24 +43,33 @@ fn a_refusal_says_what_would_fit() {
     let groups = [full(1000)];
     let error = plan_kv(&request(&groups, 6_999)).unwrap_err();
     assert_eq!(
-        error,
-        MemoryError::OneSequence { max_model_len: 100, needed: 7000, budget: 6_999, fits: 96 }
+        error.to_string(),
+        "one sequence of 100 tokens needs 6.8 KiB of KV cache, there is room for 6.8 KiB: lower \
+         max-model-len to 96 or raise kv-cache-memory-bytes"
     );
-    assert!(error.to_string().contains("lower max-model-len to 96"), "{error}");
     let none = plan_kv(&request(&groups, 10)).unwrap_err();
-    assert!(matches!(none, MemoryError::OneSequence { fits: 0, .. }));
+    assert_eq!(
+        none.to_string(),
+        "the KV cache has room for 10 bytes, and its smallest part, a block of 16 tokens, needs \
+         1000 bytes: raise kv-cache-memory-bytes (one sequence of 100 tokens needs 6.8 KiB)"
+    );
 }
 
 #[test]
 fn a_share_counts_weights_and_what_is_free() {
     let machine = MachineMemory { limit: 1000 * MIB, available: 900 * MIB };
-    let budget = |share, fixed, resident| {
-        kv_budget(KvBudget::Share(share), &machine, fixed * MIB, resident * MIB)
+    let fixed = |weights: u64, activations: u64, scratch: u64| FixedBytes {
+        weights: weights * MIB,
+        activations: activations * MIB,
+        scratch: scratch * MIB,
     };
-    assert_eq!(budget(0.5, 100, 0), Ok((500 - 100 - 192) * MIB));
-    assert_eq!(budget(1.0, 100, 60), Ok((900 - 40 - 192) * MIB));
-    assert!(budget(0.2, 100, 0).is_err());
-    let bytes = kv_budget(KvBudget::Bytes(7), &machine, u64::MAX, 0);
+    let budget = |share, fixed| kv_budget(KvBudget::Share(share), &machine, &fixed);
+    assert_eq!(budget(0.5, fixed(0, 70, 30)), Ok((500 - 100 - 192) * MIB));
+    assert_eq!(budget(1.0, fixed(60, 10, 30)), Ok((900 - 40 - 192) * MIB));
+    assert_eq!(budget(1.0, fixed(60, 10, 130)), Ok((900 - 140 - 192) * MIB));
+    let none = budget(0.2, fixed(60, 10, 30)).unwrap_err();
+    assert!(none.to_string().starts_with("weights, activations and scratch take 100.0 MiB of the"));
+    let bytes = kv_budget(KvBudget::Bytes(7), &machine, &fixed(1 << 40, 0, 0));
     assert_eq!(bytes, Ok(7));
 }
 
@@ -75,7 +92,7 @@ proptest! {
             })
             .collect();
         let request = KvRequest {
-            groups: &groups, block_size: 16, max_model_len, max_num_seqs, max_chunk, budget,
+            max_model_len, max_num_seqs, max_chunk, ..request(&groups, budget)
         };
         match plan_kv(&request) {
             Ok(plan) => {
@@ -88,6 +105,7 @@ proptest! {
                 prop_assert!(bytes_of_one(&request, fits) <= u128::from(budget));
                 prop_assert!(bytes_of_one(&request, fits + 1) > u128::from(budget));
             }
+            Err(MemoryError::NoBlock { block, .. }) => prop_assert!(block > budget),
             Err(other) => prop_assert!(false, "{other}"),
         }
     }

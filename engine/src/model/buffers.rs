@@ -1,13 +1,15 @@
-//! Activation buffers of a decoder: which there are, and how large for the largest step.
+//! Activation buffers and rope tables of a decoder: which there are, and how large for the largest
+//! step.
 //!
 //! One buffer for each use and width, shared by all layers, since layers run one after another.
 //! The memory plan sums the same list that the decoder allocates.
 
 use std::collections::BTreeMap;
 
-use pagoda_kernels::device::{Device, Limits, Tensor};
+use pagoda_kernels::device::{Device, Limits, Tensor, Vector};
 use pagoda_kernels::error::KernelError;
 
+use super::rope::RopeSpec;
 use super::spec::{Mixer, MlpSpec, ModelSpec};
 
 /// What a buffer is for.
@@ -69,26 +71,35 @@ fn shapes(spec: &ModelSpec, limits: &Limits) -> Shapes {
     shapes
 }
 
-/// Bytes of all buffers together.
+/// Bytes of all buffers and tables together.
 pub(super) fn activation_bytes(spec: &ModelSpec, limits: &Limits) -> u64 {
-    let bytes = |((_, cols), rows): (&(Use, usize), &usize)| {
-        (*cols as u64).saturating_mul(*rows as u64).saturating_mul(4)
-    };
-    shapes(spec, limits).iter().map(bytes).fold(0, u64::saturating_add)
+    let bytes = |cols: usize, rows: usize| (cols as u64).saturating_mul(rows as u64);
+    let shapes = shapes(spec, limits);
+    let activations = shapes.iter().map(|((_, cols), rows)| bytes(*cols, *rows));
+    let ropes = spec.ropes.iter().map(|rope| bytes(rope.rotary_dim, limits.max_model_len));
+    activations.chain(ropes).fold(0, u64::saturating_add).saturating_mul(4)
 }
 
-/// The buffers on a device.
-pub(super) struct Buffers<D: Device>(BTreeMap<(Use, usize), Tensor<D>>);
+/// The buffers and tables on a device.
+pub(super) struct Buffers<D: Device> {
+    activations: BTreeMap<(Use, usize), Tensor<D>>,
+    /// One for each of the spec's ropes.
+    pub(super) ropes: Vec<Vector<D>>,
+}
 
 impl<D: Device> Buffers<D> {
+    /// Zeros, and the tables up to the maximum length.
     pub(super) fn new(device: &D, spec: &ModelSpec, limits: &Limits) -> Result<Self, KernelError> {
         let allocate = |((key, cols), rows)| Ok(((key, cols), device.tensor(rows, cols)?));
-        shapes(spec, limits).into_iter().map(allocate).collect::<Result<_, _>>().map(Buffers)
+        let activations = shapes(spec, limits).into_iter().map(allocate);
+        let table = |rope: &RopeSpec| device.vector(&rope.table(limits.max_model_len as u32));
+        let ropes = spec.ropes.iter().map(table).collect::<Result<_, _>>()?;
+        Ok(Buffers { activations: activations.collect::<Result<_, KernelError>>()?, ropes })
     }
 
     /// The buffer for `key` with `cols` columns; every pair that recording asks for is there.
     pub(super) fn get(&self, key: Use, cols: usize) -> Result<Tensor<D>, KernelError> {
-        self.0.get(&(key, cols)).cloned().ok_or_else(|| KernelError::Shape {
+        self.activations.get(&(key, cols)).cloned().ok_or_else(|| KernelError::Shape {
             op: "decoder",
             reason: format!("no buffer for {key:?} of {cols} columns"),
         })

@@ -3,38 +3,34 @@
 //! embed → (attn_input → attention → attn_output → mlp | moe) for each layer → head → sample →
 //! advance. It follows the spec and never asks which family it runs; a step replays the program.
 
-use pagoda_kernels::device::{Device, Kv, Limits, Tensor, Vector};
+use pagoda_kernels::device::{Device, Kv, Tensor};
 use pagoda_kernels::error::KernelError;
 use pagoda_kernels::ops::{
     Attention, AttnInput, AttnOutput, Embed, Head, Mlp, Moe, Norm, Ops, QkRopeStore, Rope, Sample,
 };
 
 use super::buffers::{Buffers, Use};
-use super::rope::RopeSpec;
 use super::spec::{AttentionSpec, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec};
 use super::weights::{AttentionWeights, LayerWeights, MlpWeights, MoeWeights, Weights};
 
 /// What a program is recorded from.
-pub struct Decoder<'a, D: Device> {
+pub(super) struct Decoder<'a, D: Device> {
     /// The layers.
-    pub spec: &'a ModelSpec,
+    pub(super) spec: &'a ModelSpec,
     /// Their weights.
-    pub weights: &'a Weights<D>,
+    pub(super) weights: &'a Weights<D>,
     /// The cache of each KV group.
-    pub kv: &'a [Kv<D>],
-    /// The largest step.
-    pub limits: Limits,
+    pub(super) kv: &'a [Kv<D>],
+    /// Activations and rope tables.
+    pub(super) buffers: &'a Buffers<D>,
 }
 
 impl<D: Device> Decoder<'_, D> {
-    /// Records the program of one step: allocates activations and rope tables, runs nothing.
-    pub fn record(&self, device: &D) -> Result<D::Program, KernelError> {
-        let (spec, weights) = (self.spec, self.weights);
-        let buffers = Buffers::new(device, spec, &self.limits)?;
-        let table = |rope: &RopeSpec| device.vector(&rope.table(self.limits.max_model_len as u32));
-        let ropes = spec.ropes.iter().map(table).collect::<Result<Vec<_>, _>>()?;
+    /// Records the program of one step: allocates and runs nothing.
+    pub(super) fn record(&self, device: &D) -> Result<D::Program, KernelError> {
+        let Decoder { spec, weights, kv, buffers } = self;
         let x = buffers.get(Use::Stream, spec.hidden)?;
-        let mut recorder = Recorder { ops: device.program(), spec, kv: self.kv, buffers, ropes, x };
+        let mut recorder = Recorder { ops: device.program(), spec, kv, buffers, x };
         let x = recorder.x.clone();
         let table = weights.embed.clone();
         recorder.ops.embed(Embed { table, scale: spec.embed_scale, x });
@@ -52,8 +48,7 @@ struct Recorder<'a, D: Device> {
     ops: D::Program,
     spec: &'a ModelSpec,
     kv: &'a [Kv<D>],
-    buffers: Buffers<D>,
-    ropes: Vec<Vector<D>>,
+    buffers: &'a Buffers<D>,
     x: Tensor<D>,
 }
 
@@ -75,7 +70,7 @@ impl<D: Device> Recorder<'_, D> {
             None => (None, None),
         };
         let rope = spec.rope.map(|index| Rope {
-            table: self.ropes[index].clone(),
+            table: self.buffers.ropes[index].clone(),
             rotary_dim: self.spec.ropes[index].rotary_dim,
             style: self.spec.ropes[index].style,
         });

@@ -8,18 +8,22 @@ use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
 use pagoda_kernels::device::{Device, KvSpec, Limits};
 use pagoda_kernels::dtype::DType;
 
-use super::buffers::activation_bytes;
+use super::buffers::{Buffers, activation_bytes};
 use super::config::{Generation, ModelConfig, read_generation};
 use super::decoder::Decoder;
 use super::error::LoadError;
 use super::files::{Checkpoint, ModelFiles, ModelSource};
 use super::info::{InstanceInfo, KvGroupInfo};
-use super::spec::ModelSpec;
-use super::weights::{Progress, pack};
+use super::spec::{KvGroup, ModelSpec};
+use super::weights::{Progress, Weights, pack};
 use crate::memory::{
-    GroupNeed, KvBudget, KvPlan, KvRequest, MachineMemory, gib, kv_budget, plan_kv,
+    FixedBytes, GroupNeed, KvBudget, KvPlan, KvRequest, MachineMemory, kv_budget, plan_kv,
 };
 use crate::runner::{DeviceRunner, Runner};
+
+mod summary;
+
+use summary::summarize;
 
 /// How an instance is loaded. `None` takes the default named.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,8 +94,16 @@ pub fn load(
     options: &LoadOptions,
     progress: &dyn Fn(Progress),
 ) -> Result<LoadedModel, LoadError> {
-    let device = open_cpu(options)?;
-    load_on(&device, Checkpoint::open(source)?, options, progress)
+    load_checkpoint(Checkpoint::open(source)?, options, progress)
+}
+
+/// Loads a checkpoint that is open already on the CPU.
+pub fn load_checkpoint(
+    checkpoint: Checkpoint,
+    options: &LoadOptions,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LoadError> {
+    load_on(&open_cpu(options)?, checkpoint, options, progress)
 }
 
 fn open_cpu(options: &LoadOptions) -> Result<CpuDevice, LoadError> {
@@ -146,38 +158,32 @@ where
     let weights = pack(device, spec, tensors.as_ref(), dtype, progress)?;
     drop(tensors);
 
-    let block_size = device.block_size();
-    let needs: Vec<GroupNeed> = kv_specs(spec, kv_dtype, &[])
-        .zip(&spec.groups)
-        .map(|(kv, group)| GroupNeed {
-            kind: group.kind,
-            bytes_per_block: kv.bytes_per_block(block_size) as u64,
-        })
-        .collect();
-    let activations =
-        activation_bytes(spec, &limits) + table_bytes(spec, limits.max_model_len as u32);
-    let fixed = weights.bytes + activations;
+    let buffers =
+        Buffers::new(device, spec, &limits).map_err(LoadError::device("allocating activations"))?;
+    let recorder = Recorder { device, spec, weights: &weights, buffers: &buffers, kv_dtype };
+    let fixed = FixedBytes {
+        weights: weights.bytes,
+        activations: activation_bytes(spec, &limits),
+        scratch: recorder.scratch_bytes(&limits)?,
+    };
+    let needs = kv_needs(spec, kv_dtype, device.block_size());
     let plan = plan_kv(&KvRequest {
         groups: &needs,
-        block_size: block_size as u32,
+        block_size: device.block_size() as u32,
         max_model_len: limits.max_model_len as u32,
         max_num_seqs: limits.max_seqs as u32,
         max_chunk: limits.max_tokens as u32,
-        budget: kv_budget(options.kv, &MachineMemory::read(), fixed, weights.bytes)?,
+        budget: kv_budget(options.kv, &MachineMemory::read(), &fixed)?,
+        setting: options.kv.setting(),
     })?;
-    let kv = kv_specs(spec, kv_dtype, &plan.num_blocks)
-        .map(|kv| device.kv_cache(kv))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(LoadError::device("allocating the KV cache"))?;
-    let decoder = Decoder { spec, weights: &weights, kv: &kv, limits };
-    let program = decoder.record(device).map_err(LoadError::device("recording the decoder"))?;
+    let program = recorder.program(&plan.num_blocks)?;
     let executor =
         device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;
     let runner = Box::new(DeviceRunner::new(executor));
     let loaded = Loaded { generation, limits, dtype, kv_dtype, weight_bytes: weights.bytes };
     let mut info = loaded.info(device, &needs, spec, &plan);
     info.depth = runner.depth() as u32;
-    let summary = summarize(&place, &info, &plan, activations);
+    let summary = summarize(&place, &info, &plan, &fixed);
     Ok(LoadedModel { runner, info, files, summary })
 }
 
@@ -237,10 +243,42 @@ fn kv_specs(spec: &ModelSpec, dtype: DType, num_blocks: &[u32]) -> impl Iterator
     })
 }
 
-/// Bytes of the rope tables.
-fn table_bytes(spec: &ModelSpec, max_model_len: u32) -> u64 {
-    let bytes = |dim: usize| u64::from(max_model_len) * dim as u64 * 4;
-    spec.ropes.iter().map(|rope| bytes(rope.rotary_dim)).sum()
+/// What each group needs.
+fn kv_needs(spec: &ModelSpec, dtype: DType, block_size: usize) -> Vec<GroupNeed> {
+    let need = |(kv, group): (KvSpec, &KvGroup)| GroupNeed {
+        kind: group.kind,
+        bytes_per_block: kv.bytes_per_block(block_size) as u64,
+    };
+    kv_specs(spec, dtype, &[]).zip(&spec.groups).map(need).collect()
+}
+
+/// What a program is recorded from, but for the number of KV blocks.
+struct Recorder<'a, D: Device> {
+    device: &'a D,
+    spec: &'a ModelSpec,
+    weights: &'a Weights<D>,
+    buffers: &'a Buffers<D>,
+    kv_dtype: DType,
+}
+
+impl<D: Device> Recorder<'_, D> {
+    /// Allocates the KV cache and records the decoder over it.
+    fn program(&self, num_blocks: &[u32]) -> Result<D::Program, LoadError> {
+        let Recorder { device, spec, weights, buffers, kv_dtype } = *self;
+        let kv = kv_specs(spec, kv_dtype, num_blocks)
+            .map(|kv| device.kv_cache(kv))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(LoadError::device("allocating the KV cache"))?;
+        let decoder = Decoder { spec, weights, kv: &kv, buffers };
+        decoder.record(device).map_err(LoadError::device("recording the decoder"))
+    }
+
+    /// Bytes that steps take beside the buffers: the same program says it over a cache of one block.
+    fn scratch_bytes(&self, limits: &Limits) -> Result<u64, LoadError> {
+        let program = self.program(&vec![1; self.spec.groups.len()])?;
+        let bytes = self.device.scratch_bytes(program, limits);
+        bytes.map_err(LoadError::device("planning scratch"))
+    }
 }
 
 /// Numbers that [`InstanceInfo`] takes from a load.
@@ -287,36 +325,6 @@ impl Loaded {
             device: device.name(),
         }
     }
-}
-
-/// The lines that a start prints: what runs where, and how many sequences of what length fit.
-fn summarize(place: &str, info: &InstanceInfo, plan: &KvPlan, activations: u64) -> String {
-    let groups: Vec<String> = info
-        .groups
-        .iter()
-        .map(|group| {
-            format!("{} ({:?}, {} layers)", group.num_blocks, group.kind, group.num_layers)
-        })
-        .collect();
-    format!(
-        "model       {place}\n\
-         device      {}\n\
-         weights     {:?}, {}\n\
-         activations {}\n\
-         KV cache    {:?}, {}: {} blocks of {} tokens\n\
-         fits        {:.1} sequences of {} tokens ({} at once)",
-        info.device,
-        info.dtype,
-        gib(info.weight_bytes),
-        gib(activations),
-        info.kv_dtype,
-        gib(plan.bytes),
-        groups.join(" + "),
-        info.block_size,
-        plan.full_length_seqs,
-        info.max_model_len,
-        info.max_num_seqs,
-    )
 }
 
 #[cfg(test)]

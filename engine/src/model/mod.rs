@@ -28,7 +28,7 @@ pub mod weights;
 mod buffers;
 
 /// The loop over layers, recorded.
-pub mod decoder;
+mod decoder;
 
 /// All of it, in order.
 pub mod load;
@@ -40,7 +40,7 @@ pub mod info;
 pub mod error;
 
 pub use self::error::LoadError;
-pub use self::files::{ModelFiles, ModelSource};
+pub use self::files::{Checkpoint, ModelFiles, ModelSource};
 pub use self::info::InstanceInfo;
-pub use self::load::{LoadOptions, LoadedModel, load};
+pub use self::load::{LoadOptions, LoadedModel, load, load_checkpoint};
 pub use self::weights::Progress;

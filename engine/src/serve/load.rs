@@ -3,7 +3,6 @@
 //! Runs once, on a thread of its own. Whatever goes wrong is one clear error for whoever started
 //! the process.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,12 @@ use crate::api::instance::Instance;
 use crate::config::{Config, DeviceSettings, LoadFormat, ModelSettings};
 use crate::memory::KvBudget;
 use crate::metrics::Metrics;
+use crate::model::files::read_bounded;
 use crate::model::load::DEFAULT_MEMORY_SHARE;
-use crate::model::{self, LoadError, LoadOptions, LoadedModel, ModelFiles, ModelSource, Progress};
+use crate::model::source::SourceError;
+use crate::model::{self, Checkpoint, LoadError, LoadOptions, LoadedModel, ModelSource, Progress};
 use crate::scheduler::settings::SchedulerSettings;
-use crate::step;
+use crate::step::{self, EngineThread};
 use crate::text::files::TextFilesError;
 use crate::text::{TextFiles, TextModel, TextPool};
 
@@ -22,6 +23,8 @@ use crate::text::{TextFiles, TextModel, TextPool};
 pub struct Loaded {
     /// Serves.
     pub instance: Arc<Instance>,
+    /// Says how the engine ended.
+    pub thread: EngineThread,
     /// Lines of the start-up summary.
     pub summary: String,
     /// How long it took.
@@ -43,17 +46,17 @@ pub enum StartError {
     #[error("cannot load the model")]
     Model(#[source] LoadError),
     /// Tokenizer or chat template.
-    #[error("cannot use the model's text files")]
-    Text(#[source] TextFilesError),
-    /// The file of --chat-template.
-    #[error("cannot read the chat template {path}")]
-    Template {
-        /// The file.
-        path: PathBuf,
-        /// Why.
+    #[error("cannot use {place}")]
+    Text {
+        /// The model's folder, or the file of --chat-template.
+        place: String,
+        /// Which file, and why.
         #[source]
-        source: std::io::Error,
+        source: TextFilesError,
     },
+    /// The file of --chat-template.
+    #[error("cannot read the chat template")]
+    Template(#[source] SourceError),
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -65,15 +68,18 @@ pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
     check_device(&config.device)?;
     let source = source(&config.model)?;
     tracing::info!(model = config.model.names[0], "loading");
-    let LoadedModel { runner, info, files, summary } =
-        model::load(&source, &options(config), &told_now_and_then()).map_err(StartError::Model)?;
-    let text = text(&config.model, &files, info.vocab)?;
+    let checkpoint = Checkpoint::open(&source).map_err(StartError::Model)?;
+    // What is wrong with the text files is told before minutes go into the weights.
+    let text = text(&config.model, &checkpoint)?;
+    let LoadedModel { runner, info, summary, .. } =
+        model::load_checkpoint(checkpoint, &options(config), &told_now_and_then())
+            .map_err(StartError::Model)?;
     let pool = TextPool::new(TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
-    let (engine, _thread) =
+    let (engine, thread) =
         step::start(runner, info, scheduler_settings(config)).map_err(StartError::Thread)?;
     let names = config.model.names.clone();
     let instance = Instance::new(names, engine, text, Arc::new(pool), metrics);
-    Ok(Loaded { instance: Arc::new(instance), summary, took: began.elapsed() })
+    Ok(Loaded { instance: Arc::new(instance), thread, summary, took: began.elapsed() })
 }
 
 /// Threads that tokenize and render: bounded, so that long prompts do not take the engine's cores.
@@ -157,22 +163,34 @@ fn told_now_and_then() -> impl Fn(Progress) {
 /// Between two lines.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-fn text(settings: &ModelSettings, files: &ModelFiles, vocab: u32) -> Result<TextModel, StartError> {
+/// Largest file of --chat-template.
+const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
+
+fn text(settings: &ModelSettings, checkpoint: &Checkpoint) -> Result<TextModel, StartError> {
+    let Checkpoint { place, files, config, .. } = checkpoint;
+    let refused = |place: &str| {
+        let place = place.to_owned();
+        move |source| StartError::Text { place, source }
+    };
     let own_template = match &settings.chat_template {
         Some(path) => {
-            let read = |source| StartError::Template { path: path.clone(), source };
-            Some(std::fs::read(path).map_err(read)?)
+            let bytes = read_bounded(path, TEMPLATE_BYTES_MAX).map_err(StartError::Template)?;
+            Some((path.display().to_string(), bytes))
         }
         None => None,
     };
     if files.tokenizer.is_none() && settings.load_format == LoadFormat::Dummy {
-        return TextModel::dummy(vocab).map_err(StartError::Text);
+        let vocab = u32::try_from(config.vocab).unwrap_or(u32::MAX);
+        return TextModel::dummy(vocab).map_err(refused(place));
     }
     let template = files.chat_template.as_deref().map(str::as_bytes);
-    TextModel::from_files(&TextFiles {
+    let text = TextModel::from_files(&TextFiles {
         tokenizer: files.tokenizer.as_deref(),
         config: files.tokenizer_config.as_deref(),
-        template: own_template.as_deref().or(template),
+        template: own_template.as_ref().map(|(_, bytes)| bytes.as_slice()).or(template),
+    });
+    text.map_err(|error| match (&own_template, &error) {
+        (Some((path, _)), TextFilesError::Template(_)) => refused(path)(error),
+        _ => refused(place)(error),
     })
-    .map_err(StartError::Text)
 }

@@ -6,6 +6,9 @@
 /// From settings to an instance.
 pub mod load;
 
+/// Why an engine thread ended.
+mod engine_end;
+
 /// What is printed once everything serves.
 mod summary;
 
@@ -29,7 +32,10 @@ use crate::http::server::Server;
 use crate::http::service::Service;
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::profiles::FACES;
+use engine_end::Panics;
 use load::{Loaded, StartError, load};
+
+pub use engine_end::EngineEnd;
 
 /// Why the process does not serve, or serves no more.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +57,9 @@ pub enum ServeError {
     /// The network runtime, signals or metrics cannot be set up.
     #[error("cannot start: {0}")]
     Setup(String),
-    /// The engine failed while serving.
-    #[error("the engine failed")]
-    Engine,
+    /// The engine ended while serving.
+    #[error(transparent)]
+    Engine(#[from] EngineEnd),
 }
 
 impl ServeError {
@@ -63,7 +69,8 @@ impl ServeError {
             ServeError::Listen { .. } => 3,
             ServeError::Keys(_) | ServeError::Setup(_) => 2,
             ServeError::Start(_) => 1,
-            ServeError::Engine => 70,
+            ServeError::Engine(EngineEnd::Panicked { .. } | EngineEnd::Early) => 70,
+            ServeError::Engine(EngineEnd::Device(_)) => 71,
         }
     }
 }
@@ -79,18 +86,28 @@ fn told(error: &std::io::Error) -> String {
 
 /// Serves until told to stop.
 pub fn serve(config: Config) -> Result<(), ServeError> {
+    serve_what(config, load)
+}
+
+/// Serves what `load` gives.
+fn serve_what(config: Config, load: impl Load) -> Result<(), ServeError> {
+    let panics = Panics::watch();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("net")
         .build()
         .map_err(|error| ServeError::Setup(error.to_string()))?;
-    let outcome = runtime.block_on(serve_until_stopped(config));
+    let outcome = runtime.block_on(serve_until_stopped(config, load, panics));
     // What the drain gave up on must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome
 }
 
-async fn serve_until_stopped(config: Config) -> Result<(), ServeError> {
+async fn serve_until_stopped(
+    config: Config,
+    load: impl Load,
+    panics: Panics,
+) -> Result<(), ServeError> {
     let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
     let mut signals = Signals::new().map_err(setup)?;
     let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
@@ -101,7 +118,8 @@ async fn serve_until_stopped(config: Config) -> Result<(), ServeError> {
         TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
     let address = listener.local_addr().unwrap_or(address);
 
-    let api = Api::new(metrics.clone());
+    let step_time_max = config.scheduling.step_time_max;
+    let api = Api::with_step_time_max(metrics.clone(), step_time_max);
     let http = HttpMetrics::new(metrics);
     let service = service(&config, keys.clone(), api.clone(), http.clone())?;
     let (drain, draining) = watch::channel(false);
@@ -109,7 +127,18 @@ async fn serve_until_stopped(config: Config) -> Result<(), ServeError> {
     let serving = tokio::spawn(server.run(listener));
     let upkeep = tokio::spawn(upkeep(api.clone(), keys));
 
-    let outcome = load_and_serve(&config, address, &api, &mut signals).await;
+    let loaded = tokio::select! {
+        loaded = load_on_thread(config.clone(), api.clone(), load) => loaded.map(Some),
+        // Nothing runs yet: nothing to finish.
+        () = signals.stop() => Ok(None),
+    };
+    let outcome = match loaded {
+        Ok(Some(loaded)) => {
+            serve_loaded(&config, (address, &api), loaded, &mut signals, &panics).await
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
     api.start_draining();
     if outcome.is_err() {
         // Streams have their error events; give the sockets a moment to carry them.
@@ -180,31 +209,16 @@ fn service(
     })
 }
 
-/// Loads the model, then waits for a signal or a failure.
-async fn load_and_serve(
-    config: &Config,
-    address: SocketAddr,
-    api: &Arc<Api>,
-    signals: &mut Signals,
-) -> Result<(), ServeError> {
-    let loading = load_on_thread(config.clone(), api.clone());
-    let loaded = tokio::select! {
-        loaded = loading => loaded?,
-        // Nothing runs yet: nothing to finish.
-        () = signals.stop() => return Ok(()),
-    };
-    let text = summary::summary(config, address, &loaded);
-    api.serve(vec![loaded.instance.clone()]);
-    // Nobody reads it if this fails, and that is no reason to stop.
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
-    tokio::select! {
-        () = signals.stop() => Ok(()),
-        () = engine_ended(&loaded.instance) => Err(ServeError::Engine),
-    }
-}
+/// Makes what is served from the settings.
+trait Load: FnOnce(&Config, &Metrics) -> Result<Loaded, StartError> + Send + 'static {}
+impl<F: FnOnce(&Config, &Metrics) -> Result<Loaded, StartError> + Send + 'static> Load for F {}
 
 /// Loading computes for seconds or minutes: not on the runtime's threads, which answer `/ready`.
-async fn load_on_thread(config: Config, api: Arc<Api>) -> Result<Loaded, ServeError> {
+async fn load_on_thread(
+    config: Config,
+    api: Arc<Api>,
+    load: impl Load,
+) -> Result<Loaded, ServeError> {
     let (done, loaded) = oneshot::channel();
     let thread = std::thread::Builder::new().name("load".into());
     let work = move || {
@@ -215,6 +229,25 @@ async fn load_on_thread(config: Config, api: Arc<Api>) -> Result<Loaded, ServeEr
     match loaded.await {
         Ok(outcome) => Ok(outcome?),
         Err(_) => Err(ServeError::Setup("loading the model panicked".into())),
+    }
+}
+
+/// Serves the model until a signal or the end of its engine.
+async fn serve_loaded(
+    config: &Config,
+    (address, api): (SocketAddr, &Arc<Api>),
+    loaded: Loaded,
+    signals: &mut Signals,
+    panics: &Panics,
+) -> Result<(), ServeError> {
+    let text = summary::summary(config, address, &loaded);
+    let Loaded { instance, thread, .. } = loaded;
+    api.serve(vec![instance.clone()]);
+    // Nobody reads it if this fails, and that is no reason to stop.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+    tokio::select! {
+        () = signals.stop() => Ok(()),
+        () = engine_ended(&instance) => Err(EngineEnd::of(thread, panics).into()),
     }
 }
 
@@ -275,3 +308,6 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,9 @@ use crate::scheduler::settings::SchedulerSettings;
 /// How the engine thread ended: `Err` after a device fault.
 pub type EngineThread = JoinHandle<Result<(), StepError>>;
 
+/// Name of every engine thread.
+pub const ENGINE_THREAD: &str = "engine";
+
 /// Ended requests that wait to be dropped; more are dropped by the engine thread itself.
 const REAPER_QUEUE: usize = 64;
 
@@ -29,7 +32,7 @@ pub fn start(
     let shared = inbox.shared.clone();
     let (reaper, ended) = sync_channel::<Leftover>(REAPER_QUEUE);
     Builder::new().name("reaper".into()).spawn(move || ended.iter().for_each(drop))?;
-    let thread = Builder::new().name("engine".into()).spawn(move || {
+    let thread = Builder::new().name(ENGINE_THREAD.into()).spawn(move || {
         let _ended = SayEnded(shared);
         let clock = Box::new(Instant::now);
         StepLoop::new(Parts { runner, inbox, clock, drafts: None, reaper: Some(reaper) }).run()

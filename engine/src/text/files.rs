@@ -32,7 +32,7 @@ pub enum TextFilesError {
     #[error("{0}: {1}")]
     Damaged(&'static str, String),
     /// Model: no tokenizer.
-    #[error("the folder has no tokenizer.json")]
+    #[error("tokenizer.json is missing")]
     Missing,
     /// Model: the tokenizer.
     #[error(transparent)]

@@ -75,10 +75,12 @@ impl Rows {
 pub(crate) struct AttentionUnit(pub(crate) usize);
 
 /// Scratch bytes of a program: commands run one after another, so it is the largest need of one.
+/// What a command keeps between steps comes on top.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ScratchPlan {
     shared: usize,
     own: usize,
+    kept: usize,
 }
 
 impl ScratchPlan {
@@ -90,6 +92,16 @@ impl ScratchPlan {
     /// A command needs `bytes` for each worker ([`WorkerCtx::own`]).
     pub(crate) fn need_own(&mut self, bytes: usize) {
         self.own = self.own.max(bytes);
+    }
+
+    /// A command allocates `bytes` itself.
+    pub(crate) fn keeps(&mut self, bytes: usize) {
+        self.kept += bytes;
+    }
+
+    /// All bytes for a team of so many workers.
+    pub(crate) fn bytes(&self, workers: usize) -> usize {
+        self.shared + self.own * workers + self.kept
     }
 
     /// Allocates for a team.
@@ -178,7 +190,7 @@ impl Command {
             Command::Linear(op, rows) => linear::plan(op, rows.max(limits), plan),
             Command::Attention(op, unit) => attention::plan(op, *unit, plan, limits, workers),
             Command::Moe(op) => op.plan(plan, limits),
-            Command::Sample(op) => op.plan(limits, workers),
+            Command::Sample(op) => op.plan(plan, limits, workers),
             Command::Embed(_)
             | Command::Norm(..)
             | Command::QkRopeStore(_)

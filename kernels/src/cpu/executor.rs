@@ -58,7 +58,29 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
+/// What all commands need together for steps within `limits`.
+fn plan_scratch(
+    commands: &mut [Command],
+    limits: &Limits,
+    workers: usize,
+) -> Result<ScratchPlan, KernelError> {
+    let mut plan = ScratchPlan::default();
+    for command in commands {
+        command.plan(&mut plan, limits, workers)?;
+    }
+    Ok(plan)
+}
+
 impl CpuExecutor {
+    /// Bytes that [`CpuExecutor::start`] would allocate.
+    pub(crate) fn scratch_bytes(
+        program: CpuProgram,
+        limits: &Limits,
+        workers: usize,
+    ) -> Result<usize, KernelError> {
+        Ok(plan_scratch(&mut program.finish()?.commands, limits, workers)?.bytes(workers))
+    }
+
     /// Plans scratch for steps within `limits`, claims the program's buffers, starts the team.
     pub(crate) fn start(
         program: CpuProgram,
@@ -68,11 +90,7 @@ impl CpuExecutor {
     ) -> Result<Self, KernelError> {
         let Recorded { mut commands, claims, caches, bounds } = program.finish()?;
         let admission = Admission::new(limits, bounds, &caches)?;
-        let mut plan = ScratchPlan::default();
-        for command in &mut commands {
-            command.plan(&mut plan, &limits, workers)?;
-        }
-        let scratch = plan.allocate(workers)?;
+        let scratch = plan_scratch(&mut commands, &limits, workers)?.allocate(workers)?;
         let last_tokens = (0..limits.max_seqs).map(|_| AtomicU32::new(0)).collect();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(workers)

@@ -198,6 +198,10 @@ impl Device for CpuDevice {
         CpuProgram::new(self.attention_unit)
     }
 
+    fn scratch_bytes(&self, program: CpuProgram, limits: &Limits) -> Result<u64, KernelError> {
+        CpuExecutor::scratch_bytes(program, limits, self.threads).map(|bytes| bytes as u64)
+    }
+
     fn executor(&self, program: CpuProgram, limits: Limits) -> Result<CpuExecutor, KernelError> {
         CpuExecutor::start(program, limits, self.isa, self.threads)
     }

@@ -115,9 +115,41 @@ fn settings_that_cannot_be_are_refused_by_name() {
     let isa = LoadOptions { isa: Some("sve2".to_owned()), ..small() };
     assert!(said(isa).starts_with("isa: \"sve2\" is not one of this machine's: portable"));
     let tiny = LoadOptions { kv: KvBudget::Bytes(1 << 20), ..small() };
-    assert!(said(tiny).contains("lower max-model-len to"));
+    let told = said(tiny);
+    assert!(told.contains("lower max-model-len to") && told.ends_with("kv-cache-memory-bytes"));
+    let nothing = LoadOptions { kv: KvBudget::Bytes(100), ..small() };
+    assert!(said(nothing).contains("has room for 100 bytes, and its smallest part, a block of"));
     let block = LoadOptions { block_size: Some(24), ..small() };
     assert!(said(block).contains("must be a power of two"));
+}
+
+#[test]
+fn scratch_of_the_largest_step_is_part_of_the_plan() {
+    let scratch = |max_num_batched_tokens| {
+        let options = LoadOptions { max_num_batched_tokens, ..small() };
+        let source = ModelSource::Folder(golden("qwen3_moe"));
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let device = open_cpu(&options).unwrap();
+        let limits = limits(&checkpoint.config, &options).unwrap();
+        let spec = ModelSpec::plan(&checkpoint.config, limits.max_model_len as u32);
+        let weights = pack(&device, &spec, checkpoint.tensors.as_ref(), DType::Bf16, &|_| ());
+        let (weights, kv_dtype) = (weights.unwrap(), DType::Bf16);
+        let buffers = Buffers::new(&device, &spec, &limits).unwrap();
+        let recorder = Recorder {
+            device: &device,
+            spec: &spec,
+            weights: &weights,
+            buffers: &buffers,
+            kv_dtype,
+        };
+        let bytes = recorder.scratch_bytes(&limits).unwrap();
+        let model = load(&source, &LoadOptions { dtype: Some(DType::Bf16), ..options }, &|_| ());
+        let said = model.unwrap().summary;
+        assert!(said.contains(&format!("and {} of scratch", crate::memory::gib(bytes))), "{said}");
+        bytes
+    };
+    // At least the rounded rows of the experts' inputs.
+    assert!(scratch(Some(8192)) - scratch(Some(64)) > (8192 - 64) * 2 * 64);
 }
 
 #[test]

@@ -54,6 +54,39 @@ fn program(device: &CpuDevice) -> (CpuProgram, Activation) {
     (program, logits)
 }
 
+#[test]
+fn scratch_is_known_before_the_team_starts_and_grows_with_the_step() {
+    let device = device(3);
+    let bytes = |max_tokens| {
+        let values = [0; VOCAB * HIDDEN * 2];
+        let host = HostTensor::new(DType::Bf16, VOCAB, HIDDEN, &values).unwrap();
+        let weight = device.pack(&[host], Stacking::Stack, DType::Bf16).unwrap();
+        let (x, out) = (device.tensor(max_tokens, HIDDEN), device.tensor(max_tokens, VOCAB));
+        let mut program = device.program();
+        let (x, out) = (x.unwrap(), out.unwrap());
+        program.linear(Linear { x, weight, bias: None, out, epilogue: Epilogue::Store });
+        device.scratch_bytes(program, &Limits { max_tokens, ..limits() }).unwrap()
+    };
+    // Rows of bf16 pairs or of rounded f32, whichever the instruction set takes.
+    assert!(bytes(8192) - bytes(8) >= (8192 - 8) * HIDDEN as u64 * 2);
+    let (program, _) = program(&device);
+    let planned = device.scratch_bytes(program, &limits()).unwrap();
+    assert_eq!(planned, 0, "f32 rows are read in place, and nothing is sampled");
+}
+
+#[test]
+fn a_sampler_keeps_what_was_planned_for_it() {
+    let device = device(2);
+    let sampler = |limits: &Limits| {
+        let mut program = device.program();
+        let logits = device.tensor(4, VOCAB).unwrap();
+        program.sample(crate::ops::Sample { logits, vocab: VOCAB });
+        device.scratch_bytes(program, limits).unwrap()
+    };
+    let long = Limits { max_model_len: 1000 + limits().max_model_len, ..limits() };
+    assert_eq!(sampler(&long) - sampler(&limits()), 4 * 1000 * 8, "a count for each token");
+}
+
 fn step(ids: &[u32], rows: &[u32]) -> Step {
     let mut batch = Batch::new(1);
     batch.ids = ids.to_vec();

@@ -36,6 +36,12 @@ impl Scratch {
             selection: Selection::new(vocab),
         }
     }
+
+    /// Bytes of such memory.
+    pub(crate) fn bytes(vocab: usize) -> usize {
+        let padded = vocab.next_multiple_of(CHUNK);
+        2 * padded * size_of::<f32>() + padded / CHUNK * size_of::<f64>() + Selection::bytes(vocab)
+    }
 }
 
 /// Samples output token number `output_position` of the sequence in `slot`.

@@ -24,7 +24,7 @@ use self::draw::{Draw, Scratch};
 use self::slot::Slot;
 use crate::batch::Batch;
 use crate::cpu::cells::Cells;
-use crate::cpu::command::{LeaderOutput, WorkerCtx};
+use crate::cpu::command::{LeaderOutput, ScratchPlan, WorkerCtx};
 use crate::cpu::isa::Isa;
 use crate::cpu::program::CpuProgram;
 use crate::cpu::team::Team;
@@ -66,6 +66,14 @@ impl State {
             rows: Cells::new(limits.max_logits_rows, row),
         }
     }
+
+    /// Bytes of such a state.
+    fn bytes(vocab: usize, limits: &Limits, workers: usize) -> usize {
+        let row = size_of::<RowResult>() + limits.max_top.min(vocab) * size_of::<(u32, f32)>();
+        limits.max_seqs * Slot::bytes(limits.max_model_len)
+            + workers * Scratch::bytes(vocab)
+            + limits.max_logits_rows * row
+    }
 }
 
 impl SampleOp {
@@ -75,7 +83,8 @@ impl SampleOp {
     }
 
     /// Allocates for steps within `limits` on `workers` threads.
-    pub(crate) fn plan(&mut self, limits: &Limits, workers: usize) {
+    pub(crate) fn plan(&mut self, plan: &mut ScratchPlan, limits: &Limits, workers: usize) {
+        plan.keeps(State::bytes(self.op.vocab, limits, workers));
         self.state = Some(State::new(self.op.vocab, limits, workers));
     }
 

@@ -50,6 +50,11 @@ impl Selection {
         Selection { bins: Vec::with_capacity(NUM_BINS), keys: Vec::with_capacity(vocab) }
     }
 
+    /// Bytes of such scratch.
+    pub(super) fn bytes(vocab: usize) -> usize {
+        NUM_BINS * size_of::<Bin>() + vocab * size_of::<u64>()
+    }
+
     /// Zeroes the weights of the tokens that may not be drawn. At least one stays.
     #[inline(always)]
     pub(super) fn apply<S: Simd>(

@@ -21,6 +21,11 @@ impl Slot {
         Slot { params, counts: TokenCounts::new(max_model_len) }
     }
 
+    /// Bytes of a slot for sequences of so many tokens.
+    pub(crate) fn bytes(max_model_len: usize) -> usize {
+        size_of::<Slot>() + max_model_len * size_of::<TokenCount>()
+    }
+
     /// The sequence of `init` takes the slot.
     pub(crate) fn init(&mut self, init: &SlotInit) {
         self.params = Arc::clone(&init.params);

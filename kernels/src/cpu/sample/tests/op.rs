@@ -38,7 +38,7 @@ fn params(slot: usize) -> SamplerParams {
 fn op(workers: usize) -> SampleOp {
     let logits = activation(32, VOCAB + 7, |row, col| 4.0 * noise(3, row, col));
     let mut op = SampleOp::new(Sample { logits, vocab: VOCAB });
-    op.plan(&limits(), workers);
+    op.plan(&mut ScratchPlan::default(), &limits(), workers);
     op
 }
 
