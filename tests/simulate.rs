@@ -54,21 +54,36 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.stats.prefix_lookups += one.stats.prefix_lookups;
 }
 
+/// Runs seeds from `first` on until there were so many steps; gives how many seeds.
+fn run_seeds(first: u64, steps: u64) -> (u64, Outcome) {
+    let mut sum = Outcome::default();
+    let mut seed = first;
+    while sum.steps < steps {
+        add(&mut sum, &run_or_shrink(seed));
+        seed += 1;
+    }
+    eprintln!("{} seeds, {} steps: {sum:?}", seed - first, sum.steps);
+    (seed - first, sum)
+}
+
+/// Seeds that the short test never sees.
+#[test]
+#[ignore = "minutes: tests/run --long"]
+fn long_three_million_steps_equal_the_closed_form() {
+    let (seeds, sum) = run_seeds(1 << 32, 3_000_000);
+    assert!(seeds >= 1_500, "{seeds}");
+    assert!(sum.stats.preemptions > 15_000 && sum.stats.draft_tokens_accepted > 75_000);
+}
+
 #[test]
 fn two_hundred_thousand_steps_equal_the_closed_form() {
     if let Some(seed) = std::env::var("SIMULATE_SEED").ok().and_then(|seed| seed.parse().ok()) {
         eprintln!("{:#?}", run_or_shrink(seed));
         return;
     }
-    let mut sum = Outcome::default();
-    let mut seed = 0;
-    while sum.steps < 200_000 {
-        add(&mut sum, &run_or_shrink(seed));
-        seed += 1;
-    }
-    eprintln!("{seed} seeds, {} steps: {sum:?}", sum.steps);
+    let (seeds, sum) = run_seeds(0, 200_000);
     // It really happened.
-    assert!(seed >= 100, "{seed}");
+    assert!(seeds >= 100, "{seeds}");
     assert!(sum.choices > 5_000);
     assert!(sum.busy > 100);
     assert!(sum.left_queued > 100 && sum.left_prefill > 100 && sum.left_decode > 100);

@@ -34,7 +34,9 @@ def model(server):
 
 @pytest.fixture
 def long_proof(request):
-    return request.config.getoption("--long")
+    """Leaves a test to tests/run --long; tests/skips.toml says why."""
+    if not request.config.getoption("--long"):
+        pytest.skip("a long proof")
 
 
 def sdk(server, **options):

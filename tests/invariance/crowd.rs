@@ -8,14 +8,14 @@ use pagoda_engine::handle::EventStream;
 use pagoda_engine::request::{Event, SamplerParams};
 
 use crate::engine::Engine;
-use crate::workload::{Outcome, Request, tokens};
+use crate::workload::{Outcome, Request, Scale, tokens};
 
-const LEAVERS: usize = 12;
 const CONVERSATIONS: usize = 12;
 
 /// What happened beside the answers, which were compared on the way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Crowd {
+    pub(crate) scale: Scale,
     preemptions: u64,
     left_in_prefill: usize,
     left_in_decode: usize,
@@ -35,6 +35,11 @@ struct Reader<'a> {
 }
 
 impl Crowd {
+    /// Nothing has happened yet.
+    pub(crate) fn new(scale: Scale) -> Self {
+        Crowd { scale, preemptions: 0, left_in_prefill: 0, left_in_decode: 0, decode_block_hits: 0 }
+    }
+
     /// Runs all conversations, each second turn as soon as its first has ended.
     pub(crate) fn run(
         &mut self,
@@ -42,7 +47,7 @@ impl Crowd {
         firsts: &[(Request, Outcome)],
         seconds: &[(Request, Outcome)],
     ) {
-        let mut leavers = leaving_prompts(engine.vocab());
+        let mut leavers = leaving_prompts(engine.vocab(), self.scale.leavers);
         let mut readers: Vec<Reader<'_>> = firsts
             .iter()
             .zip(seconds)
@@ -111,10 +116,11 @@ impl Crowd {
 
     /// Whether the hard cases occurred, without which the test means nothing.
     pub(crate) fn has_happened(&self) -> bool {
-        self.preemptions >= 50
-            && self.decode_block_hits >= 50
-            && self.left_in_prefill >= 3
-            && self.left_in_decode >= 3
+        let Scale { least, least_left, .. } = self.scale;
+        self.preemptions >= u64::from(least)
+            && self.decode_block_hits >= least
+            && self.left_in_prefill >= least_left
+            && self.left_in_decode >= least_left
     }
 
     pub(crate) fn assert_it_happened(&self) {
@@ -148,8 +154,8 @@ impl<'a> Reader<'a> {
 
 /// Clients that leave, in turn: one with a prompt so long that it is met in prefill, one that
 /// leaves once it has read a token.
-fn leaving_prompts(vocab: u32) -> VecDeque<Request> {
-    (0..LEAVERS)
+fn leaving_prompts(vocab: u32, num: usize) -> VecDeque<Request> {
+    (0..num)
         .map(|index| Request {
             name: format!("leaver {index}"),
             prompt: tokens(700 + index as u64, if index % 2 == 0 { 900 } else { 20 }, vocab),

@@ -130,9 +130,10 @@ impl Engine {
         self.handle.stats()
     }
 
-    pub(crate) fn assert_every_chunk_size(&self) {
-        for (size, count) in self.seen.chunk_sizes.iter().enumerate().skip(1) {
-            assert!(count.load(Relaxed) > 0, "no chunk of {size} rows was ever prefilled");
+    pub(crate) fn assert_chunk_sizes(&self, sizes: &[usize]) {
+        for &size in sizes {
+            let count = self.seen.chunk_sizes[size].load(Relaxed);
+            assert!(count > 0, "no chunk of {size} rows was ever prefilled");
         }
     }
 }

@@ -18,7 +18,7 @@ use pagoda_kernels::dtype::DType;
 
 use crowd::Crowd;
 use engine::{Engine, Setup};
-use workload::{Outcome, Request, chunk_sweep, first_turns, second_turn};
+use workload::{Outcome, Request, Scale, chunk_sweep, first_turns, second_turn};
 
 /// Checkpoints that between them have grouped heads, a window and experts.
 ///
@@ -34,12 +34,18 @@ fn checkpoint(name: &str) -> PathBuf {
 }
 
 /// Runs the crowd of each model for each thread count, and asserts that the hard cases occurred.
-fn crowds_equal_alone(isa: Isa, dtype: DType, models: &[(&str, u64)], threads: &[u32]) {
+fn crowds_equal_alone(
+    isa: Isa,
+    dtype: DType,
+    models: &[(&str, u64)],
+    threads: &[u32],
+    scale: &Scale,
+) {
     let setup = |(model, cache_tokens): (&str, u64)| {
         let folder = checkpoint(model);
         Setup { folder, isa, dtype, threads: 1, cache_tokens }
     };
-    let mut crowd = Crowd::default();
+    let mut crowd = Crowd::new(*scale);
     for &model in models {
         crowd_equals_alone(&mut crowd, &setup(model), threads);
     }
@@ -55,17 +61,17 @@ fn crowds_equal_alone(isa: Isa, dtype: DType, models: &[(&str, u64)], threads: &
 
 /// One model's crowd, against the answers that each request gets alone.
 fn crowd_equals_alone(crowd: &mut Crowd, setup: &Setup, threads: &[u32]) {
+    let scale = crowd.scale;
     let alone = Engine::ample(setup);
     let firsts: Vec<(Request, Outcome)> =
-        first_turns(alone.vocab()).into_iter().map(|r| alone.run(r)).collect();
+        first_turns(alone.vocab(), &scale).into_iter().map(|r| alone.run(r)).collect();
     let seconds: Vec<(Request, Outcome)> = firsts
         .iter()
         .enumerate()
         .map(|(index, (request, outcome))| alone.run(second_turn(index, request, outcome)))
         .collect();
     let sweep: Vec<(Request, Outcome)> =
-        chunk_sweep(alone.vocab()).into_iter().map(|r| alone.run(r)).collect();
-    assert!(firsts.len() + seconds.len() >= 64);
+        chunk_sweep(alone.vocab(), &scale).into_iter().map(|r| alone.run(r)).collect();
     for &threads in threads {
         let engine = Engine::cramped(&Setup { threads, ..setup.clone() });
         crowd.run(&engine, &firsts, &seconds);
@@ -73,45 +79,57 @@ fn crowd_equals_alone(crowd: &mut Crowd, setup: &Setup, threads: &[u32]) {
             let (_, outcome) = engine.run(request.clone());
             outcome.assert_bits_equal(expected, &request.name);
         }
-        engine.assert_every_chunk_size();
+        engine.assert_chunk_sizes(scale.chunk_sizes);
     }
 }
 
 #[test]
 fn portable_f32() {
-    crowds_equal_alone(Isa::Portable, DType::F32, &MODELS[..1], &[1, 2, 3]);
+    crowds_equal_alone(Isa::Portable, DType::F32, &MODELS[..1], &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn portable_bf16() {
-    crowds_equal_alone(Isa::Portable, DType::Bf16, &MODELS[1..2], &[1, 2, 3]);
+    crowds_equal_alone(Isa::Portable, DType::Bf16, &MODELS[1..2], &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn avx2_f32() {
-    crowds_equal_alone(Isa::Avx2, DType::F32, &MODELS, &[1, 2, 3]);
+    crowds_equal_alone(Isa::Avx2, DType::F32, &MODELS, &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn avx2_bf16() {
-    crowds_equal_alone(Isa::Avx2, DType::Bf16, &MODELS, &[1, 2, 3]);
+    crowds_equal_alone(Isa::Avx2, DType::Bf16, &MODELS, &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn avx512_f32() {
-    avx512_equals_alone(DType::F32);
+    avx512_equals_alone(DType::F32, &Scale::PART);
 }
 
 #[test]
 fn avx512_bf16() {
-    avx512_equals_alone(DType::Bf16);
+    avx512_equals_alone(DType::Bf16, &Scale::PART);
+}
+
+#[test]
+#[ignore = "minutes on plain arrays: tests/run --long"]
+fn long_emulated_avx512_f32() {
+    avx512_equals_alone(DType::F32, &Scale::FULL);
+}
+
+#[test]
+#[ignore = "minutes on plain arrays: tests/run --long"]
+fn long_emulated_avx512_bf16() {
+    avx512_equals_alone(DType::Bf16, &Scale::FULL);
 }
 
 /// The AVX-512 kernels: on the hardware where there is one, else the same sources on plain arrays,
-/// which are slow and so run less.
-fn avx512_equals_alone(dtype: DType) {
+/// which are slow and so run less: one model and thread count, at this scale.
+fn avx512_equals_alone(dtype: DType, emulated: &Scale) {
     match Isa::Avx512.checked() {
-        Ok(isa) => crowds_equal_alone(isa, dtype, &MODELS, &[1, 2, 3]),
-        Err(_) => crowds_equal_alone(Isa::Emulated512, dtype, &MODELS[..1], &[2]),
+        Ok(isa) => crowds_equal_alone(isa, dtype, &MODELS, &[1, 2, 3], &Scale::FULL),
+        Err(_) => crowds_equal_alone(Isa::Emulated512, dtype, &MODELS[..1], &[2], emulated),
     }
 }

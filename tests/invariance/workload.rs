@@ -91,9 +91,55 @@ impl Request {
     }
 }
 
-/// 32 conversations that begin: different lengths, shared beginnings, every way to sample.
-pub(crate) fn first_turns(vocab: u32) -> Vec<Request> {
-    (0..32)
+/// How much of the test runs, and what must have happened in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scale {
+    /// Conversations of two turns.
+    conversations: usize,
+    /// Clients that leave.
+    pub(crate) leavers: usize,
+    /// Sizes of the last chunk of a prompt.
+    pub(crate) chunk_sizes: &'static [usize],
+    /// Preemptions, and hits on blocks that decode wrote.
+    pub(crate) least: u32,
+    /// Clients that left in prefill, and in decode.
+    pub(crate) least_left: usize,
+}
+
+impl Scale {
+    /// 64 requests, every chunk size.
+    pub(crate) const FULL: Scale = Scale {
+        conversations: 32,
+        leavers: 12,
+        chunk_sizes: &all_sizes(),
+        least: 50,
+        least_left: 3,
+    };
+    /// For arithmetic that is slow: each kind of sampling, and both sides of every tile's border.
+    pub(crate) const PART: Scale = Scale {
+        conversations: 9,
+        leavers: 4,
+        chunk_sizes: &[
+            1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 97,
+        ],
+        least: 5,
+        least_left: 1,
+    };
+}
+
+const fn all_sizes() -> [usize; 97] {
+    let mut sizes = [0; 97];
+    let mut index = 0;
+    while index < 97 {
+        sizes[index] = index + 1;
+        index += 1;
+    }
+    sizes
+}
+
+/// Conversations that begin: different lengths, shared beginnings, every way to sample.
+pub(crate) fn first_turns(vocab: u32, scale: &Scale) -> Vec<Request> {
+    (0..scale.conversations)
         .map(|index| {
             let mut prompt = tokens(1000 + index as u64 % 4, 20, vocab);
             prompt.extend(tokens(index as u64, 3 + (index * 37) % 90, vocab));
@@ -127,10 +173,11 @@ pub(crate) fn second_turn(index: usize, first: &Request, outcome: &Outcome) -> R
 }
 
 /// Prompts of 98 to 194 tokens that nobody shares: in steps of 97 rows their second chunks have
-/// every size from 1 to 97.
-pub(crate) fn chunk_sweep(vocab: u32) -> Vec<Request> {
-    (1..=97)
-        .map(|size| Request {
+/// every size of the scale.
+pub(crate) fn chunk_sweep(vocab: u32, scale: &Scale) -> Vec<Request> {
+    let sizes = scale.chunk_sizes.iter();
+    sizes
+        .map(|&size| Request {
             name: format!("chunk {size}"),
             prompt: tokens(9000 + size as u64, 97 + size, vocab),
             sampler: SamplerParams { num_logprobs: Some(20), ..SamplerParams::default() },

@@ -1,0 +1,102 @@
+"""Peak memory of the real process: weights + KV cache + 200 MB, from numbers of the configuration."""
+
+import concurrent.futures
+import json
+import os
+import struct
+
+import pytest
+
+from conftest import sdk
+from server import Server
+from test_lifecycle import words_tokenizer
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
+    "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "vocab_size": 4096,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    "hidden_act": "silu", "eos_token_id": 2,
+}
+KV_BYTES = 24 << 20
+OVERHEAD_BYTES = 200_000_000
+PROMPTS, PROMPT_TOKENS = 5, 320
+
+
+def shapes():
+    """Name and shape of every tensor, as in a checkpoint of transformers."""
+    hidden, inner, vocab = (CONFIG[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
+    kv = hidden * CONFIG["num_key_value_heads"] // CONFIG["num_attention_heads"]
+    yield "model.embed_tokens.weight", [vocab, hidden]
+    yield "lm_head.weight", [vocab, hidden]
+    yield "model.norm.weight", [hidden]
+    for layer in range(CONFIG["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        for name, shape in {
+            "self_attn.q_proj": [hidden, hidden], "self_attn.k_proj": [kv, hidden],
+            "self_attn.v_proj": [kv, hidden], "self_attn.o_proj": [hidden, hidden],
+            "mlp.gate_proj": [inner, hidden], "mlp.up_proj": [inner, hidden],
+            "mlp.down_proj": [hidden, inner],
+            "input_layernorm": [hidden], "post_attention_layernorm": [hidden],
+        }.items():
+            yield f"{at}{name}.weight", shape
+
+
+def num_elements(shape):
+    return shape[0] * (shape[1] if len(shape) == 2 else 1)
+
+
+WEIGHT_BYTES = sum(2 * num_elements(shape) for _, shape in shapes())
+
+
+def write_weights(path):
+    """Random bf16 of magnitude 2⁻⁵ to 2⁻⁴: sign and fraction are random, the exponent is fixed."""
+    fraction = bytes(byte & 0x7F for byte in range(256))
+    sign = bytes(byte & 0x80 | 0x3D for byte in range(256))
+    some = bytearray(2 << 20)
+    some[0::2] = os.urandom(1 << 20).translate(fraction)
+    some[1::2] = os.urandom(1 << 20).translate(sign)
+    header, end = {}, 0
+    for name, shape in shapes():
+        begin, end = end, end + 2 * num_elements(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for start in range(0, end, len(some)):
+            file.write(memoryview(some)[: min(len(some), end - start)])
+
+
+def peak_bytes(process):
+    """The most that was ever resident, mapped pages of the checkpoint among it."""
+    with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
+        line = next(line for line in status if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("load_format", ["dummy", "safetensors"])
+def test_peak_memory_is_weights_cache_and_200_mb(tmp_path, load_format):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    if load_format == "safetensors":
+        write_weights(tmp_path / "model.safetensors")
+        (tmp_path / "tokenizer.json").write_text(words_tokenizer(CONFIG["vocab_size"]))
+    flags = ("--model", tmp_path, "--load-format", load_format, "--max-num-seqs", PROMPTS,
+             "--kv-cache-memory-bytes", KV_BYTES, "--served-model-name", "m")
+    with Server(*flags) as server:
+        after_load = peak_bytes(server.process)
+        client = sdk(server, timeout=500)
+
+        def ask(number):
+            prompt = [(number * 31 + token) % 4000 + 3 for token in range(PROMPT_TOKENS)]
+            return client.completions.create(
+                model="m", prompt=prompt, max_tokens=4, logprobs=5, extra_body={"ignore_eos": True}
+            ).usage
+
+        with concurrent.futures.ThreadPoolExecutor(PROMPTS) as pool:
+            usages = list(pool.map(ask, range(PROMPTS)))
+        assert all(usage.completion_tokens == 4 for usage in usages)
+        peak = peak_bytes(server.process)
+    assert WEIGHT_BYTES < after_load <= peak, "the weights are not in memory"
+    allowed = WEIGHT_BYTES + KV_BYTES + OVERHEAD_BYTES
+    assert peak <= allowed, f"{peak >> 20} MiB, {allowed >> 20} MiB are allowed"
