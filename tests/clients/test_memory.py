@@ -14,13 +14,13 @@ from test_lifecycle import words_tokenizer
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
     "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "vocab_size": 4096,
-    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 512,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 256,
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": False,
     "hidden_act": "silu", "eos_token_id": 2,
 }
-KV_BYTES = 24 << 20
+KV_BYTES = 9 << 20
 OVERHEAD_BYTES = 200_000_000
-PROMPTS, PROMPT_TOKENS = 5, 320
+PROMPTS, PROMPT_TOKENS = 3, 200
 
 
 def shapes():

@@ -2,9 +2,10 @@
 //!
 //! A template is code from a model's folder that runs over a client's text. It gets no files, no
 //! other templates and no clock but the one given; its instructions, recursion and output are
-//! bounded. The interpreter has no bound on a string that a template builds for itself (`a ~ a`, over
-//! and over): a client cannot bring a template, and a folder's has the trust of its weights. The dialect is that of transformers: a model was trained on the text which that
-//! renderer makes, so every difference in a space would cost accuracy without an error.
+//! bounded. The interpreter has no bound on a string that a template builds for itself (`a ~ a`,
+//! over and over): no client brings a template, and a folder's has the trust of its weights. The
+//! dialect is that of transformers: a model was trained on the text which that renderer makes, so
+//! every difference in a space would cost accuracy without an error.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
