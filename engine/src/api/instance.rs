@@ -10,6 +10,7 @@ use crate::api::room::Room;
 use crate::handle::EngineHandle;
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::request::{Request, Segment, SubmitError, Tenant};
+use crate::text::TokenizerError;
 use crate::text::{Chat, Message, PoolError, TemplateError, TextModel, TextPool, Tokenizer};
 
 /// A model that serves.
@@ -39,13 +40,16 @@ pub struct Conversation {
     pub template_kwargs: serde_json::Map<String, serde_json::Value>,
 }
 
+/// Tokens of a text that is tokenized for its own sake, or to be truncated.
+pub const TOKENIZED_MAX: usize = 1 << 17;
+
 /// How a text becomes ids.
 #[derive(Clone, Debug)]
 pub struct Intake {
     /// Add the tokenizer's own tokens around it.
     pub add_special: bool,
-    /// Refuse a text that cannot fit the context before it is tokenized. Without, the time that it
-    /// takes is bounded by the size of a body alone.
+    /// Refuse a text that is longer than the context before it is tokenized. Otherwise one of more
+    /// than [`TOKENIZED_MAX`] tokens is, if the context is not longer.
     pub must_fit: bool,
     /// What the text takes up in memory.
     pub room: Room,
@@ -122,23 +126,29 @@ impl Instance {
         intake: &Intake,
     ) -> impl Fn(&str) -> Result<Vec<u32>, ApiError> + Send + use<> {
         let tokenizer = self.text.tokenizer.clone();
-        let max_model_len = self.engine.info().max_model_len;
         let refused = self.metrics.refused_too_long.clone();
         let Intake { add_special, must_fit, .. } = *intake;
+        let max_model_len = self.engine.info().max_model_len as usize;
+        let most = if must_fit { max_model_len } else { max_model_len.max(TOKENIZED_MAX) };
+        let unusable = |error: TokenizerError| {
+            let message = format!("The text cannot be used: {error}");
+            ApiError::invalid("prompt", "invalid_value", message)
+        };
         move |text| {
-            let fewest = if must_fit { tokenizer.fewest_tokens(text) } else { 0 };
-            if fewest > max_model_len as usize {
+            if tokenizer.exceeds(text, most).map_err(unusable)? {
                 refused.increment(1);
+                let (code, limit) = if must_fit {
+                    ("context_length_exceeded", "This model's maximum context length is")
+                } else {
+                    ("string_above_max_length", "The longest text that can be tokenized has")
+                };
                 let message = format!(
-                    "This model's maximum context length is {max_model_len} tokens. However, your \
-                     prompt has at least {fewest} tokens. Please reduce its length."
+                    "{limit} {most} tokens. However, yours has more than that. Please reduce its \
+                     length."
                 );
-                return Err(ApiError::invalid("prompt", "context_length_exceeded", message));
+                return Err(ApiError::invalid("prompt", code, message));
             }
-            tokenizer.encode(text, add_special).map_err(|error| {
-                let message = format!("The text cannot be used: {error}");
-                ApiError::invalid("prompt", "invalid_value", message)
-            })
+            tokenizer.encode(text, add_special).map_err(unusable)
         }
     }
 

@@ -39,8 +39,6 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: PieceTable,
     named: BTreeMap<String, String>,
-    /// Bytes of text that one token stands for at most, white space apart, if that is known.
-    bytes_per_token_max: Option<usize>,
 }
 
 impl Tokenizer {
@@ -66,8 +64,7 @@ impl Tokenizer {
             let special = added.is_special_token(&token);
             Some((token, special))
         })?;
-        let bytes_per_token_max = bytes_per_token_max(&inner, &pieces);
-        Ok(Self { inner, pieces, named, bytes_per_token_max })
+        Ok(Self { inner, pieces, named })
     }
 
     /// Ids of `text`. With `add_special` the model's own beginning (and end) tokens are added; a
@@ -79,12 +76,21 @@ impl Tokenizer {
             .map_err(|error| TokenizerError::Encode(error.to_string()))
     }
 
-    /// A number of tokens that `text` has at least; 0 where nothing is known. Takes a small part of
-    /// the time of [`Tokenizer::encode`].
-    pub fn fewest_tokens(&self, text: &str) -> usize {
-        let Some(most) = self.bytes_per_token_max else { return 0 };
-        // Added tokens may swallow the white space around them.
-        text.split_whitespace().map(str::len).sum::<usize>().div_ceil(most)
+    /// Whether `text` has more than `most` tokens, as far as that can be told without encoding it
+    /// whole, which takes some two hundred times its bytes: a long text is looked at in parts, up
+    /// to the first that is too much. `false` says nothing.
+    pub fn exceeds(&self, text: &str, most: usize) -> Result<bool, TokenizerError> {
+        if text.len() <= most.saturating_mul(PLAUSIBLE_TOKEN_BYTES) {
+            return Ok(false);
+        }
+        let mut fewest = 0;
+        for part in parts(text, PART_BYTES) {
+            fewest += self.encode(part, false)?.len().saturating_sub(CUT_TOKENS);
+            if fewest > most {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Text of `ids` as a text of its own. Ids that the vocabulary lacks give no text; bytes that
@@ -155,40 +161,26 @@ fn num_ids(inner: &tokenizers::Tokenizer) -> Result<u32, TokenizerError> {
     Ok(largest + 1)
 }
 
-/// Most bytes of text, white space apart, that become one token. `None` unless every byte of a text
-/// is sure to be in some token: each byte has one of its own, and nothing is dropped before.
-fn bytes_per_token_max(inner: &tokenizers::Tokenizer, pieces: &PieceTable) -> Option<usize> {
-    let all = || (0..pieces.num_ids()).map(|id| pieces.piece(id));
-    let mut covered = [false; 256];
-    all().filter(|piece| piece.len() == 1).for_each(|piece| covered[usize::from(piece[0])] = true);
-    if !covered.iter().all(|covered| *covered) {
-        return None;
-    }
-    let cuts = serde_json::to_string(&inner.get_pre_tokenizer()).ok()?;
-    if cuts.contains("Removed") || cuts.contains("CharDelimiterSplit") {
-        return None;
-    }
-    let shrinks = shrinks(&serde_json::to_value(inner.get_normalizer()).ok()?)?;
-    all().map(<[u8]>::len).max().map(|longest| longest.max(1) * shrinks)
-}
+/// Texts of fewer bytes a token are likely to fit and are not looked at twice.
+const PLAUSIBLE_TOKEN_BYTES: usize = 4;
 
-/// How many bytes a normalizer makes one of at most; `None` if that is not known.
-fn shrinks(normalizer: &Value) -> Option<usize> {
-    match normalizer["type"].as_str() {
-        None if normalizer.is_null() => Some(1),
-        Some("Prepend" | "ByteLevel") => Some(1),
-        Some("Replace") => {
-            let (from, to) = (normalizer["pattern"]["String"].as_str()?, &normalizer["content"]);
-            (from.len() <= to.as_str()?.len()).then_some(1)
-        }
-        // Three letters of Hangul in nine bytes are one in three, and nothing shrinks more.
-        Some("NFC") => Some(3),
-        Some("Sequence") => {
-            let parts = normalizer["normalizers"].as_array()?;
-            parts.iter().try_fold(1_usize, |product, part| product.checked_mul(shrinks(part)?))
-        }
-        _ => None,
-    }
+/// Bytes of a part of a text that is looked at in parts.
+const PART_BYTES: usize = 64 << 10;
+
+/// Tokens that a cut may add to a text. It changes those around it, which are a few.
+const CUT_TOKENS: usize = 64;
+
+/// The text in parts of at most `part_bytes`, cut before white space where there is some.
+fn parts(text: &str, part_bytes: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = rest.floor_char_boundary(part_bytes);
+        let space = rest[..end].rfind(char::is_whitespace).filter(|at| *at > end / 2);
+        let cut = if end == rest.len() { end } else { space.unwrap_or(end) };
+        let part;
+        (part, rest) = rest.split_at(cut);
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// Adds the tokens that only `added_tokens_decoder` lists, in the order of their ids.

@@ -235,12 +235,18 @@ async fn a_text_that_cannot_fit_is_refused_before_it_is_tokenized() {
     for (path, body) in [(CHAT, user(&long)), (COMPLETIONS, json!({"prompt": long}))] {
         let answer = post(server.address, path, &body).await;
         assert_eq!(answer.status, 400);
-        assert!(answer.body.contains("at least"), "it was counted: {answer:?}");
+        assert!(answer.body.contains("more than that"), "it was counted: {answer:?}");
         let kept = with(body, json!({"truncate_prompt_tokens": 4, "max_tokens": 1}));
         assert_eq!(post(server.address, path, &kept).await.status, 200);
     }
     let answer = post(server.address, "/tokenize", &json!({"prompt": long})).await.json();
     assert_eq!(answer["count"], 100_000);
+    let endless = "x".repeat(800_000);
+    let truncated = json!({"prompt": endless, "truncate_prompt_tokens": 4});
+    for (path, body) in [("/tokenize", json!({"prompt": endless})), (COMPLETIONS, truncated)] {
+        let answer = post(server.address, path, &body).await;
+        assert_eq!(answer.error(), "400 prompt string_above_max_length");
+    }
 }
 
 #[tokio::test]
