@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use tempfile::TempDir;
 
 use super::*;
 use crate::model::info::KvGroupKind;
+use crate::model::source::{SourceError, Tensor, TensorSource};
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(case)
@@ -157,4 +159,41 @@ fn a_stretching_rope_may_go_beyond_its_positions() {
     let options = LoadOptions { max_model_len: Some(4096), ..small() };
     let model = load(&ModelSource::Folder(golden("llama_dynamic")), &options, &|_| ()).unwrap();
     assert_eq!(model.info.max_model_len, 4096);
+}
+
+/// Counts the tensors that are held at once.
+struct Held {
+    source: Box<dyn TensorSource>,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl TensorSource for Held {
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, SourceError> {
+        self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
+        self.source.tensor(name, shape)
+    }
+
+    fn stored_dtype(&self, name: &str) -> Option<DType> {
+        self.source.stored_dtype(name)
+    }
+
+    fn release(&self, name: &str) {
+        self.now.fetch_sub(1, SeqCst);
+        self.source.release(name);
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.source.names()
+    }
+}
+
+#[test]
+fn a_load_holds_the_parts_of_one_matrix_however_many_experts_there_are() {
+    let checkpoint = Checkpoint::open(&ModelSource::Folder(golden("qwen3_moe"))).unwrap();
+    let spec = ModelSpec::plan(&checkpoint.config, 64);
+    let source = checkpoint.tensors;
+    let held = Held { source, now: AtomicUsize::new(0), most: AtomicUsize::new(0) };
+    pack(&open_cpu(&small()).unwrap(), &spec, &held, DType::Bf16, &|_| ()).unwrap();
+    assert_eq!((held.now.into_inner(), held.most.into_inner()), (0, 3), "query, key and value");
 }
