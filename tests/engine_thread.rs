@@ -42,6 +42,7 @@ impl Runner for Slow {
 fn slow(depth: u32, step: Duration, fault_at: u64) -> (Box<Slow>, Workload) {
     let mut workload = Workload::from_seed(7, 40);
     workload.info = instance(depth, 16, 200, (40, 60));
+    workload.decode_differs = false;
     for ask in &mut workload.asks {
         (ask.max_tokens, ask.min_tokens, ask.n) = (40, 40, 1);
     }

@@ -110,6 +110,7 @@ fn planted_faults_are_caught() {
         Fault::StalePendingToken,
         Fault::FreedTooEarly,
         Fault::DiscardForgotten,
+        Fault::DecodeTakenForPrefill,
     ];
     let caught = faults.map(|fault| {
         let seeds = 0..24_u64;
@@ -143,7 +144,7 @@ fn shared_rows(depth: u32, num: u32, tenant: fn(u32) -> u32, own: u64) -> u64 {
     workload.info.max_num_seqs = 16;
     workload.info.max_num_batched_tokens = 512;
     workload.settings = SchedulerSettings::default();
-    workload.drafts = false;
+    (workload.drafts, workload.decode_differs) = (false, false);
     for (number, ask) in (0..).zip(&mut workload.asks) {
         ask.prompt = (0..1024).map(|token| token % 50).collect();
         ask.prompt.extend((0..own as u32).map(|token| (number * 7 + token) % 50 + 1));

@@ -133,6 +133,12 @@ pub trait Executor: Send {
         1
     }
 
+    /// Whether a token's K and V have the same bits when it runs alone behind its sequence (decode)
+    /// and when it runs as one of many rows of a prompt (prefill).
+    fn decode_equals_prefill(&self) -> bool {
+        true
+    }
+
     /// Starts a step. Returns at once; the buffers come back from [`Executor::finish`].
     fn launch(&mut self, step: Step) -> Result<(), KernelError>;
 

@@ -29,6 +29,10 @@ impl<E: Executor> Runner for DeviceRunner<E> {
         self.executor.depth()
     }
 
+    fn decode_equals_prefill(&self) -> bool {
+        self.executor.decode_equals_prefill()
+    }
+
     fn launch(&mut self, plan: Plan) -> Result<Ticket, KernelError> {
         self.executor.launch(plan.step)?;
         self.launched.push_back(plan.number);
@@ -62,6 +66,10 @@ mod tests {
             2
         }
 
+        fn decode_equals_prefill(&self) -> bool {
+            false
+        }
+
         fn launch(&mut self, step: Step) -> Result<(), KernelError> {
             self.0.push_back(step);
             Ok(())
@@ -83,7 +91,7 @@ mod tests {
     #[test]
     fn steps_come_back_in_order_with_their_numbers() {
         let mut runner = DeviceRunner::new(Echo::default());
-        assert_eq!(runner.depth(), 2);
+        assert_eq!((runner.depth(), runner.decode_equals_prefill()), (2, false));
         let first = runner.launch(plan(1)).unwrap();
         let second = runner.launch(plan(2)).unwrap();
         let plans = [runner.finish(first).unwrap(), runner.finish(second).unwrap()];

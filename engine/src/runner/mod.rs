@@ -35,6 +35,13 @@ pub trait Runner: Send {
     /// How many steps may be launched and not yet finished: 1 or 2.
     fn depth(&self) -> usize;
 
+    /// Whether a token has the same K and V computed by decode and by prefill. Where not, blocks
+    /// that decode wrote are nobody's prefix, and who was preempted replays its own tokens one by
+    /// one, so that answers stay the same.
+    fn decode_equals_prefill(&self) -> bool {
+        true
+    }
+
     /// Starts a step and returns at once.
     fn launch(&mut self, plan: Plan) -> Result<Ticket, KernelError>;
 

@@ -139,7 +139,8 @@ impl Scheduler {
     /// Keys of the blocks that the sequence may take over.
     fn usable_keys(&self, id: SeqId) -> &[BlockKey] {
         let sequence = &self.sequences[id];
-        let usable = sequence.rows_cacheable() / self.kv.block_size();
+        let rows = sequence.rows_cacheable().min(self.rows_shareable(sequence));
+        let usable = rows / self.kv.block_size();
         &sequence.chain.keys()[..usable as usize]
     }
 
@@ -152,6 +153,7 @@ impl Scheduler {
         self.shared.settings.prefix_cache
             && other.run.is_some()
             && other.published as usize <= matched
+            && (matched as u32 + 1) * self.kv.block_size() <= self.rows_shareable(other)
             && other.chain.keys().get(matched) == Some(next)
     }
 

@@ -55,6 +55,8 @@ pub struct Scheduler {
     free_slots: Vec<u32>,
     drafts: Option<Box<dyn draft::DraftSource>>,
     draft_buffer: Vec<u32>,
+    /// What the runner says of itself.
+    decode_equals_prefill: bool,
     /// Blocks a group that running sequences still take for tokens they know.
     outstanding: Vec<u32>,
     next_run: u64,
@@ -67,8 +69,13 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// No sequences, all blocks free.
-    pub fn new(shared: Arc<Shared>, drafts: Option<Box<dyn draft::DraftSource>>) -> Self {
+    /// No sequences, all blocks free. Drafts are rows of prefill: without `decode_equals_prefill`
+    /// they could change what is generated, and none are made.
+    pub fn new(
+        shared: Arc<Shared>,
+        drafts: Option<Box<dyn draft::DraftSource>>,
+        decode_equals_prefill: bool,
+    ) -> Self {
         let seats = shared.info.max_num_seqs;
         // Every group has at least one sequence that runs or holds a place in the queue.
         let groups = shared.settings.max_queued_requests as usize + seats as usize;
@@ -79,7 +86,8 @@ impl Scheduler {
             waiting: waiting::WaitingQueue::default(),
             running: Vec::with_capacity(seats as usize),
             free_slots: (0..seats).rev().collect(),
-            drafts,
+            drafts: drafts.filter(|_| decode_equals_prefill),
+            decode_equals_prefill,
             draft_buffer: Vec::new(),
             outstanding: vec![0; shared.info.groups.len()],
             next_run: 0,

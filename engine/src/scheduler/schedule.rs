@@ -110,6 +110,11 @@ impl Scheduler {
     /// Rows that the sequence may bring: wanted, within the step's room and time.
     fn rows_for(&self, sequence: &Sequence, room: Room, size: StepSize) -> u32 {
         let mut rows = sequence.wanted_rows().min(room.rows);
+        if !self.decode_equals_prefill {
+            // The prompt as prefill; after it row by row, also what is computed again.
+            let prompt = sequence.prompt.len() as u32;
+            rows = rows.min(prompt.saturating_sub(sequence.computed).max(1));
+        }
         if sequence.computed < sequence.num_prompt_rows() {
             rows = rows.min(room.logits);
         } else if room.logits == 0 {

@@ -12,7 +12,7 @@ use pagoda_kernels::sampling::SlotInit;
 use super::Scheduler;
 use super::waiting::{Candidate, Waiting};
 use crate::request::{FinishReason, StepError};
-use crate::sequence::{SeqId, SequenceGroup};
+use crate::sequence::{SeqId, Sequence, SequenceGroup};
 
 impl Scheduler {
     /// Whether another request finds room.
@@ -236,12 +236,21 @@ impl Scheduler {
             None => output[index - prompt.len()],
         };
         sequence.chain.extend(&self.shared.hasher, known as usize, token);
-        let full = (known.min(sequence.computed) / self.kv.block_size()) as usize;
+        let computed = known.min(sequence.computed);
+        let shareable = computed.min(self.rows_shareable(&self.sequences[id]));
+        let full = (shareable / self.kv.block_size()) as usize;
+        let sequence = &mut self.sequences[id];
         let published = sequence.published as usize;
         if full > published {
             self.kv.publish(&sequence.tables, sequence.chain.keys(), published, full);
             sequence.published = full as u32;
         }
+    }
+
+    /// Rows of the sequence from its start that it may give to others and take from them: where
+    /// decode differs from prefill, those of its prompt.
+    pub(super) fn rows_shareable(&self, sequence: &Sequence) -> u32 {
+        if self.decode_equals_prefill { u32::MAX } else { sequence.prompt.len() as u32 }
     }
 
     /// Returns the token buffers that travelled with a step to the sequence `id`, running or not.

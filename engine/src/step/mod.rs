@@ -94,7 +94,7 @@ impl StepLoop {
         let plan = || Plan { step: Step { batch: batch(), ..Step::default() }, ..Plan::default() };
         let record = || StepRecord::with_room(info.max_num_seqs as usize);
         StepLoop {
-            scheduler: Scheduler::new(inbox.shared.clone(), drafts),
+            scheduler: Scheduler::new(inbox.shared.clone(), drafts, runner.decode_equals_prefill()),
             in_flight: VecDeque::with_capacity(depth),
             plans: (0..depth).map(|_| plan()).collect(),
             records: (0..depth).map(|_| record()).collect(),

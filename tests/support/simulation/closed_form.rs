@@ -15,6 +15,11 @@ pub fn kv_value(token: u32, position: u32, salt: u64) -> u64 {
     mix(mix(u64::from(token), u64::from(position)), salt) | 1
 }
 
+/// What the model stores for a token that decode computes, where that is another value.
+pub fn decoded_kv_value(token: u32, position: u32, salt: u64) -> u64 {
+    kv_value(token, position, salt ^ 0xdec0de)
+}
+
 /// First position that a row at `position` reads in a group.
 pub fn first_read(kind: KvGroupKind, position: u32) -> u32 {
     match kind {
@@ -50,6 +55,8 @@ pub struct Question<'a> {
     pub prompt: &'a [u32],
     /// Salt of the tenant.
     pub salt: u64,
+    /// Whether generated tokens have other K and V than those of a prompt.
+    pub decode_differs: bool,
     /// Which choice.
     pub choice: u32,
     /// Tokens at most.
@@ -78,7 +85,9 @@ pub fn answer(question: &Question<'_>) -> Answer {
     let mut answer = Answer::default();
     let mut position = 0;
     while position < tokens.len() {
-        let value = kv_value(tokens[position], position as u32, question.salt);
+        let by_decode = question.decode_differs && position >= question.prompt.len();
+        let value_of = if by_decode { decoded_kv_value } else { kv_value };
+        let value = value_of(tokens[position], position as u32, question.salt);
         values.push(value);
         full = mix(full, value);
         let of_group = |&kind: &KvGroupKind| match kind {

@@ -52,7 +52,10 @@ const MAX_TURNS: u32 = 200_000;
 /// If anything differs from the closed form, or the bookkeeping contradicts itself.
 pub fn run(workload: &Workload, fault: Option<Fault>) -> Outcome {
     let answers = Arc::new(workload.answers());
-    let (runner, state) = HashRunner::new(workload.info.clone(), fault);
+    let (mut runner, state) = HashRunner::new(workload.info.clone(), fault);
+    if workload.decode_differs {
+        runner.decode_differs(workload.asks.iter().map(|ask| ask.prompt.len() as u32).collect());
+    }
     let (handle, inbox) = border(workload.info.clone(), workload.settings.clone());
     let drafts =
         HashDrafts { answers: answers.clone(), vocab: workload.info.vocab, seed: workload.seed };

@@ -13,7 +13,7 @@ use pagoda_kernels::batch::{Batch, NO_SLOT, PENDING_TOKEN};
 use pagoda_kernels::error::KernelError;
 use pagoda_kernels::sampling::{Purpose, SampledRow};
 
-use super::closed_form::{digest, first_read, kv_value, logprob, mix, sample};
+use super::closed_form::{decoded_kv_value, digest, first_read, kv_value, logprob, mix, sample};
 
 /// A defect to plant: a simulation that does not notice it proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum Fault {
     FreedTooEarly,
     /// The engine takes outcomes of runs that have ended.
     DiscardForgotten,
+    /// The engine is told that decode equals prefill where it does not.
+    DecodeTakenForPrefill,
 }
 
 /// What the runner shares with the driver.
@@ -75,6 +77,8 @@ pub struct HashRunner {
     launched: VecDeque<(Plan, Vec<(usize, u32)>)>,
     state: SharedState,
     fault: Option<Fault>,
+    /// Prompt tokens of each request, by number, if decode differs from prefill.
+    prompts: Option<Vec<u32>>,
 }
 
 /// Never the value of a token: those are odd.
@@ -99,9 +103,16 @@ impl HashRunner {
             launched: VecDeque::new(),
             state: state.clone(),
             fault,
+            prompts: None,
             info,
         };
         (runner, state)
+    }
+
+    /// Lets decode write other values than prefill: a row alone in its step, behind its request's
+    /// prompt. `prompts` has the prompts' lengths by request.
+    pub fn decode_differs(&mut self, prompts: Vec<u32>) {
+        self.prompts = Some(prompts);
     }
 
     fn run(&mut self, plan: &mut Plan) {
@@ -152,6 +163,9 @@ impl HashRunner {
             let slot_state = self.slots[batch.seq_slot[seq] as usize];
             state.computed.insert(slot_state.request);
             state.chunk_sizes.insert(batch.query_len(seq));
+            let is_alone = batch.query_len(seq) == 1;
+            let prompt = self.prompts.as_ref().filter(|_| is_alone);
+            let prompt = prompt.map_or(u32::MAX, |len| len[slot_state.request as usize]);
             for row in batch.query_start[seq] as usize..batch.query_start[seq + 1] as usize {
                 let pending = batch.ids[row] == PENDING_TOKEN;
                 state.num_pending_rows += u64::from(pending);
@@ -160,7 +174,9 @@ impl HashRunner {
                     (true, Some(Fault::StalePendingToken)) => slot_state.token_before,
                     (true, _) => slot_state.last_token,
                 };
-                let value = kv_value(token, batch.positions[row], slot_state.salt);
+                let position = batch.positions[row];
+                let value_of = if position < prompt { kv_value } else { decoded_kv_value };
+                let value = value_of(token, position, slot_state.salt);
                 for (group, store) in batch.groups.iter().zip(&mut self.store) {
                     let cell = &mut store[group.slots[row] as usize];
                     if self.fault != Some(Fault::RollbackForgotten) || *cell == POISON {
@@ -260,6 +276,10 @@ fn read(
 impl Runner for HashRunner {
     fn depth(&self) -> usize {
         self.info.depth as usize
+    }
+
+    fn decode_equals_prefill(&self) -> bool {
+        self.prompts.is_none() || self.fault == Some(Fault::DecodeTakenForPrefill)
     }
 
     fn launch(&mut self, plan: Plan) -> Result<Ticket, KernelError> {

@@ -21,6 +21,8 @@ pub struct Workload {
     pub settings: SchedulerSettings,
     /// Whether drafts are proposed.
     pub drafts: bool,
+    /// Whether decode writes other K and V than prefill.
+    pub decode_differs: bool,
     /// Requests in the order of their turns.
     pub asks: Vec<Ask>,
 }
@@ -133,7 +135,8 @@ impl Workload {
                 ask(&mut random, turn, &prefixes)
             })
             .collect();
-        Workload { seed, info, settings, drafts, asks }
+        let decode_differs = random.percent(30);
+        Workload { seed, info, settings, drafts, decode_differs, asks }
     }
 
     /// The outcome of every choice of every request, computed without the engine.
@@ -145,6 +148,7 @@ impl Workload {
                 vocab: self.info.vocab,
                 prompt: &ask.prompt,
                 salt: u64::from(ask.tenant),
+                decode_differs: self.decode_differs,
                 choice,
                 max_tokens: ask.max_tokens,
                 min_tokens: ask.min_tokens,
