@@ -14,43 +14,18 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 
 use pagoda_engine::handle::{EngineStats, border};
 use pagoda_engine::model::info::InstanceInfo;
-use pagoda_engine::request::{Request, SamplerParams, Segment, StopParams, Tenant};
+use pagoda_engine::request::Request;
 use pagoda_engine::runner::NullRunner;
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::{Parts, StepLoop, Turn};
 use pagoda_tests::simulation::workload::instance;
+use pagoda_tests::steady_load::request;
+
+/// Tokens of the null runner's instance.
+const VOCAB: u32 = 60;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-fn request(number: u32) -> Request {
-    // Half of the prompts share a prefix; lengths differ, so that seats change hands at all times.
-    let shared = if number.is_multiple_of(2) { 64 } else { 0 };
-    let tokens = (0..shared).chain((0..50 + number % 70).map(|i| (i * 31 + number) % 60));
-    let penalties = number.is_multiple_of(2);
-    Request {
-        id: "r".into(),
-        input: vec![Segment::Tokens(tokens.map(|token| token % 60).collect())],
-        sampler: SamplerParams {
-            frequency_penalty: if penalties { 0.5 } else { 0.0 },
-            num_logprobs: number.is_multiple_of(3).then_some(2),
-            ..SamplerParams::default()
-        },
-        stop: StopParams {
-            max_tokens: 150 + number % 90,
-            min_tokens: 0,
-            eos_token_ids: vec![],
-            stop_token_ids: vec![],
-        },
-        n: 1 + u32::from(number.is_multiple_of(10)),
-        prompt_logprobs: number.is_multiple_of(7).then_some(1),
-        tenant: Tenant {
-            id: format!("tenant-{}", number % 3).as_str().into(),
-            cache_salt: Default::default(),
-        },
-        priority: 0,
-    }
-}
 
 /// What 1,000 turns of the loop allocate after 250 turns, and the engine's numbers before and after.
 fn count(
@@ -93,7 +68,7 @@ fn seats_change_hands() {
         info.max_num_seqs = 32;
         info.max_num_batched_tokens = 256;
         info.max_logits_rows = 64;
-        let (counted, before, after) = count(info, (0..300).map(request));
+        let (counted, before, after) = count(info, (0..300).map(|number| request(number, VOCAB)));
         assert_nothing(counted);
         // It really happened: prompts, ends and preemptions.
         assert!(after.prompt_tokens > before.prompt_tokens + 2_000, "{after:?}");
@@ -108,7 +83,7 @@ fn tables_grow_all_the_time() {
         let mut info = instance(depth, 16, 4_000, (20_000, 4_000));
         info.max_num_seqs = 16;
         let long = (0..16).map(|number| {
-            let mut request = request(number);
+            let mut request = request(number, VOCAB);
             (request.n, request.stop.max_tokens) = (1, 2_000);
             request
         });

@@ -10,3 +10,6 @@ pub mod golden;
 
 /// Prompts through a runner, without a scheduler: log-probabilities of every position.
 pub mod prompts;
+
+/// Requests that keep every part of a step busy.
+pub mod steady_load;
