@@ -66,13 +66,29 @@ fn run_seeds(first: u64, steps: u64) -> (u64, Outcome) {
     (seed - first, sum)
 }
 
-/// Seeds that the short test never sees.
+/// A million steps of seeds that the short test never sees.
+fn a_million_steps_equal_the_closed_form(first_seed: u64) {
+    let (seeds, sum) = run_seeds(first_seed, 1_000_000);
+    assert!(seeds >= 500, "{seeds}");
+    assert!(sum.stats.preemptions > 5_000 && sum.stats.draft_tokens_accepted > 25_000);
+}
+
 #[test]
 #[ignore = "minutes: tests/run --long"]
-fn long_three_million_steps_equal_the_closed_form() {
-    let (seeds, sum) = run_seeds(1 << 32, 3_000_000);
-    assert!(seeds >= 1_500, "{seeds}");
-    assert!(sum.stats.preemptions > 15_000 && sum.stats.draft_tokens_accepted > 75_000);
+fn long_first_million_of_steps() {
+    a_million_steps_equal_the_closed_form(1 << 32);
+}
+
+#[test]
+#[ignore = "minutes: tests/run --long"]
+fn long_second_million_of_steps() {
+    a_million_steps_equal_the_closed_form(2 << 32);
+}
+
+#[test]
+#[ignore = "minutes: tests/run --long"]
+fn long_third_million_of_steps() {
+    a_million_steps_equal_the_closed_form(3 << 32);
 }
 
 #[test]
