@@ -1,5 +1,7 @@
 //! What clients of the OpenAI API see: shapes, streams, choices, log-probabilities, errors.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::client::{get, post};
@@ -255,7 +257,8 @@ async fn a_prompt_that_waits_holds_no_other_back_and_a_failure_cancels_all() {
     let prompts: Vec<String> = (0..40).map(|index| format!("hang midway {index}")).collect();
     let mut body = json!({"prompt": prompts, "max_tokens": 200});
     body["prompt"].as_array_mut().unwrap().push(json!("fail midway"));
-    let answer = post(server.address, COMPLETIONS, &body).await;
+    let answer = post(server.address, COMPLETIONS, &body);
+    let answer = tokio::time::timeout(Duration::from_secs(30), answer).await.unwrap();
     assert_eq!(answer.error(), "500 - engine_failed");
     server.saw_cancelled(40).await;
 }
