@@ -1,19 +1,17 @@
-//! Checks a batch before the team sees it.
+//! Checks a batch before a device sees it.
 //!
 //! Kernels index memory by the batch's numbers. They were made by our own scheduler, but a wrong
 //! one must be an error here and not a write somewhere else, or two workers that write one place.
 
 use crate::batch::{Batch, NO_SLOT, PENDING_TOKEN};
-use crate::cpu::kv::KvCache;
-use crate::cpu::program::Bounds;
 use crate::device::Limits;
+use crate::distinct::Distinct;
 use crate::error::KernelError;
 use crate::sampling::Purpose;
-
-use super::distinct::Distinct;
+use crate::shapes::{Bounds, GroupShape};
 
 /// What a batch may hold.
-pub(super) struct Admission {
+pub(crate) struct Admission {
     limits: Limits,
     bounds: Bounds,
     /// Groups that no command uses have none.
@@ -32,10 +30,10 @@ struct Group {
 
 impl Admission {
     /// Refuses limits that the program's buffers cannot hold.
-    pub(super) fn new(
+    pub(crate) fn new(
         limits: Limits,
         bounds: Bounds,
-        caches: &[(usize, KvCache)],
+        shapes: &[GroupShape],
     ) -> Result<Self, KernelError> {
         let fits = limits.max_tokens <= bounds.tokens
             && limits.max_logits_rows <= bounds.logits_rows
@@ -43,14 +41,14 @@ impl Admission {
         if !fits {
             return Err(refused(format!("{limits:?} over {bounds:?}")));
         }
-        let num_groups = caches.iter().map(|(group, _)| group + 1).max().unwrap_or(0);
+        let num_groups = shapes.iter().map(|shape| shape.group + 1).max().unwrap_or(0);
         let groups =
-            (0..num_groups).map(|group| Group::of(group, caches)).collect::<Result<_, _>>();
+            (0..num_groups).map(|group| Group::of(group, shapes)).collect::<Result<_, _>>();
         Ok(Admission { limits, bounds, groups: groups?, slots: Distinct::new(limits.max_seqs) })
     }
 
     /// `Ok` when every number of `batch` is in range.
-    pub(super) fn check(&mut self, batch: &Batch) -> Result<(), KernelError> {
+    pub(crate) fn check(&mut self, batch: &Batch) -> Result<(), KernelError> {
         self.check_sizes(batch)?;
         self.check_rows(batch)?;
         self.check_slots(batch)?;
@@ -118,10 +116,10 @@ impl Admission {
 impl Group {
     /// What the caches of `group` have room for. Several caches of one group are addressed alike:
     /// the smallest bounds them.
-    fn of(group: usize, caches: &[(usize, KvCache)]) -> Result<Option<Self>, KernelError> {
+    fn of(group: usize, shapes: &[GroupShape]) -> Result<Option<Self>, KernelError> {
         let mut size: Option<(usize, usize)> = None;
-        for (_, cache) in caches.iter().filter(|(of, _)| *of == group) {
-            let (blocks, block_size) = (cache.spec().num_blocks, cache.block_size());
+        for shape in shapes.iter().filter(|shape| shape.group == group) {
+            let GroupShape { num_blocks: blocks, block_size, .. } = *shape;
             size = match size {
                 None => Some((blocks, block_size)),
                 Some((smallest, same)) if same == block_size => Some((smallest.min(blocks), same)),

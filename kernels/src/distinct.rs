@@ -1,7 +1,7 @@
 //! Which numbers of a range occurred in this step: two rows that write one place would race.
 
 /// Marks of the indices `0..len`, forgotten as a whole at no cost.
-pub(super) struct Distinct {
+pub(crate) struct Distinct {
     /// The round in which an index was last taken.
     taken_in: Vec<u32>,
     round: u32,
@@ -9,12 +9,12 @@ pub(super) struct Distinct {
 
 impl Distinct {
     /// Nothing taken.
-    pub(super) fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         Distinct { taken_in: vec![0; len], round: 0 }
     }
 
     /// Forgets what was taken.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.round = self.round.wrapping_add(1);
         // Once in four billion rounds, marks of the round's last occurrence must go.
         if self.round == 0 {
@@ -24,7 +24,7 @@ impl Distinct {
     }
 
     /// Takes `index`; false if it is out of range or was taken since the last [`Distinct::clear`].
-    pub(super) fn take(&mut self, index: u32) -> bool {
+    pub(crate) fn take(&mut self, index: u32) -> bool {
         match self.taken_in.get_mut(index as usize) {
             Some(taken_in) => std::mem::replace(taken_in, self.round) != self.round,
             None => false,

@@ -21,6 +21,15 @@ pub mod ops;
 /// Devices at load time, and executors that replay a program.
 pub mod device;
 
+/// Checks of recorded ops, shared by devices.
+mod shapes;
+
+/// Checks of a batch before a device sees it.
+mod admission;
+
+/// Which indices occurred in a round.
+mod distinct;
+
 /// Read-only mappings of weight files.
 pub mod file_map;
 

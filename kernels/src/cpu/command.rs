@@ -15,6 +15,7 @@ use crate::device::Limits;
 use crate::error::KernelError;
 use crate::ops;
 use crate::sampling::SampleOutput;
+use crate::shapes::Rows;
 
 /// A recorded primitive.
 pub(crate) enum Command {
@@ -41,33 +42,6 @@ pub(crate) enum Command {
     /// Panics in one worker.
     #[cfg(test)]
     Panic(usize),
-}
-
-/// Which rows of the step an op runs over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rows {
-    /// T, the rows of the step.
-    Tokens,
-    /// R, the rows that need logits.
-    Logits,
-}
-
-impl Rows {
-    /// Rows of this batch.
-    pub(crate) fn of(self, batch: &Batch) -> usize {
-        match self {
-            Rows::Tokens => batch.num_tokens(),
-            Rows::Logits => batch.logits.len(),
-        }
-    }
-
-    /// The most rows of any batch.
-    pub(crate) fn max(self, limits: &Limits) -> usize {
-        match self {
-            Rows::Tokens => limits.max_tokens,
-            Rows::Logits => limits.max_logits_rows,
-        }
-    }
 }
 
 /// Keys that attention reduces at a time.

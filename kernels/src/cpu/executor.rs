@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::admission::Admission;
 use crate::cpu::buffer::Claim;
 use crate::cpu::command::{Command, LeaderOutput, Scratch, ScratchPlan, WorkerCtx};
 use crate::cpu::isa::Isa;
@@ -17,11 +18,6 @@ use crate::cpu::program::{CpuProgram, Recorded};
 use crate::cpu::team::{Barrier, BarrierPoisoned, SPINS_BETWEEN_STEPS, Signal, Team};
 use crate::device::{Executor, Limits, Step};
 use crate::error::KernelError;
-
-mod admit;
-mod distinct;
-
-use admit::Admission;
 
 /// A program and the team that replays it. Dropping it ends the team.
 pub struct CpuExecutor {
@@ -88,8 +84,8 @@ impl CpuExecutor {
         isa: Isa,
         workers: usize,
     ) -> Result<Self, KernelError> {
-        let Recorded { mut commands, claims, caches, bounds } = program.finish()?;
-        let admission = Admission::new(limits, bounds, &caches)?;
+        let Recorded { mut commands, claims, bounds, groups } = program.finish()?;
+        let admission = Admission::new(limits, bounds, &groups)?;
         let scratch = plan_scratch(&mut commands, &limits, workers)?.allocate(workers)?;
         let last_tokens = (0..limits.max_seqs).map(|_| AtomicU32::new(0)).collect();
         let pool = rayon::ThreadPoolBuilder::new()

@@ -32,36 +32,9 @@ pub(crate) struct MoeOp {
 }
 
 impl MoeOp {
-    /// Wraps the op; [`MoeOp::check`] said that its shapes fit.
+    /// Wraps the op; [`crate::shapes`] said that its shapes fit.
     pub(crate) fn new(op: Moe<CpuProgram>) -> Self {
         MoeOp { op, pairs_max: 0 }
-    }
-
-    /// What does not fit, if anything.
-    pub(crate) fn check(op: &Moe<CpuProgram>) -> Result<(), String> {
-        let hidden = op.x.cols();
-        let experts = op.gate_up.num_experts();
-        let inner = op.down.cols();
-        let fits = [
-            ("norm", op.norm.weight.len() == hidden),
-            ("normed", op.normed.cols() == hidden && !op.normed.is(&op.x)),
-            ("router", op.router.rows() == experts && op.router.cols() == hidden),
-            ("scores", op.scores.cols() == experts),
-            ("chosen", (1..=experts).contains(&op.num_chosen)),
-            ("gate_up", op.gate_up.cols() == hidden && op.gate_up.rows() == 2 * inner),
-            ("inner", op.inner.cols() == inner),
-            ("down", op.down.num_experts() == experts && op.down.rows() == hidden),
-            ("outer", op.outer.cols() == hidden),
-        ];
-        match fits.into_iter().find(|(_, fits)| !fits) {
-            None => Ok(()),
-            Some((part, _)) => Err(format!(
-                "{part} does not fit {experts} experts [{}, {hidden}], [{}, {inner}], {} chosen",
-                op.gate_up.rows(),
-                op.down.rows(),
-                op.num_chosen
-            )),
-        }
     }
 
     /// Plans scratch: prepared rows, choices, the sorted pairs.

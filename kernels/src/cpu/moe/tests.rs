@@ -12,6 +12,7 @@ use crate::device::Limits;
 use crate::dtype::DType;
 use crate::ops::{Activation as Act, Moe, Norm, Routing};
 use crate::reference::{self, Matrix};
+use crate::shapes::check_experts;
 
 const HIDDEN: usize = 20;
 const INNER: usize = 9;
@@ -64,7 +65,7 @@ impl Case {
 
     fn run(&self, first: usize, rows: usize, isa: Isa, workers: usize) -> Vec<Vec<f32>> {
         let op = self.op(first, rows);
-        MoeOp::check(&op).unwrap();
+        check_experts(&op).unwrap();
         let x = op.x.clone();
         let mut moe = MoeOp::new(op);
         let limits = Limits {
@@ -141,7 +142,7 @@ fn a_row_has_the_same_bits_alone_and_in_any_company() {
 fn shapes_that_do_not_fit_are_named() {
     let case = Case { format: DType::F32, routing: Routing::Softmax, renormalize: true };
     let wrong = Moe { num_chosen: EXPERTS + 1, ..case.op(0, 1) };
-    assert!(MoeOp::check(&wrong).unwrap_err().contains("chosen"));
+    assert!(check_experts(&wrong).unwrap_err().contains("chosen"));
     let wrong = Moe { inner: Activation::new(3, INNER + 1).unwrap(), ..case.op(0, 1) };
-    assert!(MoeOp::check(&wrong).unwrap_err().contains("inner"));
+    assert!(check_experts(&wrong).unwrap_err().contains("inner"));
 }
