@@ -74,7 +74,7 @@ pub enum ApiError {
     /// The body has more values than we read.
     #[error("The request body has more than the limit of {limit} values")]
     TooManyValues {
-        /// Most values in a body.
+        /// Most values in a body of its length.
         limit: u64,
     },
     /// The body is larger than we read.

@@ -1,7 +1,9 @@
 //! Reads a request body: bounded in bytes and time, and against a budget of memory for all bodies.
 //!
 //! What a body takes is reserved before it is taken: its text several times over, and its values
-//! by a count that is made as the text arrives. A body that is too large is read on and thrown away
+//! by a count that is made as the text arrives. Nobody queues for room: whoever finds too little
+//! tries again for a while, so that a large body that waits holds up no other, and small bodies
+//! have a part of their own, so that they never wait for large ones. A body that is too large is read on and thrown away
 //! for a while after the answer, because a connection closed over unread data resets, and the
 //! client would never see the 413.
 
@@ -15,6 +17,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::api::error::ApiError;
 use crate::api::room::Room;
@@ -24,9 +27,13 @@ use crate::http::values::ValueCount;
 /// Room for bodies that are in memory at the same time.
 #[derive(Debug)]
 pub struct BodyBudget {
-    kib: Arc<Semaphore>,
+    /// KiB for bodies of at most [`SMALL_ROOM_BYTES`], which take of the other when it is full.
+    small: Arc<Semaphore>,
+    /// KiB for all others.
+    large: Arc<Semaphore>,
     body_bytes_max: u64,
-    values_max: u64,
+    /// What one body may take.
+    room_bytes_max: u64,
     timeout: Duration,
 }
 
@@ -65,13 +72,19 @@ impl BodyBudget {
     /// Budget after the limits.
     pub fn new(limits: &Limits) -> Arc<Self> {
         let text = room_bytes(limits.body_bytes_max, 0).saturating_add(ROOM_STEP_BYTES);
+        let largest = text.saturating_add(room_bytes(0, VALUES_MIN));
+        let small = limits.body_bytes_total / SMALL_PARTS;
         // The largest body alone always fits.
-        let bytes = limits.body_bytes_total.max(text.saturating_add(room_bytes(0, VALUES_MIN)));
-        let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX);
+        let large = (limits.body_bytes_total - small).max(largest);
+        let pool = |bytes: u64| {
+            let kib = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX);
+            Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS)))
+        };
         Arc::new(BodyBudget {
-            kib: Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS))),
+            small: pool(small),
+            large: pool(large),
             body_bytes_max: limits.body_bytes_max,
-            values_max: (bytes - text) / VALUE_BYTES,
+            room_bytes_max: largest.max(limits.body_bytes_total / BODY_PARTS) - ROOM_STEP_BYTES,
             timeout: limits.body_timeout,
         })
     }
@@ -96,7 +109,7 @@ impl BodyBudget {
             self.linger(headers, body);
             return Err(refused);
         }
-        let mut room = self.reserve(0).await?;
+        let mut room = self.no_room()?;
         let bytes = self.read(headers, body, &mut room).await?;
         let text_kib = room_bytes(bytes.len() as u64, 0).div_ceil(1024) as usize;
         let (object, mut room) = parse(bytes, room).await?;
@@ -107,16 +120,39 @@ impl BodyBudget {
     /// Room that nobody has taken.
     #[cfg(test)]
     pub(crate) fn left_kib(&self) -> usize {
-        self.kib.available_permits()
+        self.small.available_permits() + self.large.available_permits()
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Takes all that is not kept for small bodies, as unfinished large ones do.
+    #[cfg(test)]
+    pub(crate) fn take_large(&self) -> OwnedSemaphorePermit {
+        let kib = self.large.available_permits() as u32;
+        self.large.clone().try_acquire_many_owned(kib).unwrap()
+    }
+
+    fn no_room(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.small.clone().try_acquire_many_owned(0).map_err(|_closed| ApiError::Internal)
+    }
+
+    /// Lets `room` be of at least `bytes`; tries for [`ROOM_WAIT_MAX`] at most.
+    async fn grow(&self, room: &mut OwnedSemaphorePermit, bytes: u64) -> Result<(), ApiError> {
+        let held = room.num_permits() as u64 * 1024;
+        if bytes <= held {
+            return Ok(());
+        }
+        let is_small = bytes <= SMALL_ROOM_BYTES;
         // At most what `new` found room for, below 4 TiB.
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let wait = ROOM_WAIT_MAX.min(self.timeout);
-        match tokio::time::timeout(wait, self.kib.clone().acquire_many_owned(kib)).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(ApiError::Busy { retry_after_s: 1 }),
+        let stepped = bytes.max(held.saturating_add(ROOM_STEP_BYTES));
+        let kib = u32::try_from(stepped.div_ceil(1024)).unwrap_or(u32::MAX);
+        let deadline = Instant::now() + ROOM_WAIT_MAX.min(self.timeout);
+        loop {
+            if is_small && grow_in(&self.small, room, kib) || grow_in(&self.large, room, kib) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(ApiError::Busy { retry_after_s: 1 });
+            }
+            tokio::time::sleep(ROOM_RETRY_EVERY).await;
         }
     }
 
@@ -129,7 +165,7 @@ impl BodyBudget {
     ) -> Result<Bytes, ApiError> {
         let late = ApiError::BodyTimeout { seconds: self.timeout.as_secs() };
         let (mut bytes, mut values) = (BytesMut::new(), ValueCount::default());
-        let deadline = tokio::time::Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout;
         loop {
             let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
                 Ok(Some(Ok(frame))) => frame,
@@ -146,20 +182,15 @@ impl BodyBudget {
                 return Err(ApiError::TooLarge { limit: self.body_bytes_max });
             }
             values.feed(&data);
-            if values.count() > self.values_max {
+            let num_bytes = (bytes.len() + data.len()) as u64;
+            let left = self.room_bytes_max.saturating_sub(room_bytes(num_bytes, 0));
+            if values.count() > left / VALUE_BYTES {
                 self.linger(headers, body);
-                return Err(ApiError::TooManyValues { limit: self.values_max });
+                return Err(ApiError::TooManyValues { limit: left / VALUE_BYTES });
             }
-            let needed = room_bytes((bytes.len() + data.len()) as u64, values.count());
-            let held = room.num_permits() as u64 * 1024;
-            if let Some(more) = needed.checked_sub(held).filter(|more| *more > 0) {
-                match self.reserve(more.max(ROOM_STEP_BYTES)).await {
-                    Ok(more) => room.merge(more),
-                    Err(busy) => {
-                        self.linger(headers, body);
-                        return Err(busy);
-                    }
-                }
+            if let Err(busy) = self.grow(room, room_bytes(num_bytes, values.count())).await {
+                self.linger(headers, body);
+                return Err(busy);
             }
             bytes.extend_from_slice(&data);
         }
@@ -194,6 +225,15 @@ const VALUE_BYTES: u64 = 320;
 /// Values that every installation reads in one body.
 const VALUES_MIN: u64 = 1 << 16;
 
+/// One body takes at most one of so many parts of the budget, if the largest text fits in that.
+const BODY_PARTS: u64 = 4;
+
+/// A body that takes at most this is small: 64 KiB of text with 800 values.
+const SMALL_ROOM_BYTES: u64 = 512 << 10;
+
+/// The share of the budget that is kept for small bodies is one of so many.
+const SMALL_PARTS: u64 = 8;
+
 /// Larger bodies are parsed on a thread that may block.
 const PARSE_HERE_BYTES_MAX: usize = 64 << 10;
 
@@ -202,6 +242,9 @@ const ROOM_STEP_BYTES: u64 = 64 << 10;
 
 /// How long a request waits for room in the budget before it is refused.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// How often it looks.
+const ROOM_RETRY_EVERY: Duration = Duration::from_millis(10);
 
 /// A refused body is read on for at most this long,
 const LINGER_TIME_MAX: Duration = Duration::from_secs(20);
@@ -226,6 +269,18 @@ fn is_plain(headers: &HeaderMap) -> bool {
     let plain =
         |value: &hyper::header::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
     headers.get_all(CONTENT_ENCODING).iter().all(plain)
+}
+
+/// Lets `room` be of `kib` in `pool`, where it may or may not be yet; false if too little is left.
+fn grow_in(pool: &Arc<Semaphore>, room: &mut OwnedSemaphorePermit, kib: u32) -> bool {
+    let is_here = Arc::ptr_eq(room.semaphore(), pool);
+    let held = if is_here { room.num_permits() as u32 } else { 0 };
+    match pool.clone().try_acquire_many_owned(kib.saturating_sub(held)) {
+        Ok(more) if is_here => room.merge(more),
+        Ok(whole) => *room = whole,
+        Err(_too_little) => return false,
+    }
+    true
 }
 
 /// The room goes along: a client that leaves does not stop the parser.
@@ -311,5 +366,49 @@ mod tests {
         assert!(parse_object(b"").is_err());
         assert!(parse_object(&[b'['; 100_000]).is_err());
         assert_eq!(parse_object(b"{}").unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_room_holds_up_nobody() {
+        let budget = BodyBudget::new(&Limits::default());
+        let mib = |count: u64| count << 20;
+        let (mut held, mut hopes, mut other) =
+            (budget.take_large(), budget.no_room().unwrap(), budget.no_room().unwrap());
+        drop(held.split(3 << 10));
+        let waits = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.grow(&mut hopes, mib(4)).await }
+        });
+        tokio::task::yield_now().await;
+        budget.grow(&mut other, mib(2)).await.unwrap();
+        assert!(!waits.is_finished(), "it waits for more than there is");
+        drop(held);
+        waits.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn room_moves_between_the_parts_and_comes_back() {
+        let budget = BodyBudget::new(&Limits::default());
+        let (small, large) = (budget.small.available_permits(), budget.large.available_permits());
+        let left =
+            || (small - budget.small.available_permits(), large - budget.large.available_permits());
+        let mut room = budget.no_room().unwrap();
+        budget.grow(&mut room, 1).await.unwrap();
+        assert_eq!(left(), (64, 0));
+        budget.grow(&mut room, 64 << 10).await.unwrap();
+        assert_eq!(left(), (64, 0));
+        budget.grow(&mut room, 300 << 10).await.unwrap();
+        assert_eq!(left(), (300, 0));
+        budget.grow(&mut room, 1 << 20).await.unwrap();
+        assert_eq!(left(), (0, 1024));
+        budget.grow(&mut room, 2 << 20).await.unwrap();
+        assert_eq!(left(), (0, 2048));
+        // Small bodies go where others are once their own part is full.
+        let full = budget.small.clone().try_acquire_many_owned(small as u32).unwrap();
+        let mut other = budget.no_room().unwrap();
+        budget.grow(&mut other, 1).await.unwrap();
+        assert_eq!(left(), (small, 2048 + 64));
+        drop((room, other, full));
+        assert_eq!(left(), (0, 0));
     }
 }

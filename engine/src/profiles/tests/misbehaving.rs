@@ -162,6 +162,31 @@ async fn bodies_that_are_only_announced_take_no_room_from_others() {
 }
 
 #[tokio::test]
+async fn small_bodies_find_room_beside_large_ones() {
+    let limits = Limits { body_timeout: Duration::from_secs(2), ..Limits::default() };
+    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let large = json!({"prompt": vec![1; 60_000]});
+    let large_error = async || post(server.address, "/v1/completions", &large).await.error();
+    let held = server.bodies.take_large();
+    let body = json!({"messages": [{"role": "user", "content": "hello"}]});
+    assert_eq!(post(server.address, CHAT, &body).await.status, 200);
+    assert_eq!(large_error().await, "503 - engine_overloaded");
+    drop(held);
+    assert_eq!(large_error().await, "400 prompt context_length_exceeded");
+}
+
+#[tokio::test]
+async fn one_body_takes_a_quarter_of_the_room_at_most() {
+    let server = Scripted::open().await;
+    for (num_ids, told) in
+        [(190_000, "400 prompt context_length_exceeded"), (220_000, "413 - request_too_large")]
+    {
+        let body = json!({"prompt": vec![1; num_ids]});
+        assert_eq!(post(server.address, "/v1/completions", &body).await.error(), told);
+    }
+}
+
+#[tokio::test]
 async fn a_prompt_that_waits_keeps_its_room_also_when_its_client_has_left() {
     let server = Scripted::open().await;
     let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
@@ -189,7 +214,7 @@ async fn bodies_are_bounded_by_the_values_in_them() {
     let limits = Limits { body_bytes_max: 1 << 20, body_bytes_total: 0, ..Limits::default() };
     let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
     for (num_ids, told) in
-        [(60_000, "400 prompt context_length_exceeded"), (70_000, "413 - request_too_large")]
+        [(60_000, "400 prompt context_length_exceeded"), (80_000, "413 - request_too_large")]
     {
         let body = json!({"prompt": vec![1; num_ids]});
         assert_eq!(post(server.address, "/v1/completions", &body).await.error(), told);
