@@ -256,7 +256,7 @@ pub static FIELDS: &[Field] = &[
     chat(
         "chat_template_kwargs",
         Honoured(|wire, from| {
-            wire.template_kwargs = read::object(from.name, from.value)?.clone();
+            wire.template_kwargs = read::template_kwargs(from.name, from.value)?;
             Ok(())
         }),
     ),

@@ -10,7 +10,7 @@ use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 use crate::profiles::openai::answer::note_ignored;
 use crate::profiles::openai::messages;
-use crate::profiles::openai::values::{boolean, missing, object, string, token_ids};
+use crate::profiles::openai::values::{boolean, missing, string, template_kwargs, token_ids};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -84,7 +84,7 @@ pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
                 add_generation_prompt: generation_prompt.unwrap_or(!continue_final_message),
                 continue_final_message,
                 template_kwargs: match kwargs {
-                    Some(value) => object("chat_template_kwargs", value)?.clone(),
+                    Some(value) => template_kwargs("chat_template_kwargs", value)?,
                     None => Map::new(),
                 },
             };

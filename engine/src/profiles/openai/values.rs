@@ -96,6 +96,46 @@ pub fn object<'a>(name: &str, value: &'a Value) -> Read<&'a Map<String, Value>> 
     value.as_object().ok_or_else(|| wrong_type(name, "an object", value))
 }
 
+/// Arguments of a chat template: few and short, because their values wait for the tokenizers beside
+/// the text that they come with, and room is kept for text alone.
+pub fn template_kwargs(name: &str, value: &Value) -> Read<Map<String, Value>> {
+    let kwargs = object(name, value)?;
+    let (num_values, num_bytes) = kwargs.iter().fold((0, 0), add_entry);
+    if num_values <= KWARGS_VALUES_MAX && num_bytes <= KWARGS_BYTES_MAX {
+        return Ok(kwargs.clone());
+    }
+    Err(ApiError::invalid(
+        name,
+        "object_above_max_length",
+        format!(
+            "Invalid '{name}': object too large. Expected at most {KWARGS_VALUES_MAX} values with              {KWARGS_BYTES_MAX} bytes of text, but got {num_values} values with {num_bytes} bytes              instead."
+        ),
+    ))
+}
+
+/// Values in a template's arguments, at any depth.
+const KWARGS_VALUES_MAX: usize = 512;
+
+/// Bytes of strings and names in them.
+const KWARGS_BYTES_MAX: usize = 64 << 10;
+
+/// Adds an entry of an object to a number of values and one of bytes.
+fn add_entry(sum: (usize, usize), (name, value): (&String, &Value)) -> (usize, usize) {
+    let (num_values, num_bytes) = add_value(sum, value);
+    (num_values, num_bytes + name.len())
+}
+
+/// Adds a value with all that is in it. As deep as the parser went, which is bounded.
+fn add_value((num_values, num_bytes): (usize, usize), value: &Value) -> (usize, usize) {
+    let sum = (num_values + 1, num_bytes);
+    match value {
+        Value::Array(items) => items.iter().fold(sum, add_value),
+        Value::Object(entries) => entries.iter().fold(sum, add_entry),
+        Value::String(text) => (sum.0, sum.1 + text.len()),
+        Value::Null | Value::Bool(_) | Value::Number(_) => sum,
+    }
+}
+
 /// A list of token ids, possibly empty, in the order given.
 pub fn token_ids(name: &str, value: &Value, len_max: usize) -> Read<Vec<u32>> {
     let items = value.as_array().ok_or_else(|| wrong_type(name, "an array of integers", value))?;

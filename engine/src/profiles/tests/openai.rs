@@ -228,6 +228,10 @@ async fn models_are_found_by_every_name_and_tokens_counted() {
     assert_eq!(answer.error(), "400 tokens invalid_value");
     let both = with(user("x"), json!({"prompt": "x"}));
     assert_eq!(post(server.address, "/tokenize", &both).await.error(), "400 prompt invalid_value");
+    let mut large = user("x");
+    large["chat_template_kwargs"] = json!({"a": vec![1; 10_000]});
+    let told = "400 chat_template_kwargs object_above_max_length";
+    assert_eq!(post(server.address, "/tokenize", &large).await.error(), told);
 }
 
 #[tokio::test]

@@ -228,6 +228,25 @@ fn lists_and_maps_are_bounded_and_sorted() {
 }
 
 #[test]
+fn arguments_of_a_template_are_few_and_short() {
+    let read = |kwargs: Value| {
+        let wire = chat(json!({"chat_template_kwargs": kwargs}))?;
+        Ok::<_, String>(wire.template_kwargs.len())
+    };
+    let too_large = Err("chat_template_kwargs object_above_max_length".to_string());
+    // The list is a value itself.
+    assert_eq!(read(json!({"a": vec![1; 511]})), Ok(1));
+    assert_eq!(read(json!({"a": vec![1; 512]})), too_large);
+    assert_eq!(read(json!({"a": [{"b": vec![json!([{}]); 300]}]})), too_large);
+    let text = |num_bytes: usize| json!([{"é": "x".repeat(num_bytes - 3)}]);
+    assert_eq!(read(json!({"a": text(64 << 10)})), Ok(1));
+    assert_eq!(read(json!({"a": text((64 << 10) + 1)})), too_large);
+    let names: Map<String, Value> =
+        (0..300).map(|index| (format!("{index:0>300}"), Value::Null)).collect();
+    assert_eq!(read(Value::Object(names)), too_large);
+}
+
+#[test]
 fn fields_must_agree_with_each_other() {
     let finish_chat = |mut body: Value| {
         body["messages"] = json!([{"role": "user", "content": "x"}]);
