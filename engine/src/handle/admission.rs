@@ -4,6 +4,7 @@
 //! allocated here, and its prompt's block keys are hashed here.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::room::EventRoom;
@@ -109,12 +110,14 @@ impl Checked {
         self.ring_capacity
     }
 
-    /// Allocates all that the engine thread needs for it; `room` is that of its events.
+    /// Allocates all that the engine thread needs for it; `room` is that of its events, `draining`
+    /// says whether the instance was told to end.
     pub fn build(
         self,
         info: &InstanceInfo,
         hasher: &KeyHasher,
         room: EventRoom,
+        draining: Arc<AtomicBool>,
     ) -> (SequenceGroup, EventStream) {
         let Checked { request, prompt, .. } = self;
         let total = prompt.len() + request.stop.max_tokens as usize;
@@ -123,7 +126,7 @@ impl Checked {
         let mut chain = KeyChain::new(root, num_blocks);
         chain.extend(hasher, prompt.len(), |index| prompt[index]);
         let stop = Arc::new(request.stop);
-        let (sink, stream) = event_ring(room, request.n);
+        let (sink, stream) = event_ring(room, request.n, draining);
         let sequence = |choice: u32| Sequence {
             prompt: prompt.clone(),
             output: Vec::with_capacity(stop.max_tokens as usize),

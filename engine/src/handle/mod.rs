@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::kv::key::KeyHasher;
 use crate::model::info::InstanceInfo;
-use crate::request::{Request, StepError, SubmitError};
+use crate::request::{Request, SubmitError};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::sequence::SequenceGroup;
 
@@ -60,7 +60,8 @@ pub struct Shared {
     /// Room for the events of open requests.
     events: Arc<room::EventBudget>,
     started_at: Instant,
-    draining: AtomicBool,
+    /// Set once; every open request's sink asks it.
+    draining: Arc<AtomicBool>,
     /// Milliseconds since `started_at` at which what still runs is failed.
     drain_deadline_ms: AtomicU64,
 }
@@ -74,8 +75,8 @@ pub enum Message {
     Wake,
 }
 
-/// The engine thread's end of the border. A request that is still in it when it is dropped fails:
-/// with `ShuttingDown` if the instance was told to drain, else like any whose engine is gone.
+/// The engine thread's end of the border. A request that is still in it when it is dropped fails,
+/// as its [`stream::EventSink`] does.
 #[derive(Debug)]
 pub struct Inbox {
     /// Admitted requests in the order of arrival.
@@ -97,7 +98,7 @@ pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle,
         stats: stats::LiveStats::default(),
         pulse: pulse::Pulse::default(),
         started_at: Instant::now(),
-        draining: AtomicBool::new(false),
+        draining: Arc::default(),
         drain_deadline_ms: AtomicU64::new(u64::MAX),
     });
     (EngineHandle { shared: shared.clone(), inbox: sender }, Inbox { messages, shared })
@@ -121,7 +122,9 @@ impl EngineHandle {
             self.shared.stats.give_places_back(sequences, tokens);
             return Err(self.busy());
         };
-        let (group, stream) = checked.build(&self.shared.info, &self.shared.hasher, room);
+        let (info, hasher) = (&self.shared.info, &self.shared.hasher);
+        let draining = self.shared.draining.clone();
+        let (group, stream) = checked.build(info, hasher, room, draining);
         match self.inbox.try_send(Message::Submit(Box::new(group))) {
             Ok(()) => Ok(stream),
             Err(refused) => {
@@ -179,19 +182,6 @@ impl EngineHandle {
         SubmitError::Busy {
             queued: u32::try_from(stats.waiting.load(Relaxed)).unwrap_or(u32::MAX),
             retry_after_s: wait.ceil().clamp(1.0, 60.0) as u32,
-        }
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        if self.shared.drain_left().is_none() {
-            return;
-        }
-        for message in self.messages.try_iter() {
-            if let Message::Submit(group) = message {
-                group.sink.failed(StepError::ShuttingDown);
-            }
         }
     }
 }

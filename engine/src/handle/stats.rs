@@ -1,7 +1,7 @@
 //! Numbers of the engine thread for metrics, health and admission.
 //!
-//! The engine thread writes (submitters what concerns the queue), anyone reads; each number is an atomic of its own, so a reading is
-//! not one instant but costs the step loop nothing.
+//! The engine thread writes (submitters what concerns the queue), anyone reads; each number is an
+//! atomic of its own, so a reading is not one instant but costs the step loop nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

@@ -74,12 +74,18 @@ pub fn ring_capacity(bounds: EventBounds) -> Option<usize> {
     usize::try_from(choices.checked_add(prompt)?.checked_add(1)?).ok()
 }
 
-/// A stream of `num_choices` choices and its sink over a ring that fills `room`.
-pub fn event_ring(room: EventRoom, num_choices: u32) -> (EventSink, EventStream) {
+/// A stream of `num_choices` choices and its sink over a ring that fills `room`. Once `draining`, a
+/// sink that goes without a word was shut down.
+pub fn event_ring(
+    room: EventRoom,
+    num_choices: u32,
+    draining: Arc<AtomicBool>,
+) -> (EventSink, EventStream) {
     let (producer, consumer) = RingBuffer::new(room.items());
     let link = Arc::new(Link {
         waker: AtomicWaker::new(),
         failure: OnceLock::new(),
+        draining,
         stopped: (0..num_choices).map(|_| AtomicBool::new(false)).collect(),
         _room: room,
     });
@@ -101,6 +107,8 @@ struct Link {
     waker: AtomicWaker,
     /// Why the request failed; set before the sink goes.
     failure: OnceLock<StepError>,
+    /// Whether the instance was told to end.
+    draining: Arc<AtomicBool>,
     /// Set by the reader: it wants no more of this choice.
     stopped: Box<[AtomicBool]>,
     _room: EventRoom,
@@ -168,6 +176,16 @@ impl EventSink {
     fn push(&mut self, item: Item) {
         let pushed = self.producer.push(item);
         assert!(pushed.is_ok(), "the ring holds every item its request can bring");
+    }
+}
+
+/// Says why before the ring counts as abandoned. Asked here and not by the reader, who may look
+/// long after the end.
+impl Drop for EventSink {
+    fn drop(&mut self) {
+        if self.link.0.draining.load(Relaxed) {
+            let _ = self.link.0.failure.set(StepError::ShuttingDown);
+        }
     }
 }
 
@@ -280,7 +298,7 @@ mod tests {
 
     fn event_ring(items: usize, num_choices: u32) -> (EventSink, EventStream) {
         let room = EventBudget::new(items).take(items).unwrap();
-        super::event_ring(room, num_choices)
+        super::event_ring(room, num_choices, Arc::default())
     }
 
     fn flat(id: u32) -> FlatToken {

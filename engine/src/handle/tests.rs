@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::info::{KvGroupInfo, KvGroupKind};
-use crate::request::{Event, SamplerParams, Segment, StopParams, Tenant};
+use crate::request::{Event, SamplerParams, Segment, StepError, StopParams, Tenant};
 use pagoda_kernels::dtype::DType;
 
 fn info() -> InstanceInfo {
@@ -127,6 +127,16 @@ fn what_is_left_in_the_inbox_is_told_whose_fault_it_is() {
     };
     assert_eq!(last(true), Some(Event::Failed(StepError::ShuttingDown)));
     assert_eq!(last(false), Some(Event::Failed(StepError::Ended)));
+}
+
+#[test]
+fn a_request_that_is_dropped_unseen_while_the_engine_drains_was_shut_down() {
+    let (handle, inbox) = border(info(), small_queue());
+    let mut stream = handle.submit(request(1, 1)).unwrap();
+    let message = inbox.messages.try_recv().unwrap();
+    handle.drain(Duration::ZERO);
+    drop(message);
+    assert_eq!(stream.try_next(), Some(Event::Failed(StepError::ShuttingDown)));
 }
 
 #[test]

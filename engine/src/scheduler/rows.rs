@@ -7,7 +7,8 @@ use super::record::Entry;
 use crate::sequence::Sequence;
 
 /// Appends `entry`'s rows of `sequence`: known tokens, perhaps a pending one, then `drafts`; and its
-/// block tables, which hold a block for every row and stay as they are until the launch. Returns the number of logits rows.
+/// block tables, which hold a block for every row and stay as they are until the launch. Returns
+/// the number of logits rows.
 ///
 /// ```text
 /// position   base … known-1 | known    | end …
