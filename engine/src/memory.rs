@@ -20,7 +20,8 @@ pub enum KvBudget {
     Bytes(u64),
 }
 
-/// Left alone beside everything that is planned: stacks, text, connections.
+/// Left alone beside everything that is planned: stacks, text, connections. Bodies and events of
+/// unusual loads may take more, up to budgets of their own.
 const RESERVE_BYTES: u64 = 192 << 20;
 
 /// What a model takes beside its KV cache, in bytes.
