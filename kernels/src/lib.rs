@@ -27,6 +27,9 @@ mod shapes;
 /// Checks of a batch before a device sees it.
 mod admission;
 
+/// How matrices of a checkpoint become one.
+mod stacking;
+
 /// Which indices occurred in a round.
 mod distinct;
 
@@ -35,6 +38,9 @@ pub mod file_map;
 
 /// The CPU device: a worker team and kernels for each instruction set.
 pub mod cpu;
+
+/// The CUDA device: the same op list from handwritten kernels.
+pub mod cuda;
 
 /// Every op in plain float64 loops, for tests.
 pub mod reference;

@@ -16,8 +16,7 @@ use crate::cpu::buffer::AlignedBuffer;
 use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;
 use crate::ops::Stacking;
-
-use pack::{refused, stacked_shape};
+use crate::stacking::{refused, stacked_shape};
 
 /// Output columns of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -101,7 +100,8 @@ impl PackedWeight {
         stacking: Stacking,
         format: DType,
     ) -> Result<Self, KernelError> {
-        let mut packed = Packed::zeroed(stacked_shape(parts, stacking, format)?, 1)?;
+        let (n, k) = stacked_shape(parts, stacking)?;
+        let mut packed = Packed::zeroed(Shape { n, k, format }, 1)?;
         packed.fill_expert(0, parts, stacking);
         Ok(PackedWeight(Arc::new(packed)))
     }
@@ -126,7 +126,8 @@ impl PackedWeight {
         stacking: Stacking,
     ) -> Result<(), KernelError> {
         let (of, experts) = (self.0.shape, self.0.experts);
-        let shape = stacked_shape(parts, stacking, of.format)?;
+        let (n, k) = stacked_shape(parts, stacking)?;
+        let shape = Shape { n, k, format: of.format };
         match Arc::get_mut(&mut self.0) {
             Some(packed) if shape == of && expert < experts => {
                 packed.fill_expert(expert, parts, stacking);

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 
 use super::{PANEL, Packed, Shape};
 use crate::dtype::{DType, HostTensor};
-use crate::error::KernelError;
 use crate::ops::Stacking;
+use crate::stacking::source_row;
 
 impl Packed {
     /// Row n of the matrix is row n of the stacked parts.
@@ -49,23 +49,6 @@ impl Packed {
     }
 }
 
-/// Which part, and which of its rows, is row `n` of the stacked matrix.
-fn source_row<'a>(
-    parts: &[HostTensor<'a>],
-    stacking: Stacking,
-    mut n: usize,
-) -> (HostTensor<'a>, usize) {
-    if stacking == Stacking::InterleavePairs {
-        return (parts[n % parts.len()], n / parts.len());
-    }
-    let mut part = 0;
-    while n >= parts[part].rows {
-        n -= parts[part].rows;
-        part += 1;
-    }
-    (parts[part], n)
-}
-
 /// Copies a row of `part` to a lane of a panel, word by word where the type stays.
 fn copy_row(shape: Shape, part: HostTensor<'_>, row: usize, lane: usize, panel: &mut [u8]) {
     if part.dtype != shape.format {
@@ -96,37 +79,4 @@ fn store(shape: Shape, k: usize, lane: usize, value: f32, panel: &mut [u8]) {
         DType::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_ne_bytes()),
         DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_ne_bytes()),
     }
-}
-
-/// An error that says why.
-pub(super) fn refused(reason: impl Into<String>) -> KernelError {
-    KernelError::Shape { op: "pack", reason: reason.into() }
-}
-
-/// The shape of the stacked parts, if they fit each other.
-pub(super) fn stacked_shape(
-    parts: &[HostTensor<'_>],
-    stacking: Stacking,
-    format: DType,
-) -> Result<Shape, KernelError> {
-    let Some(first) = parts.first() else {
-        return Err(refused("no parts"));
-    };
-    let mut n = 0usize;
-    for part in parts {
-        if part.cols != first.cols {
-            return Err(refused(format!("parts of {} and {} columns", first.cols, part.cols)));
-        }
-        if stacking == Stacking::InterleavePairs && part.rows != first.rows {
-            return Err(refused(format!("parts of {} and {} rows", first.rows, part.rows)));
-        }
-        n = n.checked_add(part.rows).ok_or_else(|| refused("too many rows"))?;
-    }
-    if stacking == Stacking::InterleavePairs && parts.len() != 2 {
-        return Err(refused(format!("{} parts to interleave in pairs", parts.len())));
-    }
-    if n == 0 || first.cols == 0 {
-        return Err(refused("an empty matrix"));
-    }
-    Ok(Shape { n, k: first.cols, format })
 }

@@ -1,0 +1,298 @@
+// Runs kernels on the host: a fiber for each thread of a block, one block after another.
+//
+// For tests without a GPU. Included by prelude.cuh in place of the device compiler's own words.
+// Threads and blocks run in an order drawn from a seed, and shared memory starts as NaN, so that a
+// missing barrier or an unwritten element shows. It finds errors of indices, masks, barriers and
+// phases; it says nothing of speed, of the memory model, or of what an instruction really does.
+#pragma once
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <cmath>
+#include <vector>
+
+namespace emulate {
+
+constexpr unsigned WARP = 32;
+constexpr unsigned THREADS_MAX = 1024;
+constexpr size_t STACK_BYTES = 128 << 10;
+constexpr size_t SHARED_MAX = 232448;
+
+struct Index {
+    unsigned x, y, z;
+};
+
+// What one launch gives to every block.
+struct Launch {
+    void (*body)(const void* parameters);
+    const void* parameters;
+    Index grid;
+    unsigned threads;
+    size_t shared_bytes;
+    uint64_t seed;
+};
+
+// Threads that wait for each other.
+struct Meeting {
+    unsigned arrived = 0;
+    unsigned generation = 0;
+};
+
+struct Fiber {
+    jmp_buf at;
+    char* stack = nullptr;
+    bool started = false;
+    bool done = false;
+};
+
+// The one block that runs, and why it failed.
+struct Block {
+    Launch launch;
+    Index index;
+    unsigned current = 0;
+    // Counts whatever brings a waiting thread nearer to its end; a pass without is a deadlock.
+    uint64_t progress = 0;
+    Meeting all;
+    Meeting warps[THREADS_MAX / WARP];
+    uint64_t exchange[THREADS_MAX];
+    Fiber fibers[THREADS_MAX];
+    jmp_buf scheduler;
+    sigjmp_buf failed;
+    char message[512];
+};
+
+inline Block block;
+alignas(1024) inline unsigned char shared_memory[SHARED_MAX];
+
+// Splitmix64: small, seeded, good enough to shuffle.
+inline uint64_t next_random(uint64_t& state) {
+    uint64_t z = (state += 0x9e3779b97f4a7c15ull);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+// Ends the launch with a message.
+[[noreturn]] inline void fail(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(block.message, sizeof block.message, format, arguments);
+    va_end(arguments);
+    siglongjmp(block.failed, 1);
+}
+
+// An access to memory that nobody has ends the launch and not the process.
+inline void report_access(int, siginfo_t* info, void*) {
+    fail("thread %u of block %u, %u, %u touches memory that nobody has, at %p", block.current, block.index.x,
+         block.index.y, block.index.z, info->si_addr);
+}
+
+// While it lives, such accesses are reported.
+struct AccessGuard {
+    struct sigaction before[2];
+
+    AccessGuard() {
+        struct sigaction action = {};
+        action.sa_sigaction = report_access;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        sigaction(SIGSEGV, &action, &before[0]);
+        sigaction(SIGBUS, &action, &before[1]);
+    }
+    ~AccessGuard() {
+        sigaction(SIGSEGV, &before[0], nullptr);
+        sigaction(SIGBUS, &before[1], nullptr);
+    }
+};
+
+// Lets other threads run.
+inline void yield() {
+    if (_setjmp(block.fibers[block.current].at) == 0) _longjmp(block.scheduler, 1);
+}
+
+// Waits until `expected` threads are here. The last one runs `last` before anyone goes on.
+template <class Last>
+inline void meet(Meeting& meeting, unsigned expected, Last last) {
+    unsigned generation = meeting.generation;
+    if (++meeting.arrived == expected) {
+        last();
+        meeting.arrived = 0;
+        meeting.generation++;
+        block.progress++;
+        return;
+    }
+    while (meeting.generation == generation) yield();
+}
+
+inline unsigned warp_size_of(unsigned warp) {
+    unsigned left = block.launch.threads - warp * WARP;
+    return left < WARP ? left : WARP;
+}
+
+// All lanes of the warp; `last` runs once while all wait.
+template <class Last>
+inline void meet_warp(Last last) {
+    unsigned warp = block.current / WARP;
+    meet(block.warps[warp], warp_size_of(warp), last);
+}
+
+// Lane `from(lane)`'s value. All lanes of a whole warp take part, as with a full mask.
+template <class T, class From>
+inline T exchange(T value, From from) {
+    static_assert(sizeof(T) <= 8);
+    unsigned lane = block.current % WARP, first = block.current - lane;
+    if (warp_size_of(block.current / WARP) != WARP) fail("a shuffle in a warp of fewer lanes");
+    memcpy(&block.exchange[block.current], &value, sizeof value);
+    meet_warp([] {});
+    unsigned source = from(lane);
+    T result = value;
+    if (source < WARP) memcpy(&result, &block.exchange[first + source], sizeof result);
+    meet_warp([] {});
+    return result;
+}
+
+inline void enter() {
+    block.launch.body(block.launch.parameters);
+    block.fibers[block.current].done = true;
+    block.progress++;
+    _longjmp(block.scheduler, 1);
+}
+
+inline void resume(unsigned thread) {
+    Fiber& fiber = block.fibers[thread];
+    block.current = thread;
+    if (_setjmp(block.scheduler) != 0) return;
+    if (fiber.started) _longjmp(fiber.at, 1);
+    fiber.started = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack;
+    context.uc_stack.ss_size = STACK_BYTES;
+    context.uc_link = nullptr;
+    makecontext(&context, enter, 0);
+    setcontext(&context);
+}
+
+inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
+    for (size_t i = order.size(); i > 1; i--) {
+        unsigned j = next_random(random) % i, held = order[i - 1];
+        order[i - 1] = order[j];
+        order[j] = held;
+    }
+}
+
+inline void run_block(uint64_t& random) {
+    unsigned threads = block.launch.threads;
+    // 0xff bytes are NaN in every floating type and absurd as an index.
+    memset(shared_memory, 0xff, SHARED_MAX);
+    block.all = {};
+    for (Meeting& warp : block.warps) warp = {};
+    for (unsigned i = 0; i < threads; i++) {
+        Fiber& fiber = block.fibers[i];
+        if (!fiber.stack) fiber.stack = (char*)malloc(STACK_BYTES);
+        fiber.started = fiber.done = false;
+    }
+    std::vector<unsigned> order(threads);
+    for (unsigned i = 0; i < threads; i++) order[i] = i;
+    for (unsigned live = threads; live > 0;) {
+        shuffle(order, random);
+        uint64_t before = block.progress;
+        for (unsigned thread : order) {
+            if (block.fibers[thread].done) continue;
+            resume(thread);
+            if (block.fibers[thread].done) live--;
+        }
+        if (block.progress == before) {
+            fail("deadlock: %u of %u threads wait in block %u, %u, %u", live, threads,
+                 block.index.x, block.index.y, block.index.z);
+        }
+    }
+    // The bytes that the launch did not ask for belong to nobody.
+    for (size_t i = block.launch.shared_bytes; i < SHARED_MAX; i++) {
+        if (shared_memory[i] != 0xff) fail("shared memory written beyond %zu bytes", block.launch.shared_bytes);
+    }
+}
+
+// Runs all blocks in a random order. 0, or 1 with the reason in block.message.
+inline int run(const Launch& launch) {
+    block.launch = launch;
+    AccessGuard guard;
+    // With the mask of signals: a report comes from within a handler.
+    if (sigsetjmp(block.failed, 1) != 0) return 1;
+    if (launch.threads == 0 || launch.threads > THREADS_MAX || launch.shared_bytes > SHARED_MAX) {
+        fail("%u threads with %zu bytes of shared memory", launch.threads, launch.shared_bytes);
+    }
+    uint64_t random = launch.seed;
+    size_t blocks = (size_t)launch.grid.x * launch.grid.y * launch.grid.z;
+    std::vector<unsigned> order(blocks);
+    for (size_t i = 0; i < blocks; i++) order[i] = (unsigned)i;
+    shuffle(order, random);
+    for (unsigned i : order) {
+        unsigned plane = launch.grid.x * launch.grid.y;
+        block.index = {i % launch.grid.x, i % plane / launch.grid.x, i / plane};
+        run_block(random);
+    }
+    return 0;
+}
+
+// Every kernel of this library, by name.
+struct Kernel {
+    const char* name;
+    unsigned threads;
+    size_t parameter_bytes;
+    void (*body)(const void* parameters);
+    Kernel* next;
+
+    static inline Kernel* first = nullptr;
+
+    Kernel(const char* name, unsigned threads, size_t parameter_bytes, void (*body)(const void*))
+        : name(name), threads(threads), parameter_bytes(parameter_bytes), body(body), next(first) {
+        first = this;
+    }
+};
+
+}  // namespace emulate
+
+// What the tests call. The message of a failed launch is copied to `message`.
+extern "C" __attribute__((visibility("default"))) int emulate_launch(
+    const char* name, const void* parameters, size_t parameter_bytes, const unsigned* grid,
+    unsigned threads, size_t shared_bytes, uint64_t seed, char* message, size_t message_bytes) {
+    using namespace emulate;
+    for (Kernel* kernel = Kernel::first; kernel; kernel = kernel->next) {
+        if (strcmp(kernel->name, name) != 0) continue;
+        if (kernel->parameter_bytes != parameter_bytes || kernel->threads != threads) {
+            snprintf(message, message_bytes, "%s takes %zu bytes and %u threads, not %zu and %u", name,
+                     kernel->parameter_bytes, kernel->threads, parameter_bytes, threads);
+            return 1;
+        }
+        Launch launch = {kernel->body, parameters, {grid[0], grid[1], grid[2]}, threads, shared_bytes, seed};
+        if (run(launch) == 0) return 0;
+        snprintf(message, message_bytes, "%s: %s", name, block.message);
+        return 1;
+    }
+    snprintf(message, message_bytes, "no kernel %s", name);
+    return 1;
+}
+
+// Words of the device compiler.
+#define __device__
+#define __forceinline__ inline
+#define __restrict__
+#define blockIdx (emulate::block.index)
+#define gridDim (emulate::block.launch.grid)
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};

@@ -1,0 +1,302 @@
+// One function for each instruction or intrinsic that has no word in C++: assembly on the device,
+// the same effect in plain code under emulation. Kernels use nothing else.
+#pragma once
+
+#if ON_DEVICE
+
+__device__ __forceinline__ u32 thread_index() { return threadIdx.x; }
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp() { __syncwarp(); }
+
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, u32 mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
+template <class T>
+__device__ __forceinline__ T shuffle(T value, u32 lane) { return __shfl_sync(ALL_LANES, value, lane); }
+// The value of the lane `distance` below; lanes without one keep their own.
+template <class T>
+__device__ __forceinline__ T shuffle_up(T value, u32 distance) { return __shfl_up_sync(ALL_LANES, value, distance); }
+
+extern __shared__ __align__(1024) u8 dynamic_shared[];
+__device__ __forceinline__ u8* shared_bytes() { return dynamic_shared; }
+
+__device__ __forceinline__ float float_of_bits(u32 bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ u32 bits_of_float(float value) { return __float_as_uint(value); }
+
+__device__ __forceinline__ u16 bf16_of_float(float value) {
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+__device__ __forceinline__ u16 f16_of_float(float value) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+__device__ __forceinline__ float float_of_f16(u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// Weights are read once: past the first cache level, as constants.
+__device__ __forceinline__ uint4 load_once(const uint4* from) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from));
+    return v;
+}
+
+__device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+// Rounded by itself: never joined with a sum into one operation.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ float sqrt_of(float value) { return __fsqrt_rn(value); }
+__device__ __forceinline__ float exp_of(float value) { return expf(value); }
+__device__ __forceinline__ float log_of(float value) { return logf(value); }
+__device__ __forceinline__ double log_of(double value) { return log(value); }
+__device__ __forceinline__ float tanh_of(float value) { return tanhf(value); }
+__device__ __forceinline__ float erf_of(float value) { return erff(value); }
+__device__ __forceinline__ u32 high_product(u32 a, u32 b) { return __umulhi(a, b); }
+
+__device__ __forceinline__ u32 add_atomic(u32* to, u32 value) { return atomicAdd(to, value); }
+__device__ __forceinline__ void or_atomic(u32* to, u32 value) { atomicOr(to, value); }
+
+// Copies 16 bytes to shared memory while the thread goes on; `bytes` 0 writes zeros and reads nothing.
+__device__ __forceinline__ void copy_async(void* shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+// What the thread has begun to copy since the last call is a group.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most the N latest groups of the thread are under way. Others' copies need a barrier.
+template <u32 N>
+__device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Four 8x8 matrices of 16-bit elements from shared memory. Lane l names row l % 8 of matrix l / 8 and
+// gets of each matrix elements 2 * (l % 4) and the next, of row l / 4.
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"((u32)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+// The same, and gets rows 2 * (l % 4) and the next, of column l / 4.
+__device__ __forceinline__ void load_matrices_transposed(u32 (&to)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"((u32)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+// c[16, 8] += a[16, 16] * b[16, 8]; g = lane / 4, t = lane % 4, elements of a word one after another:
+// a rows g, g + 8, g, g + 8 at k = 2t (first two) and 2t + 8; b column g at k = 2t and 2t + 8;
+// c row g columns 2t, 2t + 1, then row g + 8.
+__device__ __forceinline__ void multiply_bf16(float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0,
+                                              u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void multiply_f16(float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0,
+                                             u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#else  // emulation
+
+inline u32 thread_index() { return emulate::block.current; }
+inline void sync_block() { emulate::meet(emulate::block.all, emulate::block.launch.threads, [] {}); }
+inline void sync_warp() { emulate::meet_warp([] {}); }
+
+template <class T>
+inline T shuffle_xor(T value, u32 mask) {
+    return emulate::exchange(value, [mask](unsigned lane) { return lane ^ mask; });
+}
+template <class T>
+inline T shuffle(T value, u32 source) {
+    return emulate::exchange(value, [source](unsigned) { return source % WARP; });
+}
+template <class T>
+inline T shuffle_up(T value, u32 distance) {
+    return emulate::exchange(value, [distance](unsigned lane) { return lane < distance ? lane : lane - distance; });
+}
+
+inline u8* shared_bytes() { return emulate::shared_memory; }
+
+inline float float_of_bits(u32 bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+inline u32 bits_of_float(float value) {
+    u32 bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+inline u16 bf16_of_float(float value) {
+    u32 bits = bits_of_float(value);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
+    return (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline float float_of_f16(u16 bits) {
+    float sign = bits & 0x8000 ? -1.0f : 1.0f;
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+    if (exponent == 0) return sign * ldexpf((float)fraction, -24);
+    return sign * ldexpf((float)(1024 + fraction), exponent - 25);
+}
+inline u16 f16_of_float(float value) {
+    u16 sign = bits_of_float(value) >> 16 & 0x8000;
+    if (std::isnan(value)) return 0x7fff;
+    double magnitude = std::fabs((double)value);
+    if (magnitude >= 65520.0) return sign | 0x7c00;
+    // The step between neighbours of this size; nearbyint rounds ties to even.
+    int exponent;
+    frexp(magnitude, &exponent);
+    int step = magnitude == 0.0 || exponent - 11 < -24 ? -24 : exponent - 11;
+    double units = nearbyint(ldexp(magnitude, -step));
+    // Units of a normal number are 1024..2048: a carry runs into the exponent by itself.
+    return sign | (u16)(step == -24 ? units : units + (step + 24) * 1024.0);
+}
+
+inline uint4 load_once(const uint4* from) {
+    if ((uintptr_t)from % 16 != 0) emulate::fail("a load of 16 bytes from %p", (const void*)from);
+    return *from;
+}
+
+inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+inline float rounded_product(float a, float b) { return a * b; }
+inline float sqrt_of(float value) { return sqrtf(value); }
+inline float exp_of(float value) { return expf(value); }
+inline float log_of(float value) { return logf(value); }
+inline double log_of(double value) { return log(value); }
+inline float tanh_of(float value) { return tanhf(value); }
+inline float erf_of(float value) { return erff(value); }
+inline u32 high_product(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+
+inline void or_atomic(u32* to, u32 value) { *to |= value; }
+inline u32 add_atomic(u32* to, u32 value) {
+    u32 before = *to;
+    *to += value;
+    return before;
+}
+
+namespace emulate {
+
+// A thread's copies under way. They land at the wait and not before; until then their place is NaN.
+struct Copies {
+    struct Copy {
+        void* to;
+        const void* from;
+        unsigned bytes;
+    };
+    std::vector<Copy> begun;
+    // Ends of the groups in `begun`.
+    std::vector<size_t> groups;
+    // The block they belong to: a failed launch leaves some behind.
+    uint64_t owner = 0;
+};
+
+inline Copies copies_of_thread[THREADS_MAX];
+
+inline Copies& own_copies() {
+    Copies& own = copies_of_thread[block.current];
+    uint64_t owner = (block.index.x * 31ull + block.index.y) * 31 + block.index.z + block.launch.seed * 1000003;
+    if (own.owner != owner) own = {};
+    own.owner = owner;
+    return own;
+}
+
+// Row `row` of matrix `i`, as its lane named it.
+inline const uint16_t* matrix_row(const void* address, unsigned i, unsigned row) {
+    if ((uintptr_t)address % 16 != 0) fail("a row of a matrix at %p", address);
+    return (const uint16_t*)exchange((uintptr_t)address, [=](unsigned) { return 8 * i + row; });
+}
+
+// What each lane brings to a product of matrices.
+struct Fragments {
+    uint32_t a[4], b[2];
+};
+
+inline Fragments fragments[THREADS_MAX];
+
+// Products are exact, and a sum is rounded once: the device may round in between.
+template <class Widen>
+inline void multiply(float* (&c)[4], const Fragments& own, Widen widen) {
+    unsigned lane = block.current % WARP;
+    const Fragments* warp = &fragments[block.current - lane];
+    fragments[block.current] = own;
+    meet_warp([] {});
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        double sum = *c[i];
+        for (unsigned k = 0; k < 16; k++) {
+            uint32_t a = warp[row % 8 * 4 + k % 8 / 2].a[k / 8 * 2 + row / 8];
+            uint32_t b = warp[column * 4 + k % 8 / 2].b[k / 8];
+            sum += (double)widen((u16)(a >> k % 2 * 16)) * widen((u16)(b >> k % 2 * 16));
+        }
+        *c[i] = (float)sum;
+    }
+    meet_warp([] {});
+}
+
+}  // namespace emulate
+
+inline void copy_async(void* shared, const void* global, u32 bytes) {
+    if ((uintptr_t)shared % 16 != 0 || (uintptr_t)global % 16 != 0 || (bytes != 0 && bytes != 16)) {
+        emulate::fail("a copy of %u bytes from %p to %p", bytes, global, shared);
+    }
+    memset(shared, 0xff, 16);
+    emulate::own_copies().begun.push_back({shared, global, bytes});
+}
+inline void commit_copies() {
+    emulate::Copies& own = emulate::own_copies();
+    own.groups.push_back(own.begun.size());
+}
+template <u32 N>
+inline void wait_copies() {
+    emulate::Copies& own = emulate::own_copies();
+    if (own.groups.size() <= N) return;
+    size_t done = own.groups.size() - N, landed = own.groups[done - 1];
+    for (size_t i = 0; i < landed; i++) {
+        const emulate::Copies::Copy& copy = own.begun[i];
+        memset(copy.to, 0, 16);
+        memcpy(copy.to, copy.from, copy.bytes);
+    }
+    own.begun.erase(own.begun.begin(), own.begun.begin() + landed);
+    own.groups.erase(own.groups.begin(), own.groups.begin() + done);
+    for (size_t& end : own.groups) end -= landed;
+}
+
+inline void load_matrices(u32 (&to)[4], const void* row) {
+    unsigned lane = thread_index() % WARP;
+    for (unsigned i = 0; i < 4; i++) {
+        const u16* from = emulate::matrix_row(row, i, lane / 4) + 2 * (lane % 4);
+        to[i] = from[0] | (u32)from[1] << 16;
+    }
+}
+inline void load_matrices_transposed(u32 (&to)[4], const void* row) {
+    unsigned lane = thread_index() % WARP;
+    for (unsigned i = 0; i < 4; i++) {
+        const u16* first = emulate::matrix_row(row, i, 2 * (lane % 4));
+        const u16* second = emulate::matrix_row(row, i, 2 * (lane % 4) + 1);
+        to[i] = first[lane / 4] | (u32)second[lane / 4] << 16;
+    }
+}
+
+inline void multiply_bf16(float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0, u32 b1) {
+    float* c[4] = {&c0, &c1, &c2, &c3};
+    emulate::multiply(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, [](u16 bits) { return float_of_bits((u32)bits << 16); });
+}
+inline void multiply_f16(float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0, u32 b1) {
+    float* c[4] = {&c0, &c1, &c2, &c3};
+    emulate::multiply(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, [](u16 bits) { return float_of_f16(bits); });
+}
+
+#endif

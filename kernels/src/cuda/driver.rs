@@ -1,0 +1,176 @@
+//! What the device needs from whoever runs kernels: NVIDIA's driver, or the host's emulation.
+//!
+//! Memory, copies and launches in the order of one stream. Knows nothing of ops.
+
+use std::ffi::c_void;
+use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use crate::cuda::source::Source;
+use crate::error::KernelError;
+
+/// An address in device memory. Host code never follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct DevicePointer(pub(crate) u64);
+
+impl DevicePointer {
+    /// Kernels take it for "there is none".
+    pub(crate) const NULL: Self = DevicePointer(0);
+
+    /// The address `bytes` further on.
+    pub(crate) fn offset(self, bytes: usize) -> Self {
+        DevicePointer(self.0 + bytes as u64)
+    }
+}
+
+/// A kernel: where it is and what it takes.
+#[derive(Debug)]
+pub(crate) struct Kernel<P> {
+    /// The file.
+    pub(crate) source: &'static Source,
+    /// The function.
+    pub(crate) name: &'static str,
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    parameters: PhantomData<fn(P)>,
+}
+
+impl<P> Kernel<P> {
+    /// The kernel `name` of `source`, whose struct of parameters `P` mirrors.
+    pub(crate) const fn new(source: &'static Source, name: &'static str, threads: u32) -> Self {
+        Kernel { source, name, threads, parameters: PhantomData }
+    }
+}
+
+/// How many blocks, and the shared memory of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    /// Blocks.
+    pub(crate) blocks: [u32; 3],
+    /// Bytes a block.
+    pub(crate) shared_bytes: usize,
+}
+
+/// A launch without types.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch {
+    /// The file.
+    pub(crate) source: &'static Source,
+    /// The function.
+    pub(crate) name: &'static str,
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    /// How many blocks.
+    pub(crate) grid: Grid,
+    /// The struct of parameters; copied by the launch.
+    pub(crate) parameters: *const c_void,
+    /// Its size.
+    pub(crate) parameter_bytes: usize,
+}
+
+/// Runs kernels. All calls act in the order in which they are made.
+pub(crate) trait Driver: Debug + Send + Sync {
+    /// The device, for people.
+    fn name(&self) -> String;
+
+    /// Zeroed memory, aligned to 256 bytes.
+    fn allocate(&self, bytes: usize, what: &str) -> Result<DevicePointer, KernelError>;
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// `pointer` came from `allocate` and nobody uses it any more.
+    unsafe fn release(&self, pointer: DevicePointer);
+
+    /// Copies `bytes` to the device.
+    ///
+    /// # Safety
+    /// The memory from `to` on is allocated and long enough.
+    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError>;
+
+    /// Waits for all that was launched, then copies from the device.
+    ///
+    /// # Safety
+    /// The memory from `from` on is allocated and long enough.
+    unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    /// The parameters are the kernel's own struct, and all that it reads and writes through them is
+    /// allocated and large enough.
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError>;
+}
+
+/// Starts `kernel`.
+///
+/// # Safety
+/// All that the kernel reads and writes through `parameters` is allocated and large enough.
+pub(crate) unsafe fn launch<P>(
+    driver: &dyn Driver,
+    kernel: &Kernel<P>,
+    grid: Grid,
+    parameters: &P,
+) -> Result<(), KernelError> {
+    if grid.blocks.contains(&0) {
+        return Ok(());
+    }
+    let launch = Launch {
+        source: kernel.source,
+        name: kernel.name,
+        threads: kernel.threads,
+        grid,
+        parameters: std::ptr::from_ref(parameters).cast(),
+        parameter_bytes: size_of::<P>(),
+    };
+    // SAFETY: the kernel's type names its struct; the rest is the caller's promise.
+    unsafe { driver.launch(&launch) }
+}
+
+/// Device memory that is given back when dropped.
+#[derive(Debug)]
+pub(crate) struct DeviceBuffer {
+    driver: Arc<dyn Driver>,
+    pointer: DevicePointer,
+    bytes: usize,
+}
+
+impl DeviceBuffer {
+    /// Zeroed memory.
+    pub(crate) fn new(
+        driver: &Arc<dyn Driver>,
+        bytes: usize,
+        what: &str,
+    ) -> Result<Self, KernelError> {
+        let pointer = driver.allocate(bytes, what)?;
+        Ok(DeviceBuffer { driver: Arc::clone(driver), pointer, bytes })
+    }
+
+    /// Its first byte.
+    pub(crate) fn pointer(&self) -> DevicePointer {
+        self.pointer
+    }
+
+    /// Copies `bytes` to `offset`. Panics if they do not fit: a length that the caller planned.
+    pub(crate) fn upload(&self, offset: usize, bytes: &[u8]) -> Result<(), KernelError> {
+        assert!(offset + bytes.len() <= self.bytes, "an upload beyond its buffer");
+        // SAFETY: within the buffer.
+        unsafe { self.driver.upload(self.pointer.offset(offset), bytes) }
+    }
+
+    /// Copies from `offset` on, once all that was launched has run.
+    pub(crate) fn download(&self, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
+        assert!(offset + bytes.len() <= self.bytes, "a download beyond its buffer");
+        // SAFETY: within the buffer.
+        unsafe { self.driver.download(self.pointer.offset(offset), bytes) }
+    }
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        // SAFETY: the only owner; launches that use it ran before, in the order of the stream.
+        unsafe { self.driver.release(self.pointer) };
+    }
+}

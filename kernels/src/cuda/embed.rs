@@ -1,0 +1,49 @@
+//! `embed`: launches of embed.cu.
+
+use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
+use crate::cuda::source::EMBED;
+use crate::dtype::DType;
+use crate::error::KernelError;
+
+/// Mirrors `Embed` of embed.cu.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Embed {
+    pub(crate) table: DevicePointer,
+    pub(crate) ids: DevicePointer,
+    pub(crate) row_seq: DevicePointer,
+    pub(crate) seq_slot: DevicePointer,
+    pub(crate) last_tokens: DevicePointer,
+    pub(crate) x: DevicePointer,
+    pub(crate) cols: u32,
+    pub(crate) stride: u32,
+    pub(crate) scale: f32,
+}
+
+const THREADS: u32 = 128;
+
+fn kernel(format: DType) -> Kernel<Embed> {
+    let name = match format {
+        DType::F32 => "embed_f32",
+        DType::Bf16 => "embed_bf16",
+        DType::F16 => "embed_f16",
+    };
+    Kernel::new(&EMBED, name, THREADS)
+}
+
+impl Embed {
+    /// Embeds `rows` rows from a table of `format`.
+    ///
+    /// # Safety
+    /// Every pointer has what embed.cu says for `rows` rows, and ids are in the table.
+    pub(crate) unsafe fn launch(
+        &self,
+        driver: &dyn Driver,
+        format: DType,
+        rows: u32,
+    ) -> Result<(), KernelError> {
+        let grid = Grid { blocks: [rows, 1, 1], shared_bytes: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &kernel(format), grid, self) }
+    }
+}

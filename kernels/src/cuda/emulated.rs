@@ -1,0 +1,288 @@
+//! The host's emulation of a GPU: compiles the kernels' own sources with the C++ compiler and runs
+//! them thread by thread. For tests; far too slow to serve.
+//!
+//! Memory lies between red zones that are looked at after every launch, and a launch's threads and
+//! blocks run in an order drawn from a seed.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::cuda::driver::{DevicePointer, Driver, Launch};
+use crate::cuda::source::{HEADERS, Source};
+use crate::error::KernelError;
+
+/// Bytes before and after each allocation that nobody may write; NaN to whoever reads them.
+const RED_ZONE: usize = 4096;
+const RED: u8 = 0xff;
+const ALIGNMENT: usize = 256;
+
+/// A library's block is global to the process, whoever opened it.
+static RUNNING: Mutex<()> = Mutex::new(());
+
+/// A change to a source before it is compiled: a planted fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    /// Text that occurs in the source, or else in a header that it includes.
+    pub(crate) from: &'static str,
+    /// What stands there instead, at the first occurrence.
+    pub(crate) to: &'static str,
+}
+
+/// Runs kernels on the host.
+#[derive(Debug)]
+pub(crate) struct Emulated {
+    folder: PathBuf,
+    fault: Option<Fault>,
+    seed: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    libraries: HashMap<&'static str, Library>,
+    allocations: HashMap<u64, Allocation>,
+}
+
+type EmulateLaunch = unsafe extern "C" fn(
+    *const c_char,
+    *const c_void,
+    usize,
+    *const u32,
+    u32,
+    usize,
+    u64,
+    *mut c_char,
+    usize,
+) -> c_int;
+
+/// A compiled source. Never unloaded: the process is a test.
+#[derive(Clone, Copy, Debug)]
+struct Library {
+    launch: EmulateLaunch,
+}
+
+/// Memory with its red zones.
+#[derive(Debug)]
+struct Allocation {
+    memory: Vec<u8>,
+    /// Where the first byte lies in `memory`.
+    start: usize,
+    bytes: usize,
+}
+
+impl Emulated {
+    /// Compiles into `folder`, on first use. `seed` orders threads and blocks.
+    pub(crate) fn new(folder: &Path, seed: u64) -> Self {
+        Self::with_fault(folder, seed, None)
+    }
+
+    /// The same with a planted fault.
+    pub(crate) fn with_fault(folder: &Path, seed: u64, fault: Option<Fault>) -> Self {
+        let state = Mutex::default();
+        Emulated { folder: folder.to_owned(), fault, seed: AtomicU64::new(seed), state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn library(&self, state: &mut State, source: &'static Source) -> Result<Library, KernelError> {
+        if let Some(library) = state.libraries.get(source.name) {
+            return Ok(*library);
+        }
+        let library = Library::open(&compile(&self.folder, source, self.fault)?)?;
+        state.libraries.insert(source.name, library);
+        Ok(library)
+    }
+}
+
+impl Driver for Emulated {
+    fn name(&self) -> String {
+        "emulated GPU".to_owned()
+    }
+
+    fn allocate(&self, bytes: usize, _what: &str) -> Result<DevicePointer, KernelError> {
+        let allocation = Allocation::new(bytes);
+        let pointer = allocation.pointer();
+        self.state().allocations.insert(pointer.0, allocation);
+        Ok(pointer)
+    }
+
+    unsafe fn release(&self, pointer: DevicePointer) {
+        self.state().allocations.remove(&pointer.0);
+    }
+
+    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError> {
+        let _state = self.state();
+        // SAFETY: host memory by the caller's promise; launches hold the lock while they run.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), KernelError> {
+        let _state = self.state();
+        // SAFETY: as above.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len());
+        }
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
+        let mut state = self.state();
+        let library = self.library(&mut state, launch.source)?;
+        let seed = self.seed.fetch_add(1, Ordering::Relaxed);
+        let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the caller's promise.
+        unsafe { library.launch(launch, seed) }?;
+        match state.allocations.values().find(|allocation| !allocation.is_whole()) {
+            None => Ok(()),
+            Some(spoilt) => Err(KernelError::Fault(format!(
+                "{} wrote beyond a buffer of {} bytes",
+                launch.name, spoilt.bytes
+            ))),
+        }
+    }
+}
+
+impl Allocation {
+    fn new(bytes: usize) -> Self {
+        let mut memory = vec![RED; bytes + 2 * RED_ZONE + ALIGNMENT];
+        let start = RED_ZONE + (memory.as_ptr() as usize + RED_ZONE).wrapping_neg() % ALIGNMENT;
+        memory[start..start + bytes].fill(0);
+        Allocation { memory, start, bytes }
+    }
+
+    fn pointer(&self) -> DevicePointer {
+        DevicePointer(self.memory.as_ptr() as u64 + self.start as u64)
+    }
+
+    /// Whether the red zones are as they were.
+    fn is_whole(&self) -> bool {
+        let (before, rest) = self.memory.split_at(self.start);
+        before.iter().chain(&rest[self.bytes..]).all(|&byte| byte == RED)
+    }
+}
+
+impl Library {
+    fn open(path: &Path) -> Result<Self, KernelError> {
+        let refused = |what: &str| KernelError::Unsupported(format!("{what} {}", path.display()));
+        let name = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(|_| refused("cannot name"))?;
+        // SAFETY: a library that we compiled ourselves; it runs nothing but constructors of tables.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        if handle.is_null() {
+            return Err(refused("cannot load"));
+        }
+        // SAFETY: an open library.
+        let symbol = unsafe { libc::dlsym(handle, c"emulate_launch".as_ptr()) };
+        if symbol.is_null() {
+            return Err(refused("no emulate_launch in"));
+        }
+        // SAFETY: emulate.h declares it with this type.
+        Ok(Library { launch: unsafe { std::mem::transmute::<*mut c_void, EmulateLaunch>(symbol) } })
+    }
+
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn launch(&self, launch: &Launch, seed: u64) -> Result<(), KernelError> {
+        let name = CString::new(launch.name)
+            .map_err(|_| KernelError::Unsupported("a kernel's name".into()))?;
+        let mut message = [0; 512];
+        // SAFETY: the arguments' sizes go with them; the rest is the caller's promise.
+        let failed = unsafe {
+            (self.launch)(
+                name.as_ptr(),
+                launch.parameters,
+                launch.parameter_bytes,
+                launch.grid.blocks.as_ptr(),
+                launch.threads,
+                launch.grid.shared_bytes,
+                seed,
+                message.as_mut_ptr(),
+                message.len(),
+            )
+        };
+        if failed == 0 {
+            return Ok(());
+        }
+        // SAFETY: snprintf ended it with a zero.
+        let message = unsafe { CStr::from_ptr(message.as_ptr()) };
+        Err(KernelError::Fault(message.to_string_lossy().into_owned()))
+    }
+}
+
+/// The library of a source, compiled unless one of the same content is there.
+fn compile(folder: &Path, source: &Source, fault: Option<Fault>) -> Result<PathBuf, KernelError> {
+    let refused = |what: &str, why: &dyn std::fmt::Display| {
+        KernelError::Unsupported(format!("cannot {what} {} for emulation: {why}", source.name))
+    };
+    let mut texts = texts_of(source);
+    if let Some(Fault { from, to }) = fault {
+        let place = texts.iter_mut().find(|(_, text)| text.contains(from));
+        let (_, text) = place.ok_or_else(|| refused("plant a fault in", &from))?;
+        *text = text.replacen(from, to, 1);
+    }
+    let mut hasher = DefaultHasher::new();
+    (&texts, FLAGS).hash(&mut hasher);
+    let key = format!("{}-{:016x}", source.name.trim_end_matches(".cu"), hasher.finish());
+    let library = folder.join(&key).join("kernels.so");
+    if library.exists() {
+        return Ok(library);
+    }
+    let build = folder.join(format!("{key}.{}", std::process::id()));
+    let write = |name: &str, text: &str| {
+        let path = build.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(&build))?;
+        std::fs::write(path, text)
+    };
+    let written = texts.iter().try_for_each(|(name, text)| write(name, text));
+    written.map_err(|why| refused("write", &why))?;
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let mut command = Command::new(&compiler);
+    command.args(FLAGS).arg("kernels.so").args(["-x", "c++", source.name]).current_dir(&build);
+    let output =
+        command.output().map_err(|why| refused("compile", &format!("{compiler}: {why}")))?;
+    if !output.status.success() {
+        return Err(refused("compile", &String::from_utf8_lossy(&output.stderr)));
+    }
+    // Another process may have been faster: its library is as good.
+    if std::fs::rename(&build, folder.join(&key)).is_err() {
+        let _ = std::fs::remove_dir_all(&build);
+    }
+    Ok(library)
+}
+
+/// Names and texts of a source and of all that it includes, the source first.
+fn texts_of(source: &Source) -> Vec<(&'static str, String)> {
+    let mut texts = vec![(source.name, source.text.to_owned())];
+    let mut at = 0;
+    while let Some((_, text)) = texts.get(at) {
+        let is_new = |header: &Source| {
+            let include = format!("#include \"{}\"", header.name);
+            text.contains(&include) && texts.iter().all(|(name, _)| *name != header.name)
+        };
+        let new = HEADERS.iter().filter(|header| is_new(header));
+        let new: Vec<_> = new.map(|header| (header.name, header.text.to_owned())).collect();
+        texts.extend(new);
+        at += 1;
+    }
+    texts
+}
+
+/// Of the C++ compiler; the output file follows.
+const FLAGS: [&str; 8] = [
+    "-std=c++17",
+    "-O2",
+    "-fno-strict-aliasing",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-shared",
+    "-fPIC",
+    "-o",
+];

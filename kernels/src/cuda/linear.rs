@@ -1,0 +1,108 @@
+//! `linear`: launches of linear.cu.
+
+use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
+use crate::cuda::source::LINEAR;
+use crate::dtype::DType;
+use crate::error::KernelError;
+use crate::ops::{Activation, Epilogue};
+
+/// Mirrors `Linear` of linear.cu.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Linear {
+    pub(crate) x: DevicePointer,
+    pub(crate) weight: DevicePointer,
+    pub(crate) experts: DevicePointer,
+    pub(crate) bias: DevicePointer,
+    pub(crate) out: DevicePointer,
+    pub(crate) rows: u32,
+    pub(crate) rows_per_x: u32,
+    pub(crate) n: u32,
+    pub(crate) k: u32,
+    pub(crate) stride: u32,
+    pub(crate) epilogue: u32,
+    pub(crate) activation: u32,
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: f32,
+}
+
+const WARPS: u32 = 4;
+const THREADS: u32 = WARPS * 32;
+/// Weight rows of a block.
+const BLOCK_COLS: u32 = WARPS * 2;
+
+/// Elements from a row of a weight to the next: whole pieces of 16 bytes.
+pub(crate) fn stride_of(k: usize, format: DType) -> usize {
+    k.next_multiple_of(16 / format.bytes())
+}
+
+impl Linear {
+    /// Fills in what becomes of results.
+    pub(crate) fn with_epilogue(self, epilogue: Epilogue) -> Self {
+        let plain = Linear { epilogue: 0, activation: 0, scale: 1.0, soft_cap: 0.0, ..self };
+        match epilogue {
+            Epilogue::Store => plain,
+            Epilogue::Add => Linear { epilogue: 1, ..plain },
+            Epilogue::Glu(activation) => {
+                let activation = match activation {
+                    Activation::Silu => 0,
+                    Activation::GeluTanh => 1,
+                    Activation::Gelu => 2,
+                };
+                Linear { epilogue: 2, activation, ..plain }
+            }
+            Epilogue::Scale { scale, soft_cap } => {
+                Linear { epilogue: 3, scale, soft_cap: soft_cap.unwrap_or(0.0), ..plain }
+            }
+        }
+    }
+
+    /// Multiplies with a weight of `format`. The order of sums is one for every number of rows, so
+    /// the kernel may be chosen by it.
+    ///
+    /// # Safety
+    /// Every pointer has what linear.cu says for its rows.
+    pub(crate) unsafe fn launch(
+        &self,
+        driver: &dyn Driver,
+        format: DType,
+    ) -> Result<(), KernelError> {
+        // What rows in shared memory cost.
+        let row_bytes = self.stride as usize * if format == DType::Bf16 { 2 } else { 4 };
+        let fitting = (SHARED_BYTES_MAX / row_bytes.max(1)) as u32;
+        let most = if self.experts == DevicePointer::NULL { fitting } else { 1 };
+        let variants = variants(format);
+        let wanted = variants.iter().find(|(rows, _)| *rows >= self.rows);
+        let (rows, name) = wanted
+            .filter(|(rows, _)| *rows <= most)
+            .or_else(|| variants.iter().rev().find(|(rows, _)| *rows <= most))
+            .copied()
+            .ok_or_else(|| too_wide(self.k))?;
+        let blocks = [self.n.div_ceil(BLOCK_COLS), self.rows.div_ceil(rows), 1];
+        let grid = Grid { blocks, shared_bytes: rows as usize * row_bytes };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &Kernel::new(&LINEAR, name, THREADS), grid, self) }
+    }
+}
+
+/// Shared memory that a block may take so that two of them fit an SM.
+const SHARED_BYTES_MAX: usize = 112 << 10;
+
+/// Kernels by the rows that they compute at once, ascending.
+fn variants(format: DType) -> [(u32, &'static str); 4] {
+    match format {
+        DType::F32 => {
+            [(1, "linear_f32_1"), (2, "linear_f32_2"), (4, "linear_f32_4"), (8, "linear_f32_8")]
+        }
+        DType::Bf16 => {
+            [(1, "linear_bf16_1"), (2, "linear_bf16_2"), (4, "linear_bf16_4"), (8, "linear_bf16_8")]
+        }
+        DType::F16 => {
+            [(1, "linear_f16_1"), (2, "linear_f16_2"), (4, "linear_f16_4"), (8, "linear_f16_8")]
+        }
+    }
+}
+
+fn too_wide(k: u32) -> KernelError {
+    KernelError::Unsupported(format!("a linear over {k} columns; a block's memory holds fewer"))
+}

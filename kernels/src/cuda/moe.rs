@@ -1,0 +1,60 @@
+//! `moe`: launches of moe.cu around those of linear.cu.
+
+use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
+use crate::cuda::source::MOE;
+use crate::error::KernelError;
+
+/// Mirrors `Route` of moe.cu.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Route {
+    pub(crate) scores: DevicePointer,
+    pub(crate) experts: DevicePointer,
+    pub(crate) weights: DevicePointer,
+    pub(crate) num_experts: u32,
+    pub(crate) num_chosen: u32,
+    /// 0: softmax, 1: sigmoid.
+    pub(crate) routing: u32,
+    pub(crate) renormalize: u32,
+}
+
+static ROUTE: Kernel<Route> = Kernel::new(&MOE, "moe_route", 32);
+
+impl Route {
+    /// Chooses for `rows` rows.
+    ///
+    /// # Safety
+    /// Every pointer has what moe.cu says for `rows` rows; at most as many are chosen as there are.
+    pub(crate) unsafe fn launch(&self, driver: &dyn Driver, rows: u32) -> Result<(), KernelError> {
+        // A score and a mark for each expert.
+        let shared_bytes = self.num_experts as usize * 5;
+        let grid = Grid { blocks: [rows, 1, 1], shared_bytes };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &ROUTE, grid, self) }
+    }
+}
+
+/// Mirrors `Combine` of moe.cu.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Combine {
+    pub(crate) outer: DevicePointer,
+    pub(crate) weights: DevicePointer,
+    pub(crate) x: DevicePointer,
+    pub(crate) cols: u32,
+    pub(crate) num_chosen: u32,
+}
+
+static COMBINE: Kernel<Combine> = Kernel::new(&MOE, "moe_combine", 128);
+
+impl Combine {
+    /// Adds the experts' outputs to `rows` rows.
+    ///
+    /// # Safety
+    /// Every pointer has what moe.cu says for `rows` rows.
+    pub(crate) unsafe fn launch(&self, driver: &dyn Driver, rows: u32) -> Result<(), KernelError> {
+        let grid = Grid { blocks: [rows, 1, 1], shared_bytes: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &COMBINE, grid, self) }
+    }
+}

@@ -1,0 +1,410 @@
+//! attention.cu and attention_sized.cu.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::batch::{Batch, NO_SLOT};
+use crate::cuda::attention::{Attention, AttentionKernels, BLOCK_SIZE_MIN};
+use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
+use crate::cuda::plain::bytes_of;
+use crate::device::Limits;
+use crate::ops::Heads;
+use crate::reference::attention::AttentionRow;
+use crate::reference::{Matrix, error};
+
+/// A layer and its cache.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    heads: Heads,
+    format: DType,
+    block: usize,
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+    has_sinks: bool,
+}
+
+/// Rows of a sequence in a step.
+#[derive(Clone, Copy, Debug)]
+struct Seq {
+    id: u64,
+    /// Of the first row.
+    position: usize,
+    rows: usize,
+    /// Padded rows behind them.
+    padding: usize,
+}
+
+/// How a step is cut; changes no bit.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// Blocks that the planner takes the device to run at once.
+    blocks: u32,
+    /// Whether long queries get wide tiles.
+    wide: bool,
+}
+
+const SPLIT: Way = Way { blocks: 1000, wide: true };
+const WHOLE: Way = Way { blocks: 1, wide: true };
+
+/// What rows give, by sequence and position.
+type Rows<T> = BTreeMap<(u64, usize), Vec<T>>;
+
+const fn seq(id: u64, position: usize, rows: usize, padding: usize) -> Seq {
+    Seq { id, position, rows, padding }
+}
+
+const fn case(num_q: usize, num_kv: usize, head_dim: usize, format: DType) -> Case {
+    let heads = Heads { num_q, num_kv, head_dim };
+    Case { heads, format, block: BLOCK_SIZE_MIN, window: None, soft_cap: None, has_sinks: false }
+}
+
+/// A step on the device, its buffers still filled on the host.
+struct Step {
+    batch: Batch,
+    qkv: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Case {
+    fn scale(&self) -> f32 {
+        (self.heads.head_dim as f32).powf(-0.5)
+    }
+
+    /// First key that a row sees.
+    fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    fn sinks(&self) -> Vec<f32> {
+        noises(1, self.heads.num_q).iter().map(|sink| sink * 3.0).collect()
+    }
+
+    /// All query heads of a row.
+    fn query(&self, id: u64, position: usize) -> Vec<f32> {
+        let len = self.heads.num_q * self.heads.head_dim;
+        (0..len).map(|i| 6.0 * noise(100 + id, position * len + i)).collect()
+    }
+
+    fn key(&self, id: u64, token: usize, kv_head: usize, i: usize) -> f32 {
+        let Heads { num_kv, head_dim, .. } = self.heads;
+        noise(200 + id, (token * num_kv + kv_head) * head_dim + i)
+    }
+
+    fn value(&self, id: u64, token: usize, kv_head: usize, i: usize) -> f32 {
+        let Heads { num_kv, head_dim, .. } = self.heads;
+        0.3 + noise(300 + id, (token * num_kv + kv_head) * head_dim + i)
+    }
+
+    fn want(&self, seqs: &[Seq]) -> Rows<f64> {
+        let Heads { num_q, num_kv, head_dim } = self.heads;
+        let mut want = Rows::new();
+        for &Seq { id, position: first, rows, .. } in seqs {
+            let matrix = |value: &dyn Fn(usize, usize) -> f32| {
+                let matrix =
+                    Matrix::from_fn(first + rows, head_dim, |token, i| value(token, i).into());
+                matrix.rounded(self.format)
+            };
+            let heads: Vec<_> = (0..num_kv)
+                .map(|head| {
+                    let keys = matrix(&|token, i| self.key(id, token, head, i));
+                    (keys, matrix(&|token, i| self.value(id, token, head, i)))
+                })
+                .collect();
+            for position in first..first + rows {
+                let query: Vec<f64> = self.query(id, position).into_iter().map(f64::from).collect();
+                let attend = |head: usize| {
+                    let (keys, values) = &heads[head / (num_q / num_kv)];
+                    let row = AttentionRow {
+                        position,
+                        keys,
+                        values,
+                        scale: self.scale().into(),
+                        window: self.window,
+                        soft_cap: self.soft_cap.map(f64::from),
+                        sink: self.has_sinks.then(|| self.sinks()[head].into()),
+                    };
+                    row.attend(&query[head * head_dim..(head + 1) * head_dim])
+                };
+                want.insert((id, position), (0..num_q).flat_map(attend).collect());
+            }
+        }
+        want
+    }
+
+    /// Pages the sequences. What no row sees is NaN: queries of padded rows, K and V of the step,
+    /// keys before a window, blocks of others.
+    fn step(&self, seqs: &[Seq]) -> Step {
+        let Heads { num_q, num_kv, head_dim } = self.heads;
+        let block = self.block;
+        let blocks_of = |seq: &Seq| (seq.position + seq.rows).div_ceil(block);
+        // Blocks in some order, the first and a few others nobody's.
+        let total = (seqs.iter().map(blocks_of).sum::<usize>() + 3).next_multiple_of(5) + 1;
+        let mut places = (0..).map(|n| n * 5 % total + 1);
+        let plane = vec![f32::NAN; (total + 1) * num_kv * block * head_dim];
+        let (mut keys, mut values) = (plane.clone(), plane);
+        let (mut qkv, mut batch) = (Vec::new(), Batch::new(1));
+        batch.clear();
+        for seq in seqs {
+            let (id, end) = (seq.id, seq.position + seq.rows);
+            let first_key = self.first_key(seq.position);
+            let table: Vec<usize> = (0..blocks_of(seq))
+                .map(|at| {
+                    if (at + 1) * block <= first_key { usize::MAX } else { places.next().unwrap() }
+                })
+                .collect();
+            for (token, head) in (first_key..end).flat_map(|t| (0..num_kv).map(move |h| (t, h))) {
+                let to = (table[token / block] * num_kv + head) * block + token % block;
+                for i in 0..head_dim {
+                    keys[to * head_dim + i] = self.key(id, token, head, i);
+                    values[to * head_dim + i] = self.value(id, token, head, i);
+                }
+            }
+            for row in 0..seq.rows + seq.padding {
+                let (position, is_padded) = (seq.position + row, row >= seq.rows);
+                let len = qkv.len() + (num_q + 2 * num_kv) * head_dim;
+                if !is_padded {
+                    qkv.extend(self.query(id, position));
+                }
+                qkv.resize(len, f32::NAN);
+                let slot = || (table[position / block] * block + position % block) as u32;
+                batch.groups[0].slots.push(if is_padded { NO_SLOT } else { slot() });
+                batch.ids.push(0);
+            }
+            batch.groups[0].push_table(table.iter().map(|&block| block as u32));
+            batch.query_start.push(batch.ids.len() as u32);
+            batch.kv_len.push((end + seq.padding) as u32);
+        }
+        Step { batch, qkv, keys, values }
+    }
+
+    fn kernels(&self, way: Way) -> AttentionKernels {
+        // Of an RTX 40 and an H100.
+        let shared_bytes_max = if way.wide { 227 << 10 } else { 99 << 10 };
+        AttentionKernels::new(self.heads, self.format, shared_bytes_max).unwrap()
+    }
+
+    fn plan(&self, way: Way, batch: &Batch) -> (AttentionPlan, usize) {
+        let Heads { num_q, num_kv, head_dim } = self.heads;
+        let shape = PlanShape {
+            group: (num_q / num_kv) as u32,
+            num_kv: num_kv as u32,
+            window: self.window.map(|window| window as u32),
+            rows: self.kernels(way).tile_rows(),
+            blocks: way.blocks,
+        };
+        let limits = Limits {
+            max_tokens: batch.num_tokens(),
+            max_seqs: batch.num_seqs(),
+            max_logits_rows: 0,
+            vocab: 0,
+            max_model_len: batch.kv_len.iter().copied().max().unwrap_or(0) as usize,
+            max_top: 0,
+        };
+        let mut plan = AttentionPlan::with_room(shape, &limits);
+        plan.make(batch, &batch.groups[0]);
+        (plan, shape.room(&limits).partial_floats(&shape, head_dim))
+    }
+
+    /// What the device gives for all rows, padded ones under the position `usize::MAX`.
+    fn run(&self, bed: &Bed, way: Way, seqs: &[Seq]) -> Result<Rows<f32>, KernelError> {
+        let Heads { num_q, num_kv, head_dim } = self.heads;
+        let step = self.step(seqs);
+        let (plan, partial_floats) = self.plan(way, &step.batch);
+        let group = &step.batch.groups[0];
+        let len = step.batch.num_tokens() * num_q * head_dim;
+        let out = bed.poison(len);
+        let buffers = [
+            bed.floats(&step.qkv),
+            bed.numbers(&step.keys, self.format),
+            bed.numbers(&step.values, self.format),
+            bed.words(&group.block_table),
+            bed.words(&group.slots),
+            bed.bytes(bytes_of(plan.pieces())),
+            bed.poison(partial_floats),
+            bed.floats(&self.sinks()),
+        ];
+        let [qkv, keys, values, block_table, slots, pieces, partials, sinks] =
+            buffers.each_ref().map(DeviceBuffer::pointer);
+        let attention = Attention {
+            qkv,
+            out: out.pointer(),
+            keys,
+            values,
+            block_table,
+            slots,
+            pieces,
+            sinks: if self.has_sinks { sinks } else { DevicePointer::NULL },
+            partials,
+            num_q: num_q as u32,
+            num_kv: num_kv as u32,
+            head_dim: head_dim as u32,
+            block_bits: self.block.ilog2(),
+            window: self.window.map_or(u32::MAX, |window| window as u32),
+            scale: self.scale(),
+            soft_cap: self.soft_cap.unwrap_or(0.0),
+        };
+        // SAFETY: buffers of these shapes, and the plan of this batch.
+        unsafe { attention.launch(&*bed.driver, &self.kernels(way), &plan) }?;
+        let out = read_floats(&out, len);
+        let mut rows = out.chunks(num_q * head_dim);
+        let mut got = Rows::new();
+        for seq in seqs {
+            for position in seq.position..seq.position + seq.rows {
+                got.insert((seq.id, position), rows.next().unwrap().to_vec());
+            }
+            let padding: Vec<f32> = rows.by_ref().take(seq.padding).flatten().copied().collect();
+            got.insert((seq.id, usize::MAX), padding);
+        }
+        Ok(got)
+    }
+
+    /// Whether rows are what is wanted, and padded ones zeros.
+    fn matches(&self, got: &Rows<f32>, want: &Rows<f64>) -> bool {
+        let bound = match self.format {
+            DType::F32 | DType::F16 => 2e-5,
+            // Queries and weights have 16 bits.
+            DType::Bf16 => 3e-4,
+        };
+        got.iter().all(|(key @ (_, position), got)| match want.get(key) {
+            Some(want) => error(got, want) < bound,
+            None => *position == usize::MAX && got.iter().all(|value| value.to_bits() == 0),
+        })
+    }
+}
+
+/// Decodes, prompts and padding, before, at and behind the end of a unit.
+const RAGGED: [Seq; 6] = [
+    seq(1, 530, 1, 0),
+    seq(2, 250, 11, 2),
+    seq(3, 0, 1, 0),
+    seq(4, 0, 21, 0),
+    seq(5, 255, 1, 1),
+    seq(6, 3, 0, 2),
+];
+
+fn check(cases: &[Case]) {
+    for case in cases {
+        let want = case.want(&RAGGED);
+        for (seed, way) in SEEDS.into_iter().zip([SPLIT, WHOLE, Way { wide: false, ..SPLIT }]) {
+            let got = case.run(&Bed::new(seed, None), way, &RAGGED).unwrap();
+            assert!(case.matches(&got, &want), "{case:?} {way:?}");
+        }
+    }
+}
+
+#[test]
+fn heads_of_any_size() {
+    check(&[
+        case(5, 1, 48, DType::F32),
+        Case { block: 64, window: Some(100), has_sinks: true, ..case(4, 2, 80, DType::F32) },
+        Case { soft_cap: Some(2.0), window: Some(300), ..case(5, 1, 48, DType::Bf16) },
+        Case { block: 32, has_sinks: true, ..case(6, 2, 72, DType::F16) },
+    ]);
+}
+
+#[test]
+fn heads_of_known_sizes() {
+    check(&[
+        Case { block: 32, has_sinks: true, ..case(4, 2, 64, DType::Bf16) },
+        Case { window: Some(20), ..case(5, 1, 80, DType::Bf16) },
+        Case { soft_cap: Some(2.0), ..case(3, 3, 96, DType::F16) },
+        Case { block: 64, window: Some(257), has_sinks: true, ..case(8, 1, 128, DType::Bf16) },
+        case(2, 1, 256, DType::Bf16),
+    ]);
+}
+
+#[test]
+fn how_rows_are_cut_changes_no_bit() {
+    let cases = [
+        Case { window: Some(290), has_sinks: true, ..case(4, 2, 64, DType::Bf16) },
+        Case { soft_cap: Some(2.0), ..case(5, 1, 40, DType::F16) },
+        Case { window: Some(40), ..case(5, 1, 48, DType::F32) },
+    ];
+    for case in cases {
+        let run = |seed, way, seqs: &[Seq]| case.run(&Bed::new(seed, None), way, seqs).unwrap();
+        let prompt = run(4, WHOLE, &[seq(1, 500, 23, 0)]);
+        let others = [
+            run(5, SPLIT, &[seq(1, 500, 23, 0)]),
+            run(6, Way { wide: false, ..WHOLE }, &[seq(2, 0, 3, 0), seq(1, 500, 23, 0)]),
+            run(7, WHOLE, &[seq(1, 500, 1, 0)]),
+            run(8, SPLIT, &[seq(1, 511, 1, 1)]),
+            run(9, SPLIT, &[seq(3, 700, 2, 0), seq(1, 512, 1, 0)]),
+            run(10, Way { blocks: 4, ..SPLIT }, &[seq(1, 510, 6, 1)]),
+            run(11, WHOLE, &[seq(1, 507, 16, 0), seq(2, 300, 1, 0)]),
+        ];
+        let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        for (other, rows) in others.iter().zip([23, 23, 1, 1, 1, 6, 16]) {
+            let common = other.iter().filter_map(|((id, position), row)| {
+                let row = (*position != usize::MAX).then_some(row)?;
+                Some((row, prompt.get(&(*id, *position))?))
+            });
+            let same = common.map(|(a, b)| assert_eq!(bits(a), bits(b), "{case:?}")).count();
+            assert_eq!(same, rows);
+        }
+    }
+}
+
+#[test]
+fn heads_that_no_kernel_takes_are_refused() {
+    let refused = |num_q, head_dim, format, shared_bytes_max| {
+        let heads = Heads { num_q, num_kv: 1, head_dim };
+        AttentionKernels::new(heads, format, shared_bytes_max).is_err()
+    };
+    let most = 99 << 10;
+    for format in [DType::F32, DType::Bf16, DType::F16] {
+        assert!(!refused(16, 256, format, most));
+        assert!(refused(17, 128, format, most));
+        assert!(refused(1, 264, format, most));
+        assert!(refused(1, 62, format, most));
+        assert!(refused(1, 256, format, 48 << 10));
+    }
+}
+
+#[test]
+fn planted_faults_show() {
+    let faults = [
+        // The ring.
+        Fault { from: "wait_copies<Math::SLOTS - 2>()", to: "wait_copies<Math::SLOTS - 1>()" },
+        Fault { from: "        sync_block();\n        fetch();", to: "        fetch();" },
+        Fault { from: "tile.kv_head) <<", to: "0) <<" },
+        Fault { from: "(chunk * Math::CHUNK >> p.block_bits));", to: "(token >> p.block_bits));" },
+        Fault { from: "is_seen ? 16 : 0);", to: "16);" },
+        // What rows see.
+        Fault { from: "to > window ? to - window : 0", to: "to >= window ? to - window + 1 : 0" },
+        Fault { from: "if (p.slots[piece.row + row] == NO_SLOT)", to: "if (false)" },
+        Fault { from: "is_seen ? exp_of(weights[i] - max) : 0.0f", to: "exp_of(weights[i] - max)" },
+        // Merges.
+        Fault {
+            from: "return keep / fused(sum, keep, exp_of(sink - larger));",
+            to: "return keep / sum;",
+        },
+        Fault { from: "sum = joined(join, sum, unit_sum);", to: "sum += unit_sum;" },
+        Fault { from: "+ tile.kv_head * rows)", to: "+ tile.kv_head)" },
+        Fault { from: "first += MERGE_AHEAD", to: "first += MERGE_AHEAD - 6" },
+        // Products.
+        Fault { from: "to[0] = high[0] + low[0];", to: "to[0] = high[0];" },
+        Fault { from: "if (head_dim % 16 == 0) return;", to: "return;" },
+        Fault { from: "(token + lane) * row_bytes", to: "lane * row_bytes" },
+        Fault { from: "+ column + token) = sums", to: "+ token) = sums" },
+    ];
+    let tensor = Case {
+        window: Some(300),
+        soft_cap: Some(2.0),
+        has_sinks: true,
+        ..case(4, 2, 24, DType::F16)
+    };
+    let plain = case(5, 1, 16, DType::F32);
+    let seqs = [seq(1, 700, 1, 0), seq(2, 250, 8, 2), seq(3, 1, 1, 0)];
+    let wanted = [tensor, plain].map(|case| (case, case.want(&seqs)));
+    assert_caught(&faults, |bed| {
+        for (case, want) in &wanted {
+            for way in [SPLIT, WHOLE] {
+                if !case.matches(&case.run(bed, way, &seqs)?, want) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    });
+}

@@ -1,0 +1,110 @@
+//! Kernels under emulation against float64, each with planted faults that must show.
+
+mod attention;
+mod attention_plan;
+mod embed;
+mod emulator;
+mod linear;
+mod moe;
+mod norm;
+mod rope_store;
+mod sample;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
+use crate::cuda::emulated::{Emulated, Fault};
+use crate::dtype::DType;
+use crate::error::KernelError;
+
+/// Orders of threads and blocks that every kernel is run in.
+const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Where compiled kernels are kept: beside the test's own binary.
+fn folder() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().join("emulated-kernels")
+}
+
+/// A device under test.
+struct Bed {
+    driver: Arc<dyn Driver>,
+}
+
+impl Bed {
+    fn new(seed: u64, fault: Option<Fault>) -> Self {
+        Bed { driver: Arc::new(Emulated::with_fault(&folder(), seed, fault)) }
+    }
+
+    fn bytes(&self, bytes: &[u8]) -> DeviceBuffer {
+        let buffer = DeviceBuffer::new(&self.driver, bytes.len(), "a test").unwrap();
+        buffer.upload(0, bytes).unwrap();
+        buffer
+    }
+
+    fn floats(&self, values: &[f32]) -> DeviceBuffer {
+        self.numbers(values, DType::F32)
+    }
+
+    fn numbers(&self, values: &[f32], format: DType) -> DeviceBuffer {
+        let bytes: Vec<u8> = values.iter().flat_map(|&value| encode(value, format)).collect();
+        self.bytes(&bytes)
+    }
+
+    fn words(&self, words: &[u32]) -> DeviceBuffer {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.bytes(&bytes)
+    }
+
+    /// `len` NaNs: what a kernel leaves unwritten shows.
+    fn poison(&self, len: usize) -> DeviceBuffer {
+        self.floats(&vec![f32::NAN; len])
+    }
+}
+
+fn encode(value: f32, format: DType) -> Vec<u8> {
+    match format {
+        DType::F32 => value.to_le_bytes().to_vec(),
+        DType::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        DType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
+    }
+}
+
+fn read_floats(buffer: &DeviceBuffer, len: usize) -> Vec<f32> {
+    let mut bytes = vec![0; len * 4];
+    buffer.download(0, &mut bytes).unwrap();
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn read_words(buffer: &DeviceBuffer, len: usize) -> Vec<u32> {
+    read_floats(buffer, len).into_iter().map(f32::to_bits).collect()
+}
+
+/// A number in (−1, 1) that depends on nothing but its arguments.
+fn noise(seed: u64, index: usize) -> f32 {
+    let mut x = seed << 40 ^ index as u64;
+    for _ in 0..3 {
+        x = (x ^ x >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    (x >> 40) as f32 / (1 << 23) as f32 - 1.0
+}
+
+/// Numbers of [`noise`].
+fn noises(seed: u64, len: usize) -> Vec<f32> {
+    (0..len).map(|index| noise(seed, index)).collect()
+}
+
+/// Plants each fault, runs `check`, and asserts that it fails: with an error of the emulator, or by
+/// finding wrong values.
+fn assert_caught(faults: &[Fault], check: impl Fn(&Bed) -> Result<bool, KernelError>) {
+    for fault in faults {
+        let right = check(&Bed::new(1, Some(*fault)));
+        assert!(!matches!(right, Ok(true)), "not caught: {fault:?}");
+        if let Err(KernelError::Unsupported(reason)) = right {
+            panic!("the fault {fault:?} was not planted: {reason}");
+        }
+    }
+}

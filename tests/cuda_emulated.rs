@@ -1,0 +1,134 @@
+//! The CUDA device under the host's emulation: whole models from the kernels that a GPU will run.
+//!
+//! Goldens of families that between them use every op, and the built-in model's answers against the
+//! CPU's. Slow, so prompts are short; `tests/goldens.rs` has the long ones.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
+
+use std::path::PathBuf;
+
+use pagoda_engine::handle::border;
+use pagoda_engine::memory::KvBudget;
+use pagoda_engine::model::files::Checkpoint;
+use pagoda_engine::model::load::{load_checkpoint, load_on};
+use pagoda_engine::model::{LoadOptions, LoadedModel, ModelSource};
+use pagoda_engine::request::{Event, Request, SamplerParams, Segment, StopParams, Tenant};
+use pagoda_engine::scheduler::settings::SchedulerSettings;
+use pagoda_engine::step::{Parts, StepLoop, Turn};
+use pagoda_kernels::cuda::CudaDevice;
+use pagoda_kernels::dtype::DType;
+use pagoda_tests::golden::{Golden, folder};
+use pagoda_tests::prompts::PromptRun;
+
+/// Largest distance from transformers.
+const TOLERANCE: f32 = 0.001;
+/// Tokens of a golden: over a block, with a tail that is decoded.
+const GOLDEN_LEN: usize = 70;
+
+/// Compiled kernels are kept beside the test's own binary.
+fn emulated(seed: u64) -> CudaDevice {
+    let test = std::env::current_exe().unwrap();
+    let folder: PathBuf = test.parent().unwrap().join("emulated-kernels");
+    CudaDevice::emulated(&folder, seed)
+}
+
+fn golden_distance(case: &str, seed: u64) -> anyhow::Result<f32> {
+    let golden = Golden::read(case)?;
+    let checkpoint = Checkpoint::open(&ModelSource::Folder(folder(case)))?;
+    let options = LoadOptions {
+        dtype: Some(DType::F32),
+        kv_dtype: Some(DType::F32),
+        max_model_len: Some(golden.max_model_len),
+        max_num_seqs: Some(64),
+        max_num_batched_tokens: Some(64),
+        max_logprobs: u32::MAX,
+        kv: KvBudget::Bytes(16 << 20),
+        ..LoadOptions::default()
+    };
+    let mut model = load_on(&emulated(seed), checkpoint, &options, &|_| ())?;
+    let lengths: Vec<usize> =
+        golden.lengths().into_iter().filter(|len| *len <= GOLDEN_LEN).collect();
+    let prompts = vec![&golden.tokens[..GOLDEN_LEN]];
+    let chunk = |done: usize| if done < 64 { [33, 1, 30][done % 3] } else { 1 };
+    let run = PromptRun { prompts, chunk: &chunk, lengths: &lengths, last_position_shift: 0 };
+    let values = run.run(model.runner.as_mut(), &model.info)?;
+    anyhow::ensure!(values[0].targets.len() == GOLDEN_LEN);
+    golden.distance(&values[0])
+}
+
+#[test]
+fn goldens_hold_on_the_emulated_device() {
+    for (seed, case) in ["qwen3", "qwen2_window", "qwen3_moe", "llama3"].into_iter().enumerate() {
+        let distance = golden_distance(case, seed as u64).unwrap();
+        assert!(distance <= TOLERANCE, "{case}: {distance}");
+    }
+}
+
+/// Prompts in the built-in model's template.
+const QUESTIONS: [&str; 3] = ["What is 17 + 25?", "Sort 5, 3, 9, 1.", "你好"];
+
+fn answers(loaded: LoadedModel, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let eos = loaded.info.eos_token_ids.clone();
+    let (handle, inbox) = border(loaded.info, SchedulerSettings::default());
+    let clock = Box::new(std::time::Instant::now);
+    let parts = Parts { runner: loaded.runner, inbox, clock, drafts: None, reaper: None };
+    let mut step_loop = StepLoop::new(parts);
+    let request = |prompt: &Vec<u32>| Request {
+        id: "r".into(),
+        input: vec![Segment::Tokens(prompt.clone())],
+        sampler: SamplerParams::default(),
+        stop: StopParams {
+            max_tokens: 12,
+            min_tokens: 0,
+            eos_token_ids: eos.clone(),
+            stop_token_ids: vec![],
+        },
+        n: 1,
+        prompt_logprobs: None,
+        tenant: Tenant { id: "t".into(), cache_salt: Default::default() },
+        priority: 0,
+    };
+    let mut streams: Vec<_> =
+        prompts.iter().map(|prompt| handle.submit(request(prompt)).unwrap()).collect();
+    while step_loop.turn().unwrap() == Turn::Stepped {}
+    let tokens = |stream: &mut pagoda_engine::handle::EventStream| {
+        let mut tokens = Vec::new();
+        while let Some(event) = stream.try_next() {
+            match event {
+                Event::Token { token, .. } => tokens.push(token.id),
+                Event::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+        tokens
+    };
+    streams.iter_mut().map(tokens).collect()
+}
+
+#[test]
+fn the_demo_model_answers_as_on_the_cpu() {
+    let options = LoadOptions {
+        max_model_len: Some(256),
+        max_num_seqs: Some(4),
+        max_num_batched_tokens: Some(48),
+        kv: KvBudget::Bytes(4 << 20),
+        ..LoadOptions::default()
+    };
+    let open = || Checkpoint::open(&ModelSource::Demo).unwrap();
+    let text = pagoda_engine::text::TextModel::from_files(&pagoda_engine::text::TextFiles {
+        tokenizer: open().files.tokenizer.as_deref(),
+        config: open().files.tokenizer_config.as_deref(),
+        template: None,
+    })
+    .unwrap();
+    let prompt = |question: &&str| {
+        let chat = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
+        text.tokenizer.encode(&chat, false).unwrap()
+    };
+    let prompts: Vec<Vec<u32>> = QUESTIONS.iter().map(prompt).collect();
+    let on_cpu = answers(load_checkpoint(open(), &options, &|_| ()).unwrap(), &prompts);
+    let device = emulated(7);
+    let on_gpu = answers(load_on(&device, open(), &options, &|_| ()).unwrap(), &prompts);
+    assert_eq!(on_gpu, on_cpu);
+    assert!(on_cpu.iter().all(|tokens| tokens.len() > 2), "{on_cpu:?}");
+}
