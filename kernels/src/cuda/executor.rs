@@ -351,20 +351,6 @@ fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm
 
 /// A product without bias, whose results are stored.
 fn linear(x: &CudaTensor, weight: &CudaWeight, out: &CudaTensor, rows: u32) -> Linear {
-    Linear {
-        x: x.pointer(),
-        weight: weight.pointer(),
-        experts: DevicePointer::NULL,
-        bias: DevicePointer::NULL,
-        out: out.pointer(),
-        rows,
-        rows_per_x: 1,
-        n: weight.rows() as u32,
-        k: weight.cols() as u32,
-        stride: weight.stride() as u32,
-        epilogue: 0,
-        activation: 0,
-        scale: 1.0,
-        soft_cap: 0.0,
-    }
+    let pointers = [x.pointer(), weight.pointer(), out.pointer()];
+    Linear::plain(pointers, rows as usize, (weight.rows(), weight.cols()), weight.format())
 }

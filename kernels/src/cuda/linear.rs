@@ -37,22 +37,46 @@ pub(crate) fn stride_of(k: usize, format: DType) -> usize {
 }
 
 impl Linear {
-    /// Fills in what becomes of results.
+    /// `rows` rows of `x` times a weight `[n, k]` of `format`: no bias, one matrix, stored in `out`.
+    pub(crate) fn plain(
+        [x, weight, out]: [DevicePointer; 3],
+        rows: usize,
+        (n, k): (usize, usize),
+        format: DType,
+    ) -> Self {
+        Linear {
+            x,
+            weight,
+            experts: DevicePointer::NULL,
+            bias: DevicePointer::NULL,
+            out,
+            rows: rows as u32,
+            rows_per_x: 1,
+            n: n as u32,
+            k: k as u32,
+            stride: stride_of(k, format) as u32,
+            epilogue: 0,
+            activation: 0,
+            scale: 1.0,
+            soft_cap: 0.0,
+        }
+    }
+
+    /// Fills in what becomes of results of a plain product.
     pub(crate) fn with_epilogue(self, epilogue: Epilogue) -> Self {
-        let plain = Linear { epilogue: 0, activation: 0, scale: 1.0, soft_cap: 0.0, ..self };
         match epilogue {
-            Epilogue::Store => plain,
-            Epilogue::Add => Linear { epilogue: 1, ..plain },
+            Epilogue::Store => self,
+            Epilogue::Add => Linear { epilogue: 1, ..self },
             Epilogue::Glu(activation) => {
                 let activation = match activation {
                     Activation::Silu => 0,
                     Activation::GeluTanh => 1,
                     Activation::Gelu => 2,
                 };
-                Linear { epilogue: 2, activation, ..plain }
+                Linear { epilogue: 2, activation, ..self }
             }
             Epilogue::Scale { scale, soft_cap } => {
-                Linear { epilogue: 3, scale, soft_cap: soft_cap.unwrap_or(0.0), ..plain }
+                Linear { epilogue: 3, scale, soft_cap: soft_cap.unwrap_or(0.0), ..self }
             }
         }
     }

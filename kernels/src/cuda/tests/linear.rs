@@ -38,22 +38,9 @@ impl Case {
         };
         let (x, weight) = (bed.floats(&noises(1, rows * k)), bed.numbers(&weight, format));
         let bias = self.biased.then(|| bed.floats(&noises(3, n)));
-        let linear = Linear {
-            x: x.pointer(),
-            weight: weight.pointer(),
-            experts: DevicePointer::NULL,
-            bias: bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer),
-            out: out.pointer(),
-            rows: rows as u32,
-            rows_per_x: 1,
-            n: n as u32,
-            k: k as u32,
-            stride: stride as u32,
-            epilogue: 0,
-            activation: 0,
-            scale: 1.0,
-            soft_cap: 0.0,
-        };
+        let pointers = [x.pointer(), weight.pointer(), out.pointer()];
+        let bias = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
+        let linear = Linear { bias, ..Linear::plain(pointers, rows, (n, k), format) };
         // SAFETY: buffers of these shapes.
         unsafe { linear.with_epilogue(self.epilogue).launch(&*bed.driver, format) }?;
         Ok(read_floats(&out, len))

@@ -79,21 +79,11 @@ fn multiplies(bed: &Bed) -> Result<bool, KernelError> {
     let (on_x, on_weight) = (bed.floats(&x), bed.numbers(&weight, format));
     let on_chosen = bed.words(&chosen);
     assert_eq!(stride, k);
+    let pointers = [on_x.pointer(), on_weight.pointer(), out.pointer()];
     let linear = Linear {
-        x: on_x.pointer(),
-        weight: on_weight.pointer(),
         experts: on_chosen.pointer(),
-        bias: DevicePointer::NULL,
-        out: out.pointer(),
-        rows: chosen.len() as u32,
         rows_per_x: 2,
-        n: n as u32,
-        k: k as u32,
-        stride: stride as u32,
-        epilogue: 0,
-        activation: 0,
-        scale: 1.0,
-        soft_cap: 0.0,
+        ..Linear::plain(pointers, chosen.len(), (n, k), format)
     };
     // SAFETY: buffers of these shapes.
     unsafe { linear.launch(&*bed.driver, format) }?;
