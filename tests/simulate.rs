@@ -42,6 +42,7 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.pending_rows += one.pending_rows;
     sum.poisoned += one.poisoned;
     sum.choices += one.choices;
+    sum.stopped += one.stopped;
     sum.stats.preemptions += one.stats.preemptions;
     sum.stats.prefix_hit_tokens += one.stats.prefix_hit_tokens;
     sum.stats.prefix_waits += one.stats.prefix_waits;
@@ -101,6 +102,7 @@ fn two_hundred_thousand_steps_equal_the_closed_form() {
     // It really happened.
     assert!(seeds >= 100, "{seeds}");
     assert!(sum.choices > 5_000);
+    assert!(sum.stopped > 200);
     assert!(sum.busy > 100);
     assert!(sum.left_queued > 100 && sum.left_prefill > 100 && sum.left_decode > 100);
     assert!(sum.pending_rows > 10_000);

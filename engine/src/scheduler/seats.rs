@@ -111,9 +111,9 @@ impl Scheduler {
         self.waiting.rejoin(&group.tenant.id, waiting);
     }
 
-    /// A choice ended: tells its reader and gives everything back.
+    /// A choice ended, running or waiting: tells its reader and gives everything back.
     pub(crate) fn finish(&mut self, id: SeqId, reason: FinishReason) {
-        self.vacate(id);
+        self.depart(id);
         let stats = &self.shared.stats;
         match reason {
             FinishReason::Length => stats.finished_length.fetch_add(1, Relaxed),
@@ -126,22 +126,38 @@ impl Scheduler {
         sequence.finished = Some(reason);
         group.sink.finished(id.choice, reason);
         group.num_unfinished -= 1;
-        self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
-        self.waiting.leave(&group.tenant.id, id, false);
         if group.num_unfinished == 0 {
             self.ended.extend(self.sequences.remove(id.group));
         }
     }
 
-    /// Ends requests whose reader is gone, running or waiting.
+    /// Ends requests whose reader is gone, running or waiting, and choices of which a reader wants no
+    /// more and which wait to be recomputed: those that run end where their token arrives.
     pub fn cancel_abandoned(&mut self) {
         for index in self.sequences.indexes() {
-            if self.sequences.group(index).is_some_and(|group| group.sink.is_abandoned()) {
+            let Some(group) = self.sequences.group(index) else { continue };
+            if group.sink.is_abandoned() {
                 self.shared.stats.cancelled.fetch_add(1, Relaxed);
                 let group = self.withdraw(index);
                 self.ended.extend(group);
+                continue;
+            }
+            for choice in 0..group.sequences.len() as u32 {
+                let id = SeqId { group: index, choice };
+                if self.waits_in_vain(id) {
+                    self.mark_dirty(index);
+                    self.finish(id, FinishReason::Stopped);
+                }
             }
         }
+    }
+
+    /// Whether a choice was preempted and its reader wants no more of it.
+    fn waits_in_vain(&self, id: SeqId) -> bool {
+        let Some(group) = self.sequences.group(id.group) else { return false };
+        let sequence = &group.sequences[id.choice as usize];
+        let waits = sequence.run.is_none() && sequence.finished.is_none();
+        waits && !sequence.output.is_empty() && group.sink.is_stopped(id.choice)
     }
 
     /// Ends all requests with an error event.
@@ -159,22 +175,27 @@ impl Scheduler {
         let num_choices = self.sequences.group(index)?.sequences.len() as u32;
         for choice in 0..num_choices {
             let id = SeqId { group: index, choice };
-            let was_running = self.sequences[id].run.is_some();
-            self.vacate(id);
-            let group = self.sequences.group(index)?;
-            let sequence = &group.sequences[choice as usize];
-            if sequence.finished.is_some() {
-                continue;
-            }
-            self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
-            if !was_running {
-                self.shared.stats.give_places_back(1, u64::from(sequence.queued_tokens));
-            }
-            if choice == 0 || group.started {
-                self.waiting.leave(&group.tenant.id, id, !was_running);
+            if self.sequences[id].finished.is_none() {
+                self.depart(id);
             }
         }
         self.sequences.remove(index)
+    }
+
+    /// Takes an unfinished choice from its seat or from the line, and settles what it owes.
+    fn depart(&mut self, id: SeqId) {
+        let was_running = self.sequences[id].run.is_some();
+        self.vacate(id);
+        let Some(group) = self.sequences.group(id.group) else { return };
+        let sequence = &group.sequences[id.choice as usize];
+        self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
+        if !was_running {
+            self.shared.stats.give_places_back(1, u64::from(sequence.queued_tokens));
+        }
+        // The other choices join only once the prompt is in the cache.
+        if id.choice == 0 || group.started {
+            self.waiting.leave(&group.tenant.id, id, !was_running);
+        }
     }
 
     /// Ends a running sequence's run and takes its blocks and slot back.

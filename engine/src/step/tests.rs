@@ -280,6 +280,30 @@ fn a_choice_that_its_reader_stopped_ends_and_the_others_go_on() {
 }
 
 #[test]
+fn a_stopped_choice_that_was_preempted_is_not_recomputed() {
+    for depth in [1, 2] {
+        let mut bench = bench(depth, 5, 6, SchedulerSettings::default());
+        bench.submit(request(1, 30, 60));
+        bench.submit(request(2, 30, 60));
+        while bench.handle.stats().preemptions == 0 {
+            bench.turns(1);
+        }
+        bench.streams[1].stop(0);
+        bench.log.lock().unwrap().clear();
+        bench.turns(1);
+        let events: Vec<_> = std::iter::from_fn(|| bench.streams[1].try_next()).collect();
+        let last = Event::Finished { choice: 0, reason: FinishReason::Stopped };
+        assert_eq!(events.last(), Some(&last));
+        let stats = bench.handle.stats();
+        assert_eq!((stats.waiting, stats.waiting_tokens), (0, 0));
+        assert!(bench.drain().iter().flatten().all(|&(number, _)| number == 1));
+        let stats = bench.handle.stats();
+        assert_eq!((stats.finished_stop, stats.finished_length), (1, 1));
+        assert_eq!(stats.blocks_used, 0);
+    }
+}
+
+#[test]
 fn blocks_that_slid_out_are_given_back_before_anybody_is_preempted() {
     // Step 0 takes all four blocks of the window group: one for the older, three for the younger,
     // which then needs the last of them only. The older needs a second one in step 1.

@@ -29,6 +29,8 @@ pub struct Outcome {
     pub left_decode: u64,
     /// Rows whose token was not known when they were launched.
     pub pending_rows: u64,
+    /// Choices that their readers stopped before their end.
+    pub stopped: u64,
     /// Blocks that were overwritten when their content was lost.
     pub poisoned: u64,
     /// Choices that ended and were compared in full.
@@ -138,6 +140,11 @@ impl Reader {
         if (turn - self.since).is_multiple_of(ask.reads_every) {
             self.read();
         }
+        if let (Some((choice, tokens)), Some(stream)) = (ask.stops, &self.stream)
+            && self.tokens_of(choice) > tokens
+        {
+            stream.stop(choice);
+        }
         let computed = lock(state).computed.contains(&self.number);
         let leaves = match ask.leaves {
             Some(Leaves::AfterTurns(turns)) => turn - self.since >= turns,
@@ -164,7 +171,14 @@ impl Reader {
         }
     }
 
-    /// Compares the events with the closed form; those of a reader that left may stop anywhere.
+    fn tokens_of(&self, wanted: u32) -> usize {
+        let is_token =
+            |event: &&Event| matches!(event, Event::Token { choice, .. } if *choice == wanted);
+        self.events.iter().filter(is_token).count()
+    }
+
+    /// Compares the events with the closed form; those of a reader that left may stop anywhere, as
+    /// may a choice that its reader stopped.
     fn compare(&self, ask: &Ask, answers: &[Answer], outcome: &mut Outcome) {
         let number = self.number;
         let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); ask.n as usize];
@@ -199,12 +213,17 @@ impl Reader {
             assert!(answers[0].prompt_logprobs.starts_with(&prompt), "request {number}");
             assert!(!stayed || answers[0].prompt_logprobs.len() == prompt.len());
         }
-        for ((tokens, finished), answer) in tokens.iter().zip(&finished).zip(answers) {
+        for (choice, answer) in answers.iter().enumerate() {
+            let (tokens, finished) = (&tokens[choice], finished[choice]);
             assert!(answer.tokens.starts_with(tokens), "request {number}: {tokens:?} {answer:?}");
             assert!(!stayed || finished.is_some(), "request {number} has no end");
-            if let Some(reason) = finished {
+            if finished == Some(FinishReason::Stopped) {
+                let (stopped, seen) = ask.stops.expect("nobody else stops one");
+                assert!(stopped as usize == choice && tokens.len() > seen, "request {number}");
+                outcome.stopped += 1;
+            } else if let Some(reason) = finished {
                 assert_eq!(tokens, &answer.tokens, "request {number}");
-                assert_eq!(*reason, reason_of(ask, tokens), "request {number}");
+                assert_eq!(reason, reason_of(ask, tokens), "request {number}");
                 outcome.choices += 1;
             }
         }

@@ -50,6 +50,8 @@ pub struct Ask {
     pub counts: bool,
     /// When the reader leaves, if it does before the end.
     pub leaves: Option<Leaves>,
+    /// The choice of which the reader wants no more, once it has seen so many tokens of it.
+    pub stops: Option<(u32, usize)>,
     /// The reader looks once in so many turns.
     pub reads_every: u32,
 }
@@ -253,17 +255,20 @@ fn ask(random: &mut Random, turn: u32, prefixes: &[Vec<u32>]) -> Ask {
         _ => Leaves::InPrefill,
     });
     let no_output = prompt_logprobs.is_some() && random.percent(30);
+    let n = if random.percent(15) { 2 + random.below(2) } else { 1 };
+    let stops = random.percent(20).then(|| (random.below(n), random.below(40) as usize));
     Ask {
         turn,
         prompt,
         max_tokens: if no_output { 0 } else { 1 + random.below(100) },
         min_tokens: if random.percent(60) { random.below(90) } else { 0 },
-        n: if random.percent(15) { 2 + random.below(2) } else { 1 },
+        n,
         tenant: random.below(3),
         priority: if random.percent(20) { random.below(3) as i32 - 1 } else { 0 },
         prompt_logprobs,
         counts: random.percent(20),
         leaves: leaves.filter(|_| random.percent(25)),
+        stops,
         reads_every: random.pick(&[1, 1, 1, 7, 1_000_000]),
     }
 }
