@@ -15,7 +15,7 @@ use pagoda_engine::model::{LoadOptions, LoadedModel, ModelSource};
 use pagoda_engine::request::{Event, Request, SamplerParams, Segment, StopParams, Tenant};
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::{Parts, StepLoop, Turn};
-use pagoda_kernels::cuda::CudaDevice;
+use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
 use pagoda_tests::golden::{Golden, folder};
 use pagoda_tests::prompts::PromptRun;
@@ -127,8 +127,12 @@ fn the_demo_model_answers_as_on_the_cpu() {
     };
     let prompts: Vec<Vec<u32>> = QUESTIONS.iter().map(prompt).collect();
     let on_cpu = answers(load_checkpoint(open(), &options, &|_| ()).unwrap(), &prompts);
-    let device = emulated(7);
-    let on_gpu = answers(load_on(&device, open(), &options, &|_| ()).unwrap(), &prompts);
-    assert_eq!(on_gpu, on_cpu);
+    for deterministic in [true, false] {
+        let device = emulated(7).with_options(CudaOptions { deterministic });
+        let loaded = load_on(&device, open(), &options, &|_| ()).unwrap();
+        // Two steps in flight, those of decode from graphs.
+        assert_eq!((loaded.info.depth, loaded.runner.decode_equals_prefill()), (2, deterministic));
+        assert_eq!(answers(loaded, &prompts), on_cpu, "deterministic: {deterministic}");
+    }
     assert!(on_cpu.iter().all(|tokens| tokens.len() > 2), "{on_cpu:?}");
 }

@@ -7,7 +7,8 @@
 // gives a row's log-probabilities, once its token is known.
 // Steps of a row: penalties, bias, allowed and suppressed tokens; temperature, min-p, top-k, top-p;
 // one Philox number and an inverse CDF over ascending tokens. `sample` also stores each slot's last
-// token, so that there is no kernel for `advance`. `slot_reset` and `slot_count` begin a slot's counts.
+// token, so that there is no kernel for `advance`. `slot_take` brings parameters and lists to a slot,
+// `slot_reset` and `slot_count` begin its counts.
 // Sums in floating point go lane by lane over chunks at absolute multiples of CHUNK tokens, all others
 // are of integers. So a token depends on its row, parameters and noise alone.
 #include "sample_describe.cuh"
@@ -197,7 +198,16 @@ __device__ void sample(const Sample& p) {
     }
 }
 
-// ---- counts of a slot
+// ---- a sequence takes a slot
+
+__device__ void slot_take(const SlotTakes& p) {
+    SlotTake take = p.takes[blockIdx.x];
+    const SlotParams& params = p.params[blockIdx.x];
+    if (thread_index() == 0) p.slots[take.slot] = params;
+    // The lists of a slot lie one behind another, these first.
+    u32* lists = p.lists + params.suppressed_start;
+    for (u32 i = thread_index(); i < take.len; i += SLOT_THREADS) lists[i] = p.words[take.start + i];
+}
 
 __device__ void slot_reset(const SlotReset& p) {
     uint4* row = (uint4*)(p.counts + (u64)p.rows[blockIdx.x] * p.padded);
@@ -223,5 +233,6 @@ __device__ void slot_count(const SlotCount& p) {
 KERNEL(sample_argmax, ARGMAX_THREADS, Argmax, argmax)
 KERNEL(sample_rows, SAMPLE_THREADS, Sample, sample)
 KERNEL(sample_describe, SAMPLE_THREADS, Sample, describe)
+KERNEL(sample_slot_take, SLOT_THREADS, SlotTakes, slot_take)
 KERNEL(sample_slot_reset, SLOT_THREADS, SlotReset, slot_reset)
 KERNEL(sample_slot_count, SLOT_THREADS, SlotCount, slot_count)

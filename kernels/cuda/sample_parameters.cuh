@@ -87,6 +87,22 @@ struct Sample {
     u32 max_top;
 };
 
+// A sequence takes a slot; its parameters are at the same place of another array.
+struct SlotTake {
+    u32 slot;
+    u32 start;  // its lists, into `words`
+    u32 len;
+    u32 unused;
+};
+
+struct SlotTakes {
+    const SlotTake* takes;     // [gridDim.x]
+    const SlotParams* params;  // [gridDim.x]
+    const u32* words;
+    SlotParams* slots;         // by slot, written
+    u32* lists;                // of all slots, written
+};
+
 struct SlotReset {
     u32* counts;      // [count rows, padded]
     const u32* rows;  // [gridDim.x] rows to clear

@@ -81,8 +81,7 @@ impl PlanShape {
         let tile_rows = self.rows.wide.unwrap_or(self.rows.narrow) as usize;
         // A sequence has one tile at most that is not full.
         let tiles = limits.max_tokens / tile_rows + limits.max_seqs.min(limits.max_tokens);
-        // A tile is cut wherever it has had another share: no oftener than there are shares.
-        let cuts = self.shares() as usize;
+        let (pieces, split) = self.most(tiles);
         let mut units = limits.max_model_len.div_ceil(UNIT as usize);
         if let Some(window) = self.window {
             // Any that many neighbouring keys.
@@ -91,10 +90,17 @@ impl PlanShape {
         }
         let rows = SPLIT_ROWS.min(limits.max_tokens.saturating_mul(self.group as usize));
         PlanRoom {
-            pieces: tiles + cuts + tiles.min(cuts),
+            pieces: pieces + split,
             partial_rows: units.saturating_mul(rows).min(WHOLE as usize),
             tiles,
         }
+    }
+
+    /// The most that a plan of `tiles` tiles takes: pieces of the kernels, tiles that are split.
+    fn most(&self, tiles: usize) -> (usize, usize) {
+        // A tile is cut wherever it has had another share: no oftener than there are shares.
+        let cuts = self.shares() as usize;
+        (tiles + cuts, tiles.min(cuts))
     }
 
     /// Pieces that fill the device.
@@ -137,10 +143,16 @@ impl AttentionPlan {
         AttentionPlan { shape, room, tiles, pieces, num_wide: 0, num_narrow: 0 }
     }
 
-    /// Plans a step. Allocates nothing if it is within the limits.
-    pub(crate) fn make(&mut self, batch: &Batch, group: &GroupBatch) {
+    /// Forgets all pieces.
+    pub(crate) fn clear(&mut self) {
         self.tiles.clear();
         self.pieces.clear();
+        (self.num_wide, self.num_narrow) = (0, 0);
+    }
+
+    /// Plans a step. Allocates nothing if it is within the limits.
+    pub(crate) fn make(&mut self, batch: &Batch, group: &GroupBatch) {
+        self.clear();
         for seq in 0..batch.num_seqs() {
             self.cut_rows(batch, group, seq);
         }
@@ -152,6 +164,26 @@ impl AttentionPlan {
         self.num_wide = self.pieces.partition_point(|piece| shape.is_wide(piece)) as u32;
         self.num_narrow = self.pieces.len() as u32 - self.num_wide;
         self.pieces.extend(self.tiles.iter().filter(|tile| tile.partial != WHOLE));
+    }
+
+    /// Pads the plan of a step in which up to `rows` sequences have a row each, so that launches depend
+    /// on `rows` alone:
+    ///
+    /// ```text
+    ///   narrow pieces │ of padding │ split tiles │ of padding
+    ///   ├──── most(rows).0 ────────┼──── most(rows).1 ───────┤
+    /// ```
+    ///
+    /// Blocks of padding find nothing to do.
+    pub(crate) fn pad(&mut self, rows: usize) {
+        let (most_narrow, most_split) = self.shape.most(rows);
+        let (narrow, split) = (self.narrow(), self.split());
+        let fits = narrow.len() <= most_narrow && split.len() <= most_split;
+        assert!(self.num_wide == 0 && fits, "{rows} rows in {narrow:?}, split {split:?}");
+        self.pieces.resize(most_narrow + most_split, AttentionPiece::default());
+        self.pieces.copy_within(split.start as usize..split.end as usize, most_narrow);
+        self.pieces[narrow.len()..most_narrow].fill(AttentionPiece::default());
+        self.num_narrow = most_narrow as u32;
     }
 
     /// All that the device needs of the plan; the kernels take parts of it.

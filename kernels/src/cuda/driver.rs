@@ -25,6 +25,24 @@ impl DevicePointer {
     }
 }
 
+/// An address in page-locked host memory, see [`Driver::allocate_host`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct HostPointer(pub(crate) *mut u8);
+
+// SAFETY: an address; whoever follows it says why nobody else does at that time.
+unsafe impl Send for HostPointer {}
+// SAFETY: as above.
+unsafe impl Sync for HostPointer {}
+
+/// A place for a mark: small numbers, chosen by whoever runs steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MarkIndex(pub(crate) u32);
+
+/// A recorded graph of one driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GraphIndex(pub(crate) u32);
+
 /// A kernel: where it is and what it takes.
 #[derive(Debug)]
 pub(crate) struct Kernel<P> {
@@ -70,30 +88,32 @@ pub(crate) struct Launch {
     pub(crate) parameter_bytes: usize,
 }
 
-/// Runs kernels. All calls act in the order in which they are made.
+/// Runs kernels. All calls act in the order in which they are made: that of one stream. A fault of
+/// what runs behind a call's back is returned by a later call, and by all that follow it.
 pub(crate) trait Driver: Debug + Send + Sync {
     /// The device, for people.
     fn name(&self) -> String;
 
-    /// Zeroed memory, aligned to 256 bytes.
+    /// Zeroed memory, aligned to 256 bytes. `bytes` may be 0.
     fn allocate(&self, bytes: usize, what: &str) -> Result<DevicePointer, KernelError>;
 
-    /// Gives memory back.
+    /// Gives memory back, once what was asked for before has run.
     ///
     /// # Safety
-    /// `pointer` came from `allocate` and nobody uses it any more.
+    /// `pointer` came from `allocate` and nobody uses it any more, nor a graph that will be replayed.
     unsafe fn release(&self, pointer: DevicePointer);
 
-    /// Copies `bytes` to the device.
+    /// Copies `bytes` to the device, and may wait: for loading and for tests.
     ///
     /// # Safety
     /// The memory from `to` on is allocated and long enough.
     unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError>;
 
-    /// Waits for all that was launched, then copies from the device.
+    /// Waits for all that was asked for, then copies from the device: for tests.
     ///
     /// # Safety
     /// The memory from `from` on is allocated and long enough.
+    #[allow(dead_code, reason = "steps fetch their results behind their backs")]
     unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), KernelError>;
 
     /// Starts a kernel.
@@ -102,6 +122,63 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// The parameters are the kernel's own struct, and all that it reads and writes through them is
     /// allocated and large enough.
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError>;
+
+    /// Page-locked host memory, zeroed, that copies in the order of the stream may use. Aligned to
+    /// 256 bytes. `bytes` may be 0.
+    fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError>;
+
+    /// Gives memory back, once what was asked for before has run.
+    ///
+    /// # Safety
+    /// `pointer` came from `allocate_host` and nobody uses it any more.
+    unsafe fn release_host(&self, pointer: HostPointer);
+
+    /// Copies to the device in the order of the stream; returns at once.
+    ///
+    /// # Safety
+    /// Both memories are allocated and long enough, and the host's bytes stay as they are until a
+    /// mark behind the copy was waited for.
+    unsafe fn copy_in(
+        &self,
+        to: DevicePointer,
+        from: HostPointer,
+        bytes: usize,
+    ) -> Result<(), KernelError>;
+
+    /// Copies from the device in the order of the stream; returns at once.
+    ///
+    /// # Safety
+    /// Both memories are allocated and long enough, and nobody touches the host's bytes until a mark
+    /// behind the copy was waited for.
+    unsafe fn copy_out(
+        &self,
+        to: HostPointer,
+        from: DevicePointer,
+        bytes: usize,
+    ) -> Result<(), KernelError>;
+
+    /// Sets `mark` behind all that was asked for so far.
+    fn mark(&self, mark: MarkIndex) -> Result<(), KernelError>;
+
+    /// Returns when the device has passed the place where `mark` was set last.
+    fn wait(&self, mark: MarkIndex) -> Result<(), KernelError>;
+
+    /// From here to `end_capture`, launches are recorded instead of run, with the parameters they
+    /// have. Nothing else may be asked for meanwhile, by nobody. Kernels may be met for the first
+    /// time: whoever must load them does it then.
+    fn begin_capture(&self) -> Result<(), KernelError>;
+
+    /// The launches since `begin_capture`, to be replayed.
+    fn end_capture(&self) -> Result<GraphIndex, KernelError>;
+
+    /// Starts all launches of `graph`, in their order.
+    ///
+    /// # Safety
+    /// What was promised of each launch holds still.
+    unsafe fn replay(&self, graph: GraphIndex) -> Result<(), KernelError>;
+
+    /// Forgets `graph`, once what was asked for before has run.
+    fn release_graph(&self, graph: GraphIndex);
 }
 
 /// Starts `kernel`.
@@ -160,7 +237,8 @@ impl DeviceBuffer {
         unsafe { self.driver.upload(self.pointer.offset(offset), bytes) }
     }
 
-    /// Copies from `offset` on, once all that was launched has run.
+    /// Copies from `offset` on, once all that was asked for has run.
+    #[allow(dead_code, reason = "as above")]
     pub(crate) fn download(&self, offset: usize, bytes: &mut [u8]) -> Result<(), KernelError> {
         assert!(offset + bytes.len() <= self.bytes, "a download beyond its buffer");
         // SAFETY: within the buffer.

@@ -1,8 +1,8 @@
 //! The host's emulation of a GPU: compiles the kernels' own sources with the C++ compiler and runs
 //! them thread by thread. For tests; far too slow to serve.
 //!
-//! Memory lies between red zones that are looked at after every launch, and a launch's threads and
-//! blocks run in an order drawn from a seed.
+//! Memory lies between red zones that are looked at after every launch, a launch's threads and blocks
+//! run in an order drawn from a seed, and what is asked for runs as late as it may.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -12,7 +12,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::cuda::driver::{DevicePointer, Driver, Launch};
+use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::emulated_stream::{Recorded, Stream, Work};
 use crate::cuda::source::{HEADERS, Source};
 use crate::error::KernelError;
 
@@ -20,6 +21,8 @@ use crate::error::KernelError;
 const RED_ZONE: usize = 4096;
 const RED: u8 = 0xff;
 const ALIGNMENT: usize = 256;
+/// What a red zone looks like.
+static ZONE: [u8; RED_ZONE + ALIGNMENT] = [RED; RED_ZONE + ALIGNMENT];
 
 /// A library's block is global to the process, whoever opened it.
 static RUNNING: Mutex<()> = Mutex::new(());
@@ -38,14 +41,20 @@ pub(crate) struct Fault {
 pub(crate) struct Emulated {
     folder: PathBuf,
     fault: Option<Fault>,
+    /// Where it is planted; `None`: wherever anything is compiled.
+    faulty: Option<&'static str>,
     seed: AtomicU64,
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     libraries: HashMap<&'static str, Library>,
     allocations: HashMap<u64, Allocation>,
+    host_allocations: HashMap<u64, Allocation>,
+    stream: Stream,
+    /// Why the device runs nothing any more.
+    failed: Option<String>,
 }
 
 type EmulateLaunch = unsafe extern "C" fn(
@@ -76,15 +85,36 @@ struct Allocation {
 }
 
 impl Emulated {
-    /// Compiles into `folder`, on first use. `seed` orders threads and blocks.
+    /// Compiles into `folder`, on first use. `seed` orders threads and blocks, and says what runs
+    /// when.
     pub(crate) fn new(folder: &Path, seed: u64) -> Self {
         Self::with_fault(folder, seed, None)
     }
 
     /// The same with a planted fault.
     pub(crate) fn with_fault(folder: &Path, seed: u64, fault: Option<Fault>) -> Self {
-        let state = Mutex::default();
-        Emulated { folder: folder.to_owned(), fault, seed: AtomicU64::new(seed), state }
+        let state = Mutex::new(State {
+            libraries: HashMap::new(),
+            allocations: HashMap::new(),
+            host_allocations: HashMap::new(),
+            stream: Stream::late(seed),
+            failed: None,
+        });
+        let seed = AtomicU64::new(seed);
+        Emulated { folder: folder.to_owned(), fault, faulty: None, seed, state }
+    }
+
+    /// Plants the fault in no other source than `name`.
+    #[cfg(test)]
+    pub(crate) fn only_in(self, name: &'static str) -> Self {
+        Emulated { faulty: Some(name), ..self }
+    }
+
+    /// Runs everything at once: a launch returns its own fault.
+    #[cfg(test)]
+    pub(crate) fn at_once(self) -> Self {
+        self.state().stream = Stream::at_once();
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,7 +125,8 @@ impl Emulated {
         if let Some(library) = state.libraries.get(source.name) {
             return Ok(*library);
         }
-        let library = Library::open(&compile(&self.folder, source, self.fault)?)?;
+        let fault = self.fault.filter(|_| self.faulty.is_none_or(|name| name == source.name));
+        let library = Library::open(&compile(&self.folder, source, fault)?)?;
         state.libraries.insert(source.name, library);
         Ok(library)
     }
@@ -108,24 +139,27 @@ impl Driver for Emulated {
 
     fn allocate(&self, bytes: usize, _what: &str) -> Result<DevicePointer, KernelError> {
         let allocation = Allocation::new(bytes);
-        let pointer = allocation.pointer();
-        self.state().allocations.insert(pointer.0, allocation);
-        Ok(pointer)
+        let address = allocation.address();
+        self.state().allocations.insert(address, allocation);
+        Ok(DevicePointer(address))
     }
 
     unsafe fn release(&self, pointer: DevicePointer) {
-        self.state().allocations.remove(&pointer.0);
+        let mut state = self.state();
+        // What fails is told to whoever asks next.
+        let _ = self.run_all(&mut state);
+        state.allocations.remove(&pointer.0);
     }
 
     unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError> {
-        let _state = self.state();
-        // SAFETY: host memory by the caller's promise; launches hold the lock while they run.
+        self.run_all(&mut self.state())?;
+        // SAFETY: host memory by the caller's promise, and nothing runs.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
         Ok(())
     }
 
     unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), KernelError> {
-        let _state = self.state();
+        self.run_all(&mut self.state())?;
         // SAFETY: as above.
         unsafe {
             std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len());
@@ -134,19 +168,135 @@ impl Driver for Emulated {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
+        // SAFETY: the caller's promise.
+        self.ask(Work::Launch(unsafe { Recorded::new(launch) }))
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError> {
+        let allocation = Allocation::new(bytes);
+        let address = allocation.address();
+        self.state().host_allocations.insert(address, allocation);
+        Ok(HostPointer(address as *mut u8))
+    }
+
+    unsafe fn release_host(&self, pointer: HostPointer) {
         let mut state = self.state();
-        let library = self.library(&mut state, launch.source)?;
+        let _ = self.run_all(&mut state);
+        state.host_allocations.remove(&(pointer.0 as u64));
+    }
+
+    unsafe fn copy_in(
+        &self,
+        to: DevicePointer,
+        from: HostPointer,
+        bytes: usize,
+    ) -> Result<(), KernelError> {
+        self.ask(Work::CopyIn { to, from, bytes })
+    }
+
+    unsafe fn copy_out(
+        &self,
+        to: HostPointer,
+        from: DevicePointer,
+        bytes: usize,
+    ) -> Result<(), KernelError> {
+        self.ask(Work::CopyOut { to, from, bytes })
+    }
+
+    fn mark(&self, mark: MarkIndex) -> Result<(), KernelError> {
+        self.ask(Work::Mark(mark))
+    }
+
+    fn wait(&self, mark: MarkIndex) -> Result<(), KernelError> {
+        let mut state = self.state();
+        let due = state.stream.up_to(mark)?;
+        self.run(&mut state, due)
+    }
+
+    fn begin_capture(&self) -> Result<(), KernelError> {
+        self.state().stream.begin_capture()
+    }
+
+    fn end_capture(&self) -> Result<GraphIndex, KernelError> {
+        self.state().stream.end_capture()
+    }
+
+    unsafe fn replay(&self, graph: GraphIndex) -> Result<(), KernelError> {
+        let mut state = self.state();
+        let due = state.stream.replay(graph)?;
+        self.run(&mut state, due)
+    }
+
+    fn release_graph(&self, graph: GraphIndex) {
+        self.state().stream.release(graph);
+    }
+}
+
+impl Emulated {
+    fn ask(&self, work: Work) -> Result<(), KernelError> {
+        let mut state = self.state();
+        let due = state.stream.ask(work)?;
+        self.run(&mut state, due)
+    }
+
+    fn run_all(&self, state: &mut State) -> Result<(), KernelError> {
+        let due = state.stream.len()?;
+        self.run(state, due)
+    }
+
+    /// Runs the next `due` of what waits. The first failure is the last thing that the device does.
+    fn run(&self, state: &mut State, due: usize) -> Result<(), KernelError> {
+        if let Some(reason) = &state.failed {
+            return Err(KernelError::Fault(reason.clone()));
+        }
+        for _ in 0..due {
+            let Some(work) = state.stream.pop() else { break };
+            self.perform(state, &work).inspect_err(|error| {
+                state.failed = Some(match error {
+                    KernelError::Fault(reason) => reason.clone(),
+                    other => other.to_string(),
+                });
+                state.stream.clear();
+            })?;
+        }
+        Ok(())
+    }
+
+    fn perform(&self, state: &mut State, work: &Work) -> Result<(), KernelError> {
+        match work {
+            // SAFETY: memory that is there, by the promise of whoever asked.
+            Work::CopyIn { to, from, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(from.0.cast_const(), to.0 as *mut u8, *bytes);
+            },
+            // SAFETY: as above.
+            Work::CopyOut { to, from, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0, *bytes);
+            },
+            Work::Launch(recorded) => self.perform_launch(state, &recorded.launch())?,
+            Work::Mark(_) => {}
+        }
+        state.check_red_zones(work)
+    }
+
+    fn perform_launch(&self, state: &mut State, launch: &Launch) -> Result<(), KernelError> {
+        let library = self.library(state, launch.source)?;
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
         let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the caller's promise.
-        unsafe { library.launch(launch, seed) }?;
-        match state.allocations.values().find(|allocation| !allocation.is_whole()) {
-            None => Ok(()),
-            Some(spoilt) => Err(KernelError::Fault(format!(
-                "{} wrote beyond a buffer of {} bytes",
-                launch.name, spoilt.bytes
-            ))),
-        }
+        // SAFETY: the promise of whoever asked for it.
+        unsafe { library.launch(launch, seed) }
+    }
+}
+
+impl State {
+    fn check_red_zones(&self, work: &Work) -> Result<(), KernelError> {
+        let mut all = self.allocations.values().chain(self.host_allocations.values());
+        let Some(spoilt) = all.find(|allocation| !allocation.is_whole()) else { return Ok(()) };
+        let who = match work {
+            Work::Launch(recorded) => recorded.launch().name,
+            _ => "a copy",
+        };
+        let bytes = spoilt.bytes;
+        Err(KernelError::Fault(format!("{who} wrote beyond a buffer of {bytes} bytes")))
     }
 }
 
@@ -158,14 +308,15 @@ impl Allocation {
         Allocation { memory, start, bytes }
     }
 
-    fn pointer(&self) -> DevicePointer {
-        DevicePointer(self.memory.as_ptr() as u64 + self.start as u64)
+    fn address(&self) -> u64 {
+        self.memory.as_ptr() as u64 + self.start as u64
     }
 
     /// Whether the red zones are as they were.
     fn is_whole(&self) -> bool {
         let (before, rest) = self.memory.split_at(self.start);
-        before.iter().chain(&rest[self.bytes..]).all(|&byte| byte == RED)
+        let after = &rest[self.bytes..];
+        before == &ZONE[..before.len()] && after == &ZONE[..after.len()]
     }
 }
 

@@ -1,16 +1,21 @@
 //! Replays a recorded program on a GPU: brings the batch over, launches, reads what was sampled.
 //!
-//! Everything is allocated in [`CudaExecutor::start`]; a step allocates nothing on the device.
+//! Everything is allocated in [`CudaExecutor::start`]; a step allocates nothing. `launch` only asks:
+//! copies, a graph or launches, copies back, a mark. `finish` waits for its own step's mark, so the
+//! next step, which takes its tokens on the device, is on its way meanwhile.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::admission::Admission;
 use crate::batch::Batch;
+use crate::cuda::CudaOptions;
 use crate::cuda::attention::{Attention, AttentionKernels, AttentionPiece};
 use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
-use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
+use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, MarkIndex};
 use crate::cuda::embed::Embed;
 use crate::cuda::gather::Gather;
+use crate::cuda::graphs::{Graphs, StepShape, buckets};
 use crate::cuda::inputs::Inputs;
 use crate::cuda::linear::Linear;
 use crate::cuda::memory::{CudaTensor, CudaWeight};
@@ -19,15 +24,19 @@ use crate::cuda::norm::{Norm, Put};
 use crate::cuda::program::{Command, CudaProgram, Recorded};
 use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
-use crate::cuda::staging::{Place, Staging, StagingPlan};
+use crate::cuda::staging::{Place, SETS, Staging, StagingPlan};
 use crate::device::{Executor, Limits, Step};
 use crate::error::KernelError;
 use crate::ops::{self, Epilogue, RopeStyle, Routing};
-use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, Rows, TensorShape};
+use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape};
 
-/// Replays a program, one step at a time.
+/// Replays a program, two steps at a time.
 pub struct CudaExecutor {
     driver: Arc<dyn Driver>,
+    options: CudaOptions,
+    limits: Limits,
+    // Before what its launches use.
+    graphs: Graphs,
     commands: Vec<Command>,
     admission: Admission,
     staging: Staging,
@@ -35,7 +44,15 @@ pub struct CudaExecutor {
     sampler: Sampler,
     attention: Vec<AttentionLayers>,
     routed: Routed,
-    launched: Option<Step>,
+    /// Oldest first.
+    launched: VecDeque<Launched>,
+}
+
+/// A step in flight.
+struct Launched {
+    step: Step,
+    /// Of staging, marks and results.
+    set: usize,
 }
 
 /// Layers that attend alike: one plan a step serves all of them.
@@ -61,7 +78,7 @@ impl CudaExecutor {
         driver: &Arc<dyn Driver>,
         program: CudaProgram,
         limits: Limits,
-        blocks: u32,
+        (options, blocks): (CudaOptions, u32),
     ) -> Result<Self, KernelError> {
         let Recorded { commands, bounds, groups } = program.finish()?;
         let admission = Admission::new(limits, bounds, &groups)?;
@@ -82,6 +99,9 @@ impl CudaExecutor {
         let routed = || DeviceBuffer::new(driver, limits.max_tokens * chosen_max * 4, "routing");
         Ok(CudaExecutor {
             driver: Arc::clone(driver),
+            options,
+            limits,
+            graphs: Graphs::new(driver),
             commands,
             admission,
             staging: Staging::new(driver, &plan)?,
@@ -89,40 +109,83 @@ impl CudaExecutor {
             sampler,
             attention,
             routed: Routed { experts: routed()?, weights: routed()? },
-            launched: None,
+            launched: VecDeque::with_capacity(SETS),
         })
     }
 
-    /// Writes all that the host tells the device for this step.
-    fn prepare(&mut self, batch: &Batch) -> Result<(), KernelError> {
-        self.inputs.write(&mut self.staging, batch)?;
+    /// Records the graphs of all buckets, the largest first. Before the first step.
+    pub(crate) fn capture(&mut self) -> Result<(), KernelError> {
+        for bucket in buckets(&self.limits).into_iter().rev() {
+            for layers in &mut self.attention {
+                layers.plan.clear();
+                layers.plan.pad(bucket);
+            }
+            self.driver.begin_capture()?;
+            // SAFETY: nothing runs; a replay comes behind a step's own arrays.
+            let recorded = unsafe { self.run_all(StepShape::padded(bucket)) };
+            let graph = self.driver.end_capture();
+            recorded?;
+            self.graphs.insert(bucket, graph?);
+        }
+        Ok(())
+    }
+
+    /// Writes and sends all that the host tells the device for this step.
+    fn prepare(&mut self, batch: &Batch, shape: StepShape) -> Result<(), KernelError> {
+        self.inputs.write(&mut self.staging, batch, shape)?;
         for layers in &mut self.attention {
             layers.plan.make(batch, &batch.groups[layers.group]);
+            if shape.is_padded {
+                layers.plan.pad(shape.tokens);
+            }
             self.staging.write(&layers.pieces, layers.plan.pieces())?;
         }
-        self.sampler.prepare(&*self.driver, &mut self.staging, batch)?;
-        self.staging.upload()
+        let next = self.sampler.write(&mut self.staging, batch, shape)?;
+        self.staging.send()?;
+        self.sampler.take_slots(&mut self.staging, &batch.slot_inits, next)
     }
 
     /// # Safety
-    /// The batch was admitted and prepared.
-    unsafe fn run(&self, command: &Command, batch: &Batch) -> Result<(), KernelError> {
+    /// When this runs, the arrays of a step of this shape have arrived.
+    unsafe fn run_all(&self, shape: StepShape) -> Result<(), KernelError> {
+        // SAFETY: the caller's promise.
+        self.commands.iter().try_for_each(|command| unsafe { self.run(command, shape) })
+    }
+
+    /// Log-probabilities, for the few steps that want any.
+    ///
+    /// # Safety
+    /// As [`Self::run_all`], behind it.
+    unsafe fn describe(&self) -> Result<(), KernelError> {
+        for command in &self.commands {
+            if let Command::Sample(op) = command {
+                let logits = (op.logits.pointer(), op.logits.cols() as u32);
+                // SAFETY: the caller's promise.
+                unsafe { self.sampler.describe(&self.staging, logits) }?;
+            }
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As [`Self::run_all`].
+    unsafe fn run(&self, command: &Command, shape: StepShape) -> Result<(), KernelError> {
         let driver = &*self.driver;
-        let tokens = batch.num_tokens() as u32;
+        let tokens = shape.tokens as u32;
         // SAFETY: shapes were checked when the op was recorded, its buffers hold the rows of any
         // batch that is admitted, and numbers of the batch are in range.
         unsafe {
             match command {
                 Command::Embed(op) => self.embed(op, tokens),
                 Command::Norm(op, rows) => {
-                    norm(&op.x, &op.norm, &op.out).launch(driver, Put::Store, of(*rows, batch))
+                    norm(&op.x, &op.norm, &op.out).launch(driver, Put::Store, shape.rows(*rows))
                 }
                 Command::AddNormed(op) => {
                     norm(&op.projected, &op.norm, &op.x).launch(driver, Put::Add, tokens)
                 }
                 Command::Linear(op, rows) => {
                     let bias = op.bias.as_ref().map_or(DevicePointer::NULL, |bias| bias.pointer());
-                    let linear = linear(&op.x, &op.weight, &op.out, of(*rows, batch));
+                    let linear = linear(&op.x, &op.weight, &op.out, shape.rows(*rows));
                     let linear = Linear { bias, ..linear }.with_epilogue(op.epilogue);
                     linear.launch(driver, op.weight.format())
                 }
@@ -135,12 +198,12 @@ impl CudaExecutor {
                         out: op.out.pointer(),
                         cols: op.x.cols() as u32,
                     };
-                    gather.launch(driver, batch.logits.len() as u32)
+                    gather.launch(driver, shape.logits as u32)
                 }
                 Command::Moe(op) => self.mix(op, tokens),
                 Command::Sample(op) => {
                     let logits = (op.logits.pointer(), op.logits.cols() as u32);
-                    self.sampler.launch(driver, &self.staging, logits)
+                    self.sampler.launch(&self.staging, logits, shape)
                 }
             }
         }
@@ -274,25 +337,51 @@ impl CudaExecutor {
 }
 
 impl Executor for CudaExecutor {
+    fn depth(&self) -> usize {
+        SETS
+    }
+
+    /// Products of few rows and of many may be different kernels, unless asked to be one. Attention
+    /// is one arithmetic for both: it cuts keys at multiples of its unit.
+    fn decode_equals_prefill(&self) -> bool {
+        self.options.deterministic
+    }
+
     fn launch(&mut self, step: Step) -> Result<(), KernelError> {
-        if self.launched.is_some() {
-            return Err(KernelError::Fault("a step was launched before the last finished".into()));
+        if self.launched.len() == SETS {
+            return Err(KernelError::Fault(format!("{SETS} steps are in flight already")));
         }
         self.admission.check(&step.batch)?;
-        self.prepare(&step.batch)?;
-        for command in &self.commands {
-            // SAFETY: admitted and prepared.
-            unsafe { self.run(command, &step.batch) }?;
+        let graph = self.graphs.fitting(&step.batch);
+        let shape = match graph {
+            Some((bucket, _)) => StepShape::padded(bucket),
+            None => StepShape::of(&step.batch),
+        };
+        let set = self.staging.begin()?;
+        self.prepare(&step.batch, shape)?;
+        // SAFETY: the batch was admitted, and its arrays are on their way; buffers that the graph was
+        // recorded with are those of `self`; the set's last step was finished, so nobody reads it.
+        unsafe {
+            match graph {
+                Some((_, graph)) => self.driver.replay(graph),
+                None => self.run_all(shape),
+            }?;
+            self.describe()?;
+            self.sampler.fetch(set, step.batch.logits.len())?;
         }
-        self.launched = Some(step);
+        self.driver.mark(MarkIndex(set as u32))?;
+        self.launched.push_back(Launched { step, set });
         Ok(())
     }
 
     fn finish(&mut self) -> Result<Step, KernelError> {
-        let Some(mut step) = self.launched.take() else {
+        let Some(Launched { mut step, set }) = self.launched.pop_front() else {
             return Err(KernelError::Fault("no step was launched".into()));
         };
-        self.sampler.collect(&mut step.output)?;
+        self.driver.wait(MarkIndex(set as u32))?;
+        self.staging.free(set);
+        // SAFETY: the mark behind the step was waited for.
+        unsafe { self.sampler.collect(set, step.batch.logits.len(), &mut step.output) };
         Ok(step)
     }
 }
@@ -334,10 +423,6 @@ impl AttentionLayers {
 
 /// Shared memory that a block may ask for, on Hopper.
 const SHARED_BYTES_MAX: usize = 232_448;
-
-fn of(rows: Rows, batch: &Batch) -> u32 {
-    rows.of(batch) as u32
-}
 
 fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm {
     Norm {

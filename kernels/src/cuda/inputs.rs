@@ -1,7 +1,8 @@
 //! A step's batch on the device: ids, positions, slots, block tables, rows that need logits.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, NO_SLOT};
 use crate::cuda::driver::DevicePointer;
+use crate::cuda::graphs::StepShape;
 use crate::cuda::staging::{Place, Staging, StagingPlan};
 use crate::device::Limits;
 use crate::error::KernelError;
@@ -56,7 +57,7 @@ impl Inputs {
             let blocks = max_seqs * max_model_len.div_ceil(shape.block_size);
             groups[shape.group].get_or_insert_with(|| GroupInputs {
                 slots: plan.place(max_tokens),
-                block_table: plan.place(blocks),
+                block_table: plan.place_aside(blocks),
             });
         }
         Inputs {
@@ -70,26 +71,29 @@ impl Inputs {
         }
     }
 
-    /// Writes the arrays of `batch`.
+    /// Writes the arrays of `batch`, with as many rows as `shape` has. A padded row is token 0 at
+    /// position 0, and is stored nowhere.
     pub(crate) fn write(
         &mut self,
         staging: &mut Staging,
         batch: &Batch,
+        shape: StepShape,
     ) -> Result<(), KernelError> {
-        staging.write(&self.ids, &batch.ids)?;
-        staging.write(&self.positions, &batch.positions)?;
+        let StepShape { tokens, logits, .. } = shape;
+        staging.write_padded(&self.ids, &batch.ids, (0, tokens))?;
+        staging.write_padded(&self.positions, &batch.positions, (0, tokens))?;
         staging.write(&self.seq_slot, &batch.seq_slot)?;
         self.rows.clear();
         for seq in 0..batch.num_seqs() {
             self.rows.extend(std::iter::repeat_n(seq as u32, batch.query_len(seq)));
         }
-        staging.write(&self.row_seq, &self.rows)?;
+        staging.write_padded(&self.row_seq, &self.rows, (0, tokens))?;
         self.rows.clear();
         self.rows.extend(batch.logits.iter().map(|row| row.row));
-        staging.write(&self.logits_rows, &self.rows)?;
+        staging.write_padded(&self.logits_rows, &self.rows, (0, logits))?;
         for (places, group) in self.groups.iter().zip(&batch.groups) {
             if let Some(places) = places {
-                staging.write(&places.slots, &group.slots)?;
+                staging.write_padded(&places.slots, &group.slots, (NO_SLOT, tokens))?;
                 staging.write(&places.block_table, &group.block_table)?;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cuda::driver::{DevicePointer, Driver, Launch};
+use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
 use crate::error::KernelError;
 
 /// Counts bytes.
@@ -39,6 +39,52 @@ impl Driver for Measure {
     unsafe fn launch(&self, _launch: &Launch) -> Result<(), KernelError> {
         Err(nothing_runs())
     }
+
+    fn allocate_host(&self, _bytes: usize) -> Result<HostPointer, KernelError> {
+        Ok(HostPointer(std::ptr::null_mut()))
+    }
+
+    unsafe fn release_host(&self, _pointer: HostPointer) {}
+
+    unsafe fn copy_in(
+        &self,
+        _to: DevicePointer,
+        _from: HostPointer,
+        _bytes: usize,
+    ) -> Result<(), KernelError> {
+        Err(nothing_runs())
+    }
+
+    unsafe fn copy_out(
+        &self,
+        _to: HostPointer,
+        _from: DevicePointer,
+        _bytes: usize,
+    ) -> Result<(), KernelError> {
+        Err(nothing_runs())
+    }
+
+    fn mark(&self, _mark: MarkIndex) -> Result<(), KernelError> {
+        Err(nothing_runs())
+    }
+
+    fn wait(&self, _mark: MarkIndex) -> Result<(), KernelError> {
+        Err(nothing_runs())
+    }
+
+    fn begin_capture(&self) -> Result<(), KernelError> {
+        Err(nothing_runs())
+    }
+
+    fn end_capture(&self) -> Result<GraphIndex, KernelError> {
+        Err(nothing_runs())
+    }
+
+    unsafe fn replay(&self, _graph: GraphIndex) -> Result<(), KernelError> {
+        Err(nothing_runs())
+    }
+
+    fn release_graph(&self, _graph: GraphIndex) {}
 }
 
 fn nothing_runs() -> KernelError {

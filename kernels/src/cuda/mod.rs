@@ -12,6 +12,7 @@ mod source;
 
 /// The host's emulation.
 mod emulated;
+mod emulated_stream;
 
 /// Handles of device memory.
 pub mod memory;
@@ -26,6 +27,8 @@ mod attention;
 mod attention_plan;
 mod embed;
 mod gather;
+mod graphs;
+mod host_buffer;
 mod inputs;
 mod linear;
 mod measure;
@@ -60,9 +63,18 @@ use program::CudaProgram;
 #[derive(Clone, Debug)]
 pub struct CudaDevice {
     driver: Arc<dyn Driver>,
+    options: CudaOptions,
     block_size: usize,
     /// Blocks that run at once.
     blocks: u32,
+}
+
+/// What may be chosen of a GPU's arithmetic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Kernels are chosen by op, shape of the weight and types alone, never by the rows of a step:
+    /// the same answer alone or in a crowd, at some cost.
+    pub deterministic: bool,
 }
 
 /// Tokens per KV block: what the attention kernels copy at a time.
@@ -78,7 +90,14 @@ impl CudaDevice {
     /// without a GPU; needs a C++ compiler; far too slow to serve.
     pub fn emulated(folder: &Path, seed: u64) -> Self {
         let driver = Arc::new(Emulated::new(folder, seed));
-        CudaDevice { driver, block_size: BLOCK_SIZE, blocks: EMULATED_BLOCKS }
+        let options = CudaOptions::default();
+        CudaDevice { driver, options, block_size: BLOCK_SIZE, blocks: EMULATED_BLOCKS }
+    }
+
+    /// The same device, computing as `options` say.
+    #[must_use]
+    pub fn with_options(self, options: CudaOptions) -> Self {
+        CudaDevice { options, ..self }
     }
 }
 
@@ -95,7 +114,8 @@ impl Device for CudaDevice {
     }
 
     fn numerics(&self) -> String {
-        format!("cuda-unit{}", attention::UNIT)
+        let mode = if self.options.deterministic { "deterministic" } else { "fast" };
+        format!("cuda-unit{}-{mode}", attention::UNIT)
     }
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor, KernelError> {
@@ -145,11 +165,14 @@ impl Device for CudaDevice {
     fn scratch_bytes(&self, program: CudaProgram, limits: &Limits) -> Result<u64, KernelError> {
         let measure = Arc::new(Measure::default());
         let driver: Arc<dyn Driver> = Arc::clone(&measure) as Arc<dyn Driver>;
-        drop(CudaExecutor::start(&driver, program, *limits, self.blocks)?);
+        drop(CudaExecutor::start(&driver, program, *limits, (self.options, self.blocks))?);
         Ok(measure.bytes())
     }
 
     fn executor(&self, program: CudaProgram, limits: Limits) -> Result<CudaExecutor, KernelError> {
-        CudaExecutor::start(&self.driver, program, limits, self.blocks)
+        let mode = (self.options, self.blocks);
+        let mut executor = CudaExecutor::start(&self.driver, program, limits, mode)?;
+        executor.capture()?;
+        Ok(executor)
     }
 }

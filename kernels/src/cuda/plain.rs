@@ -18,6 +18,7 @@ pub(crate) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
 }
 
 /// The bytes of `values`, to be written.
+#[allow(dead_code, reason = "for downloads, which no step makes")]
 pub(crate) fn bytes_of_mut<T: Plain>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: as above, and every pattern of bits is a value.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }

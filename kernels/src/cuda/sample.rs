@@ -16,6 +16,12 @@ pub(crate) struct LogitsRow {
     pub(crate) draft_or_top: u32,
 }
 
+impl LogitsRow {
+    /// Of which nothing comes.
+    pub(crate) const PADDING: Self =
+        LogitsRow { kind: 3, slot: NONE, position_or_target: 0, draft_or_top: 0 };
+}
+
 /// Mirrors `SlotParams` of sample_parameters.cuh: how the sequence of a slot samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[repr(C)]
@@ -64,6 +70,16 @@ pub(crate) struct TopToken {
     pub(crate) logprob: f32,
 }
 
+/// Mirrors `SlotTake` of sample_parameters.cuh: a sequence takes a slot.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub(crate) struct SlotTake {
+    pub(crate) slot: u32,
+    pub(crate) start: u32,
+    pub(crate) len: u32,
+    pub(crate) unused: u32,
+}
+
 /// Mirrors `SlotTokens` of sample_parameters.cuh: tokens to count.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
@@ -82,6 +98,8 @@ unsafe impl Plain for SlotParams {}
 unsafe impl Plain for SampledRow {}
 // SAFETY: as above.
 unsafe impl Plain for TopToken {}
+// SAFETY: as above.
+unsafe impl Plain for SlotTake {}
 // SAFETY: as above.
 unsafe impl Plain for SlotTokens {}
 
@@ -194,6 +212,31 @@ impl Sample {
     fn grid(&self, blocks: u32, fixed_bytes: usize) -> Grid {
         let chunks = (self.vocab as usize).div_ceil(CHUNK);
         Grid { blocks: [blocks, 1, 1], shared_bytes: fixed_bytes + chunks * 8 }
+    }
+}
+
+/// Mirrors `SlotTakes` of sample_parameters.cuh.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct SlotTakes {
+    pub(crate) takes: DevicePointer,
+    pub(crate) params: DevicePointer,
+    pub(crate) words: DevicePointer,
+    pub(crate) slots: DevicePointer,
+    pub(crate) lists: DevicePointer,
+}
+
+static SLOT_TAKE: Kernel<SlotTakes> = Kernel::new(&SAMPLE, "sample_slot_take", 256);
+
+impl SlotTakes {
+    /// Brings parameters and lists to the slots of `takes` sequences.
+    ///
+    /// # Safety
+    /// Every pointer has what sample_parameters.cuh says for `takes` sequences.
+    pub(crate) unsafe fn launch(&self, driver: &dyn Driver, takes: u32) -> Result<(), KernelError> {
+        let grid = Grid { blocks: [takes, 1, 1], shared_bytes: 0 };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &SLOT_TAKE, grid, self) }
     }
 }
 

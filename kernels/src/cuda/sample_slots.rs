@@ -1,14 +1,16 @@
-//! What the sampling kernels read: parameters and lists of slots, the rows of a step, tokens that
-//! begin a slot's counts. And what they wrote, as the step's output.
+//! What the sampling kernels read: parameters and lists of slots, tokens that begin a slot's counts,
+//! the rows of a step. And what they wrote, as the step's output.
 //!
 //! Pure functions from a [`Batch`] into vectors that keep their memory: nothing is allocated after
-//! the first steps. Whoever runs steps copies the vectors to buffers of the sizes in [`Room`].
+//! the first steps. Whoever runs steps brings the vectors to the device.
 //!
 //! Row of counts and place of lists are fixed by the slot, so taking a slot over moves no other's.
 
 use crate::batch::Batch;
+use crate::cuda::graphs::StepShape;
 use crate::cuda::sample::{
-    LogitsRow, NONE, SampledRow, SlotParams, SlotTokens, TopToken, VOCAB_MAX, padded, parts_of,
+    LogitsRow, NONE, SampledRow, SlotParams, SlotTake, SlotTokens, TopToken, VOCAB_MAX, padded,
+    parts_of,
 };
 use crate::device::Limits;
 use crate::error::KernelError;
@@ -20,16 +22,15 @@ const LIST_MAX: usize = 1024 + 64;
 /// Words for the lists of a slot: suppressed tokens, pairs of token and bias, allowed tokens.
 const LIST_WORDS: usize = 4 * LIST_MAX;
 
-/// Bytes of each buffer that the kernels are given, for any step within limits.
+/// Slots of the longest lists that may be taken together; of usual ones, hundreds.
+const LONGEST_TOGETHER: usize = 8;
+
+/// Bytes of each buffer that the kernels keep, for any step within limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// R rows.
-    pub(crate) rows: usize,
-    /// A chain for each sequence, and the end of the last.
-    pub(crate) chain_start: usize,
-    /// [`SlotTable::params`].
+    /// By slot.
     pub(crate) slots: usize,
-    /// [`SlotTable::lists`].
+    /// [`LIST_WORDS`] a slot.
     pub(crate) lists: usize,
     /// A row a slot.
     pub(crate) counts: usize,
@@ -43,12 +44,6 @@ pub(crate) struct Room {
     pub(crate) out: usize,
     /// `max_top` for each of R rows.
     pub(crate) top: usize,
-    /// A row a slot.
-    pub(crate) resets: usize,
-    /// [`SlotCounts::tokens`].
-    pub(crate) tokens: usize,
-    /// [`SlotCounts::slots`].
-    pub(crate) slot_tokens: usize,
 }
 
 impl Room {
@@ -62,8 +57,6 @@ impl Room {
             return Err(refused(format!("{seqs} sequences; their lists need longer numbers")));
         }
         Ok(Room {
-            rows: rows * size_of::<LogitsRow>(),
-            chain_start: (seqs + 1) * 4,
             slots: seqs * size_of::<SlotParams>(),
             lists: seqs * LIST_WORDS * 4,
             counts: seqs * padded(vocab) * 4,
@@ -72,9 +65,6 @@ impl Room {
             last_tokens: seqs * 4,
             out: rows * size_of::<SampledRow>(),
             top: rows * max_top(limits) * size_of::<TopToken>(),
-            resets: seqs * 4,
-            tokens: limits.max_model_len * 4,
-            slot_tokens: seqs * size_of::<SlotTokens>(),
         })
     }
 }
@@ -84,45 +74,31 @@ pub(crate) fn max_top(limits: &Limits) -> usize {
     limits.max_top.min(limits.vocab)
 }
 
-/// Parameters and lists of all slots.
+/// Parameters of all slots, as the steps that were planned leave them.
 #[derive(Debug)]
 pub(crate) struct SlotTable {
     /// By slot.
     pub(crate) params: Vec<SlotParams>,
-    /// [`LIST_WORDS`] a slot.
-    pub(crate) lists: Vec<u32>,
     max_top: u32,
 }
 
 impl SlotTable {
     /// For as many slots as `limits` allow.
     pub(crate) fn new(limits: &Limits) -> Self {
-        SlotTable {
-            params: vec![SlotParams::default(); limits.max_seqs],
-            lists: vec![0; limits.max_seqs * LIST_WORDS],
-            max_top: max_top(limits) as u32,
-        }
-    }
-
-    /// Whether the lists of `params` fit a slot.
-    pub(crate) fn fits(params: &SamplerParams) -> bool {
-        let SamplerParams { suppressed, logit_bias, allowed, .. } = params;
-        suppressed.len() + 2 * logit_bias.len() + allowed.len() <= LIST_WORDS
+        let params = vec![SlotParams::default(); limits.max_seqs];
+        SlotTable { params, max_top: max_top(limits) as u32 }
     }
 
     /// The sequence of `init` takes its slot. Refused if its lists do not fit.
     pub(crate) fn take(&mut self, init: &SlotInit) -> Result<(), KernelError> {
         let (slot, params) = (init.slot as usize, &*init.params);
-        if !SlotTable::fits(params) {
+        if num_words(params) > LIST_WORDS {
             return Err(refused(format!("lists of more than {LIST_WORDS} words")));
         }
         let start = slot * LIST_WORDS;
         let SamplerParams { suppressed, logit_bias, allowed, .. } = params;
         let bias_start = start + suppressed.len();
         let allowed_start = bias_start + 2 * logit_bias.len();
-        let bias = logit_bias.iter().flat_map(|&(token, bias)| [token, bias.to_bits()]);
-        let words = suppressed.iter().copied().chain(bias).chain(allowed.iter().copied());
-        self.lists[start..].iter_mut().zip(words).for_each(|(to, word)| *to = word);
         self.params[slot] = SlotParams {
             seed: params.seed,
             choice: params.choice,
@@ -146,13 +122,11 @@ impl SlotTable {
         };
         Ok(())
     }
+}
 
-    /// Where the lists of `slot` begin, and its words.
-    pub(crate) fn lists_of(&self, slot: u32) -> (usize, &[u32]) {
-        let start = slot as usize * LIST_WORDS;
-        let params = &self.params[slot as usize];
-        (start, &self.lists[start..(params.allowed_start + params.allowed_len) as usize])
-    }
+/// Words of a sequence's lists.
+fn num_words(params: &SamplerParams) -> usize {
+    params.suppressed.len() + 2 * params.logit_bias.len() + params.allowed.len()
 }
 
 /// The logits rows of a step.
@@ -200,68 +174,101 @@ impl StepRows {
         self.chain_start.push(self.rows.len() as u32);
     }
 
-    /// Sequences that have rows, and padding.
-    pub(crate) fn num_chains(&self) -> usize {
-        self.chain_start.len() - 1
+    /// Appends rows and chains of padding, up to those of `shape`.
+    pub(crate) fn pad(&mut self, shape: StepShape) {
+        let end = self.rows.len() as u32;
+        self.rows.resize(shape.logits, LogitsRow::PADDING);
+        self.chain_start.resize(shape.chains + 1, end);
     }
 }
 
-/// Tokens of sequences that come with penalties, as many as a buffer holds at a time.
+/// Sequences that take their slots together: as many as there is room for at a time.
 #[derive(Debug)]
-pub(crate) struct SlotCounts {
-    /// Rows of counts to clear, those of all sequences.
+pub(crate) struct SlotRound {
+    /// The sequences.
+    pub(crate) takes: Vec<SlotTake>,
+    /// The parameters of each.
+    pub(crate) params: Vec<SlotParams>,
+    /// The lists of each.
+    pub(crate) words: Vec<u32>,
+    /// Rows of counts to clear: of sequences with penalties.
     pub(crate) resets: Vec<u32>,
-    /// Prompt and output of each sequence of a round.
+    /// Prompt and output of those.
     pub(crate) tokens: Vec<u32>,
-    /// The sequences of a round.
-    pub(crate) slots: Vec<SlotTokens>,
+    /// Where they lie.
+    pub(crate) counted: Vec<SlotTokens>,
+    max_words: usize,
     max_model_len: usize,
 }
 
-impl SlotCounts {
+impl SlotRound {
     /// For steps within `limits`.
     pub(crate) fn new(limits: &Limits) -> Self {
-        SlotCounts {
-            resets: Vec::with_capacity(limits.max_seqs),
-            tokens: Vec::with_capacity(limits.max_model_len),
-            slots: Vec::with_capacity(limits.max_seqs),
-            max_model_len: limits.max_model_len,
+        let Limits { max_seqs, max_model_len, .. } = *limits;
+        let max_words = max_seqs.clamp(1, LONGEST_TOGETHER) * LIST_WORDS;
+        SlotRound {
+            takes: Vec::with_capacity(max_seqs),
+            params: Vec::with_capacity(max_seqs),
+            words: Vec::with_capacity(max_words),
+            resets: Vec::with_capacity(max_seqs),
+            tokens: Vec::with_capacity(max_model_len),
+            counted: Vec::with_capacity(max_seqs),
+            max_words,
+            max_model_len,
         }
     }
 
-    /// Takes the rows of counts that `inits` need.
-    pub(crate) fn fill_resets(&mut self, inits: &[SlotInit]) {
-        let counted = inits.iter().filter(|init| init.params.needs_token_counts());
-        self.resets.clear();
-        self.resets.extend(counted.map(|init| init.slot));
+    /// Words of all lists of a round, at most.
+    pub(crate) fn max_words(&self) -> usize {
+        self.max_words
     }
 
-    /// Takes the tokens of `inits` from `first` on, until no more fit. Gives where the next round
-    /// begins: there is none at the end of `inits`.
-    pub(crate) fn fill_round(&mut self, inits: &[SlotInit], first: usize) -> usize {
+    /// Takes sequences from `first` on, which `table` has taken, until no more fit. Gives where the
+    /// next round begins: there is none at the end of `inits`.
+    pub(crate) fn fill(&mut self, inits: &[SlotInit], first: usize, table: &SlotTable) -> usize {
+        self.takes.clear();
+        self.params.clear();
+        self.words.clear();
+        self.resets.clear();
         self.tokens.clear();
-        self.slots.clear();
+        self.counted.clear();
         for (index, init) in inits.iter().enumerate().skip(first) {
-            if !init.params.needs_token_counts() {
-                continue;
-            }
+            let is_counted = init.params.needs_token_counts();
             // More than a sequence may hold is a breach of contract and left out.
             let prompt = &init.prompt[..init.prompt.len().min(self.max_model_len)];
             let output_max = self.max_model_len - prompt.len();
             let output = &init.output[..init.output.len().min(output_max)];
-            if self.tokens.len() + prompt.len() + output.len() > self.max_model_len {
+            let num_tokens = if is_counted { prompt.len() + output.len() } else { 0 };
+            if self.words.len() + num_words(&init.params) > self.max_words
+                || self.tokens.len() + num_tokens > self.max_model_len
+            {
                 return index;
             }
-            self.slots.push(SlotTokens {
-                counts_row: init.slot,
-                start: self.tokens.len() as u32,
-                prompt_len: prompt.len() as u32,
-                output_len: output.len() as u32,
-            });
-            self.tokens.extend_from_slice(prompt);
-            self.tokens.extend_from_slice(output);
+            self.push(init, table);
+            if is_counted {
+                self.resets.push(init.slot);
+                self.counted.push(SlotTokens {
+                    counts_row: init.slot,
+                    start: self.tokens.len() as u32,
+                    prompt_len: prompt.len() as u32,
+                    output_len: output.len() as u32,
+                });
+                self.tokens.extend_from_slice(prompt);
+                self.tokens.extend_from_slice(output);
+            }
         }
         inits.len()
+    }
+
+    /// Parameters and lists.
+    fn push(&mut self, init: &SlotInit, table: &SlotTable) {
+        let SamplerParams { suppressed, logit_bias, allowed, .. } = &*init.params;
+        let (start, len) = (self.words.len() as u32, num_words(&init.params) as u32);
+        self.takes.push(SlotTake { slot: init.slot, start, len, unused: 0 });
+        self.params.push(table.params[init.slot as usize]);
+        self.words.extend_from_slice(suppressed);
+        self.words.extend(logit_bias.iter().flat_map(|&(token, bias)| [token, bias.to_bits()]));
+        self.words.extend_from_slice(allowed);
     }
 }
 

@@ -205,3 +205,38 @@ fn where_the_workspace_ends_the_longest_are_split() {
     assert!((16..20).contains(&split.len()), "{split:?}");
     assert!(split.iter().enumerate().all(|(at, &row)| at as u32 == row));
 }
+
+#[test]
+fn padded_plans_launch_by_the_bucket_alone() {
+    let limits = Limits { max_tokens: 4096, max_seqs: 256, max_model_len: 65536, ..LIMITS };
+    let (mut padded, mut num_split) = (AttentionPlan::with_room(SHAPE, &limits), 0);
+    for bucket in [1, 4, 40, 256] {
+        padded.clear();
+        padded.pad(bucket);
+        let empty = (padded.narrow(), padded.split());
+        assert!(padded.pieces().iter().all(|piece| *piece == AttentionPiece::default()));
+        for case in 0..40 {
+            let num_seqs = [1, bucket.div_ceil(2), bucket][case % 3];
+            let position =
+                |seq| ((noise(case as u64, seq) + 1.0) * [200.0, 30000.0][case % 2]) as u32;
+            let seqs: Vec<_> = (0..num_seqs).map(|seq| (1, 0, position(seq))).collect();
+            let (batch, plan) = (batch(&seqs), planned(SHAPE, &seqs));
+            padded.make(&batch, &batch.groups[0]);
+            padded.pad(bucket);
+            assert_eq!(
+                (padded.narrow(), padded.split(), padded.wide()),
+                (empty.0.clone(), empty.1.clone(), 0..0)
+            );
+            for (of_padded, of_plan) in
+                [(padded.narrow(), plan.narrow()), (padded.split(), plan.split())]
+            {
+                let (pieces, padding) = part(&padded, of_padded).split_at(of_plan.len());
+                assert_eq!(pieces, part(&plan, of_plan));
+                assert!(padding.iter().all(|piece| *piece == AttentionPiece::default()));
+            }
+            assert!(padded.pieces().len() <= SHAPE.room(&limits).pieces);
+            num_split += plan.split().len();
+        }
+    }
+    assert!(num_split > 200, "{num_split}");
+}

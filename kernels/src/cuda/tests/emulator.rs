@@ -53,9 +53,9 @@ fn shared_memory_beyond_what_was_asked_for_is_a_fault() {
 
 #[test]
 fn unknown_kernels_and_other_parameters_are_refused() {
-    let bed = Bed::new(1, None);
     let grid = Grid { blocks: [1, 1, 1], shared_bytes: 0 };
     for (name, threads) in [("no_such", 256), ("norm_f32", 128), ("norm_f32", 256)] {
+        let bed = Bed::new(1, None);
         let kernel: Kernel<u32> = Kernel::new(&NORM, name, threads);
         // SAFETY: refused before it runs.
         let outcome = unsafe { launch(&*bed.driver, &kernel, grid, &0u32) };

@@ -4,11 +4,13 @@ mod attention;
 mod attention_plan;
 mod embed;
 mod emulator;
+mod executor;
 mod linear;
 mod moe;
 mod norm;
 mod rope_store;
 mod sample;
+mod staging;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ struct Bed {
 
 impl Bed {
     fn new(seed: u64, fault: Option<Fault>) -> Self {
-        Bed { driver: Arc::new(Emulated::with_fault(&folder(), seed, fault)) }
+        Bed { driver: Arc::new(Emulated::with_fault(&folder(), seed, fault).at_once()) }
     }
 
     fn bytes(&self, bytes: &[u8]) -> DeviceBuffer {

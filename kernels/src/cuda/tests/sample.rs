@@ -8,7 +8,7 @@ use self::world::{SLOTS, Theme, World, limits};
 use super::*;
 use crate::batch::Batch;
 use crate::cuda::sample::padded;
-use crate::cuda::sample_slots::{Room, SlotCounts, SlotTable};
+use crate::cuda::sample_slots::{Room, SlotRound, SlotTable};
 use crate::sampling::{self, Purpose, SampleOutput, SamplerParams, SlotInit};
 
 const IN_PROMPT: u32 = 1 << 31;
@@ -175,6 +175,8 @@ fn planted_faults_show() {
             to: "other < token ? values[i] > logit",
         },
         Fault { from: "bests[chunk] = next;", to: "" },
+        Fault { from: "p.words[take.start + i]", to: "p.words[i]" },
+        Fault { from: "p.lists + params.suppressed_start", to: "p.lists" },
     ];
     let themes = [(37, Theme::All), (1000, Theme::Limits), (37, Theme::Lists), (1000, Theme::All)];
     let world = |seed: u64| {
@@ -194,39 +196,54 @@ fn counted(slot: u32, prompt: usize, output: usize) -> SlotInit {
 }
 
 #[test]
-fn tokens_are_counted_in_rounds_that_fit() {
-    let mut counts = SlotCounts::new(&limits(10));
+fn slots_are_taken_in_rounds_that_fit() {
+    let limits = limits(10);
+    let (mut round, mut table) = (SlotRound::new(&limits), SlotTable::new(&limits));
     let plain = SlotInit { params: Arc::default(), ..counted(1, 9, 9) };
     let inits = [counted(0, 30, 20), plain, counted(4, 10, 4), counted(2, 1, 0), counted(3, 99, 9)];
-    counts.fill_resets(&inits);
-    assert_eq!(counts.resets, [0, 4, 2, 3]);
+    inits.iter().for_each(|init| table.take(init).unwrap());
     let mut rounds = Vec::new();
     let mut next = 0;
     while next < inits.len() {
-        next = counts.fill_round(&inits, next);
-        let slots = counts.slots.iter();
+        next = round.fill(&inits, next, &table);
+        let slots: Vec<u32> = round.takes.iter().map(|take| take.slot).collect();
+        let counted = round.counted.iter();
         let lens =
-            slots.map(|slot| (slot.counts_row, slot.start, slot.prompt_len, slot.output_len));
-        rounds.push((lens.collect::<Vec<_>>(), counts.tokens.len()));
+            counted.map(|slot| (slot.counts_row, slot.start, slot.prompt_len, slot.output_len));
+        assert!(round.resets.iter().eq(round.counted.iter().map(|slot| &slot.counts_row)));
+        rounds.push((slots, lens.collect::<Vec<_>>(), round.tokens.len()));
     }
     let want = [
-        (vec![(0, 0, 30, 20), (4, 50, 10, 4)], 64),
-        (vec![(2, 0, 1, 0)], 1),
-        (vec![(3, 0, 64, 0)], 64),
+        (vec![0, 1, 4], vec![(0, 0, 30, 20), (4, 50, 10, 4)], 64),
+        (vec![2], vec![(2, 0, 1, 0)], 1),
+        (vec![3], vec![(3, 0, 64, 0)], 64),
     ];
     assert_eq!(rounds, want);
+}
+
+fn allowing(slot: u32, allowed: usize) -> SlotInit {
+    let params = SamplerParams { allowed: vec![3; allowed], ..SamplerParams::default() };
+    SlotInit { params: Arc::new(params), ..counted(slot, 0, 0) }
+}
+
+#[test]
+fn lists_are_brought_over_in_rounds_that_fit() {
+    let limits = crate::device::Limits { max_seqs: 12, ..limits(10) };
+    let (mut round, mut table) = (SlotRound::new(&limits), SlotTable::new(&limits));
+    let inits: Vec<_> = (0..12).map(|slot| allowing(slot, 4352)).collect();
+    inits.iter().for_each(|init| table.take(init).unwrap());
+    assert_eq!(round.fill(&inits, 0, &table), 8);
+    assert_eq!(round.words.len(), round.max_words());
+    assert_eq!((round.takes[7].start, round.takes[7].len), (7 * 4352, 4352));
+    assert_eq!(round.fill(&inits, 8, &table), 12);
 }
 
 #[test]
 fn what_no_slot_holds_is_refused() {
     let table = &mut SlotTable::new(&limits(10));
-    let with = |allowed: usize| {
-        let params = SamplerParams { allowed: vec![3; allowed], ..SamplerParams::default() };
-        SlotInit { params: Arc::new(params), ..counted(4, 0, 0) }
-    };
-    assert!(table.take(&with(4352)).is_ok());
-    assert_eq!(table.lists_of(4).1.len(), 4352);
-    assert!(table.take(&with(4353)).is_err());
+    assert!(table.take(&allowing(4, 4352)).is_ok());
+    assert_eq!(table.params[4].allowed_len, 4352);
+    assert!(table.take(&allowing(4, 4353)).is_err());
     assert!(Room::new(&limits(0)).is_err());
     assert!(Room::new(&limits(2 << 20)).is_err());
 }

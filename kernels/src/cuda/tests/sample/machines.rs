@@ -7,11 +7,12 @@ use crate::cpu::buffer::Activation;
 use crate::cpu::executor::CpuExecutor;
 use crate::cpu::{CpuDevice, CpuOptions};
 use crate::cuda::driver::DeviceBuffer;
+use crate::cuda::graphs::StepShape;
 use crate::cuda::plain::{Plain, bytes_of, bytes_of_mut};
 use crate::cuda::sample::{
-    Argmax, LogitsRow, NONE, Sample, SampledRow, SlotCount, SlotParams, SlotReset, TopToken, padded,
+    Argmax, Sample, SampledRow, SlotCount, SlotReset, SlotTakes, TopToken, padded,
 };
-use crate::cuda::sample_slots::{Room, SlotCounts, SlotTable, StepRows, collect, max_top};
+use crate::cuda::sample_slots::{Room, SlotRound, SlotTable, StepRows, collect, max_top};
 use crate::device::{Device, Executor, Limits, Step};
 use crate::error::KernelError;
 use crate::ops::Ops;
@@ -55,14 +56,12 @@ pub(super) struct Gpu<'a> {
     extra: usize,
     parts: u32,
     table: SlotTable,
-    counts: SlotCounts,
+    round: SlotRound,
     rows: StepRows,
     on: Buffers,
 }
 
 struct Buffers {
-    rows: DeviceBuffer,
-    chain_start: DeviceBuffer,
     slots: DeviceBuffer,
     lists: DeviceBuffer,
     counts: DeviceBuffer,
@@ -71,9 +70,6 @@ struct Buffers {
     last_tokens: DeviceBuffer,
     out: DeviceBuffer,
     top: DeviceBuffer,
-    resets: DeviceBuffer,
-    tokens: DeviceBuffer,
-    slot_tokens: DeviceBuffer,
 }
 
 /// What a step gave, and what it left.
@@ -96,8 +92,6 @@ impl<'a> Gpu<'a> {
         let room = Room::new(&limits).unwrap();
         let buffer = |bytes: usize| bed.bytes(&vec![UNWRITTEN; bytes]);
         let on = Buffers {
-            rows: buffer(room.rows),
-            chain_start: buffer(room.chain_start),
             slots: buffer(room.slots),
             lists: buffer(room.lists),
             counts: buffer(room.counts),
@@ -106,41 +100,40 @@ impl<'a> Gpu<'a> {
             last_tokens: buffer(room.last_tokens),
             out: buffer(room.out),
             top: buffer(room.top),
-            resets: buffer(room.resets),
-            tokens: buffer(room.tokens),
-            slot_tokens: buffer(room.slot_tokens),
         };
         let table = SlotTable::new(&limits);
-        let (counts, rows) = (SlotCounts::new(&limits), StepRows::new(&limits));
-        Gpu { bed, limits, extra, parts, table, counts, rows, on }
+        let (round, rows) = (SlotRound::new(&limits), StepRows::new(&limits));
+        Gpu { bed, limits, extra, parts, table, round, rows, on }
     }
 
     fn take_slots(&mut self, inits: &[SlotInit]) -> Result<(), KernelError> {
-        let Gpu { on, table, counts, .. } = self;
-        for init in inits {
-            table.take(init)?;
-            let params = &table.params[init.slot as usize..][..1];
-            on.slots.upload(init.slot as usize * size_of::<SlotParams>(), bytes_of(params))?;
-            let (start, words) = table.lists_of(init.slot);
-            on.lists.upload(start * 4, bytes_of(words))?;
-        }
-        let (vocab, driver) = (self.limits.vocab as u32, &*self.bed.driver);
-        let padded = padded(self.limits.vocab) as u32;
-        counts.fill_resets(inits);
-        on.resets.upload(0, bytes_of(&counts.resets))?;
-        let on_counts = on.counts.pointer();
-        let reset = SlotReset { counts: on_counts, rows: on.resets.pointer(), padded };
-        // SAFETY: buffers with room for these limits.
-        unsafe { reset.launch(driver, counts.resets.len() as u32) }?;
-        let (tokens, slots) = (on.tokens.pointer(), on.slot_tokens.pointer());
-        let count = SlotCount { counts: on_counts, tokens, slots, vocab, padded };
+        let Gpu { bed, on, table, round, limits, .. } = self;
+        inits.iter().try_for_each(|init| table.take(init))?;
+        let (vocab, driver) = (limits.vocab as u32, &*bed.driver);
+        let (padded, counts) = (padded(limits.vocab) as u32, on.counts.pointer());
         let mut next = 0;
         while next < inits.len() {
-            next = counts.fill_round(inits, next);
-            on.tokens.upload(0, bytes_of(&counts.tokens))?;
-            on.slot_tokens.upload(0, bytes_of(&counts.slots))?;
-            // SAFETY: as above.
-            unsafe { count.launch(driver, counts.slots.len() as u32) }?;
+            next = round.fill(inits, next, table);
+            let takes = bed.bytes(bytes_of(&round.takes));
+            let params = bed.bytes(bytes_of(&round.params));
+            let (words, resets) = (bed.words(&round.words), bed.words(&round.resets));
+            let (tokens, counted) = (bed.words(&round.tokens), bed.bytes(bytes_of(&round.counted)));
+            let takes = SlotTakes {
+                takes: takes.pointer(),
+                params: params.pointer(),
+                words: words.pointer(),
+                slots: on.slots.pointer(),
+                lists: on.lists.pointer(),
+            };
+            let reset = SlotReset { counts, rows: resets.pointer(), padded };
+            let (tokens, slots) = (tokens.pointer(), counted.pointer());
+            let count = SlotCount { counts, tokens, slots, vocab, padded };
+            // SAFETY: buffers with room for these limits.
+            unsafe {
+                takes.launch(driver, round.takes.len() as u32)?;
+                reset.launch(driver, round.resets.len() as u32)?;
+                count.launch(driver, round.counted.len() as u32)?;
+            }
         }
         Ok(())
     }
@@ -154,8 +147,10 @@ impl<'a> Gpu<'a> {
         self.take_slots(&batch.slot_inits)?;
         let (limits, num_rows) = (self.limits, batch.logits.len());
         self.rows.fill(batch, &self.table);
-        pad(&mut self.rows);
-        let (rows, chains) = (self.rows.rows.len(), self.rows.num_chains().min(SLOTS));
+        // A row and a chain of padding, of which nothing may come.
+        let shape = StepShape::of(batch);
+        let (rows, chains) = (shape.logits + 1, (shape.chains + 1).min(SLOTS));
+        self.rows.pad(StepShape { logits: rows, chains, ..shape });
         let mut table: Vec<f32> = Vec::new();
         for row in logits.iter() {
             table.extend(row.iter().copied().chain(std::iter::repeat_n(1e30, self.extra)));
@@ -163,12 +158,12 @@ impl<'a> Gpu<'a> {
         table.resize(rows * (limits.vocab + self.extra), f32::NAN);
         let (on, driver) = (&self.on, &*self.bed.driver);
         let on_logits = self.bed.floats(&table);
-        on.rows.upload(0, bytes_of(&self.rows.rows))?;
-        on.chain_start.upload(0, bytes_of(&self.rows.chain_start[..=chains]))?;
+        let on_rows = self.bed.bytes(bytes_of(&self.rows.rows));
+        let on_chains = self.bed.words(&self.rows.chain_start);
         let room = Room::new(&limits)?;
         on.out.upload(0, &vec![UNWRITTEN; room.out])?;
         on.top.upload(0, &vec![UNWRITTEN; room.top])?;
-        let sample = self.parameters(&on_logits);
+        let sample = self.parameters([&on_logits, &on_rows, &on_chains]);
         let Sample { logits, rows: on_rows, bests, vocab, stride, parts, .. } = sample;
         let argmax = Argmax { logits, rows: on_rows, bests, vocab, stride, parts };
         // SAFETY: buffers with room for these limits.
@@ -192,13 +187,13 @@ impl<'a> Gpu<'a> {
         Ok(Some(Outcome { output, counts, last_tokens: read_words(&on.last_tokens, SLOTS) }))
     }
 
-    fn parameters(&self, logits: &DeviceBuffer) -> Sample {
+    fn parameters(&self, [logits, rows, chain_start]: [&DeviceBuffer; 3]) -> Sample {
         let (on, limits) = (&self.on, &self.limits);
         Sample {
             logits: logits.pointer(),
             bests: on.bests.pointer(),
-            rows: on.rows.pointer(),
-            chain_start: on.chain_start.pointer(),
+            rows: rows.pointer(),
+            chain_start: chain_start.pointer(),
             slots: on.slots.pointer(),
             lists: on.lists.pointer(),
             counts: on.counts.pointer(),
@@ -213,11 +208,4 @@ impl<'a> Gpu<'a> {
             max_top: max_top(limits) as u32,
         }
     }
-}
-
-/// A row and a chain of padding, of which nothing may come.
-fn pad(step: &mut StepRows) {
-    let none = LogitsRow { kind: 3, slot: NONE, position_or_target: 0, draft_or_top: 0 };
-    step.rows.push(none);
-    step.chain_start.extend(step.chain_start.last().copied());
 }
