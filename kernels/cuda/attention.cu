@@ -7,7 +7,7 @@
 #include "attention_units.cuh"
 
 // Units that attention_merge reads ahead: their reads do not wait for each other.
-constexpr u32 MERGE_AHEAD = 8;
+constexpr u32 MERGE_AHEAD = 12;
 constexpr u32 MERGE_THREADS = 128;
 
 __device__ void merge_split(const Attention& p) {

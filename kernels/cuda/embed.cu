@@ -1,4 +1,4 @@
-// Token embeddings: x[t] = table[ids[t]] * scale. One block a row.
+// Token embeddings: x[t] = table[ids[t]] * scale. x of the grid is the row, y a part of its columns.
 #include "prelude.cuh"
 
 constexpr u32 EMBED_THREADS = 128;
@@ -25,7 +25,8 @@ __device__ void embed(const Embed& p) {
     if (id == PENDING_TOKEN) id = p.last_tokens[p.seq_slot[p.row_seq[row]]];
     const T* from = (const T*)p.table + (u64)id * p.stride;
     float* to = p.x + (u64)row * p.cols;
-    for (u32 col = thread_index(); col < p.cols; col += EMBED_THREADS) to[col] = widen(from[col]) * p.scale;
+    u32 col = blockIdx.y * EMBED_THREADS + thread_index();
+    if (col < p.cols) to[col] = widen(from[col]) * p.scale;
 }
 
 KERNEL(embed_f32, EMBED_THREADS, Embed, embed<float>)

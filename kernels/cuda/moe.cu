@@ -57,7 +57,9 @@ __device__ void probabilities(const Route& p, const float* scores, float* to) {
 }
 
 __device__ void route(const Route& p) {
-    float* scores = (float*)shared_bytes();
+    u32* chosen = (u32*)shared_bytes();
+    u32* ascending = chosen + p.num_chosen;
+    float* scores = (float*)(ascending + p.num_chosen);
     u8* taken = (u8*)(scores + p.num_experts);
     probabilities(p, p.scores + (u64)blockIdx.x * p.num_experts, scores);
     for (u32 e = lane_index(); e < p.num_experts; e += WARP) taken[e] = 0;
@@ -66,22 +68,26 @@ __device__ void route(const Route& p) {
         float best;
         u32 expert;
         best_expert(scores, taken, p.num_experts, best, expert);
-        if (lane_index() == 0) taken[expert] = 1;
+        if (lane_index() == 0) {
+            taken[expert] = 1;
+            chosen[i] = expert;
+        }
         sync_warp();
     }
-    if (lane_index() != 0) return;
-    u32* experts = p.experts + (u64)blockIdx.x * p.num_chosen;
-    float* weights = p.weights + (u64)blockIdx.x * p.num_chosen;
-    float sum = 0.0f;
-    u32 found = 0;
-    for (u32 e = 0; e < p.num_experts; e++) {
-        if (!taken[e]) continue;
-        experts[found] = e;
-        weights[found++] = scores[e];
-        sum += scores[e];
+    for (u32 i = lane_index(); i < p.num_chosen; i += WARP) {
+        u32 place = 0;
+        for (u32 j = 0; j < p.num_chosen; j++) place += chosen[j] < chosen[i];
+        ascending[place] = chosen[i];
     }
-    if (!p.renormalize) return;
-    for (u32 i = 0; i < p.num_chosen; i++) weights[i] /= sum;
+    sync_warp();
+    float sum = 0.0f;
+    for (u32 i = 0; i < p.num_chosen; i++) sum += scores[ascending[i]];
+    u64 first = (u64)blockIdx.x * p.num_chosen;
+    for (u32 i = lane_index(); i < p.num_chosen; i += WARP) {
+        float score = scores[ascending[i]];
+        p.experts[first + i] = ascending[i];
+        p.weights[first + i] = p.renormalize ? score / sum : score;
+    }
 }
 
 KERNEL(moe_route, ROUTE_THREADS, Route, route)
@@ -96,15 +102,16 @@ struct Combine {
     u32 num_chosen;
 };
 
+// x of the grid is the row, y a part of its columns.
 __device__ void combine(const Combine& p) {
     u64 row = blockIdx.x;
     const float* weights = p.weights + row * p.num_chosen;
     const float* outer = p.outer + row * p.num_chosen * p.cols;
-    for (u32 col = thread_index(); col < p.cols; col += COMBINE_THREADS) {
-        float sum = 0.0f;
-        for (u32 i = 0; i < p.num_chosen; i++) sum = fused(weights[i], outer[(u64)i * p.cols + col], sum);
-        p.x[row * p.cols + col] += sum;
-    }
+    u32 col = blockIdx.y * COMBINE_THREADS + thread_index();
+    if (col >= p.cols) return;
+    float sum = 0.0f;
+    for (u32 i = 0; i < p.num_chosen; i++) sum = fused(weights[i], outer[(u64)i * p.cols + col], sum);
+    p.x[row * p.cols + col] += sum;
 }
 
 KERNEL(moe_combine, COMBINE_THREADS, Combine, combine)

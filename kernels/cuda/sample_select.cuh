@@ -253,6 +253,7 @@ __device__ Range narrowed(const Weights& w, Shared& s, const Goal& goal, const R
         add(s.fine, (u32)((key - range.low) >> shift), fixed_point(weight));
     });
     FoundBin found = find_bin(s, s.fine, goal, range.before);
+    if (!found.exists) return {};
     u64 low = range.low + ((u64)found.bin << shift);
     return {low, min_of(high, low + (1ull << shift)), found.count, found.before};
 }
@@ -308,7 +309,9 @@ __device__ Limit find_limit(const Weights& w, Shared& s, const Goal& goal, Searc
         FoundBin found = find_coarse(w, s, goal, search);
         if (!found.exists) return {};
         Range range = {coarse_start(found.bin), coarse_start(found.bin + 1), found.count, found.before};
+        // A part in which the goal is not reached would be narrowed for ever.
         while (range.count > LIST_MAX) range = narrowed(w, s, goal, range);
+        if (range.count == 0) return {};
         search.list_before = list_keys(w, s, range);
         search.has_list = true;
     }

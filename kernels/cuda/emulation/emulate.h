@@ -230,6 +230,10 @@ inline int run(const Launch& launch) {
     if (launch.threads == 0 || launch.threads > THREADS_MAX || launch.shared_bytes > SHARED_MAX) {
         fail("%u threads with %zu bytes of shared memory", launch.threads, launch.shared_bytes);
     }
+    // What a device takes.
+    if (launch.grid.x > 0x7fffffff || launch.grid.y > 65535 || launch.grid.z > 65535) {
+        fail("a grid of %u, %u, %u blocks", launch.grid.x, launch.grid.y, launch.grid.z);
+    }
     uint64_t random = launch.seed;
     size_t blocks = (size_t)launch.grid.x * launch.grid.y * launch.grid.z;
     std::vector<unsigned> order(blocks);

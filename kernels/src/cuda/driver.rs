@@ -94,7 +94,7 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// The device, for people.
     fn name(&self) -> String;
 
-    /// Zeroed memory, aligned to 256 bytes. `bytes` may be 0.
+    /// Zeroed memory, aligned to 256 bytes. A device refuses 0 bytes.
     fn allocate(&self, bytes: usize, what: &str) -> Result<DevicePointer, KernelError>;
 
     /// Gives memory back, once what was asked for before has run.
@@ -103,7 +103,8 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// `pointer` came from `allocate` and nobody uses it any more, nor a graph that will be replayed.
     unsafe fn release(&self, pointer: DevicePointer);
 
-    /// Copies `bytes` to the device, and may wait: for loading and for tests.
+    /// Copies `bytes` to the device, and may wait: for loading and for tests. They were read when it
+    /// returns.
     ///
     /// # Safety
     /// The memory from `to` on is allocated and long enough.
@@ -221,7 +222,8 @@ impl DeviceBuffer {
         bytes: usize,
         what: &str,
     ) -> Result<Self, KernelError> {
-        let pointer = driver.allocate(bytes, what)?;
+        let pointer =
+            if bytes == 0 { DevicePointer::NULL } else { driver.allocate(bytes, what)? };
         Ok(DeviceBuffer { driver: Arc::clone(driver), pointer, bytes })
     }
 
@@ -248,7 +250,9 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        // SAFETY: the only owner; launches that use it ran before, in the order of the stream.
-        unsafe { self.driver.release(self.pointer) };
+        if self.bytes > 0 {
+            // SAFETY: the only owner; launches that use it ran before, in the order of the stream.
+            unsafe { self.driver.release(self.pointer) };
+        }
     }
 }

@@ -42,7 +42,7 @@ impl Embed {
         format: DType,
         rows: u32,
     ) -> Result<(), KernelError> {
-        let grid = Grid { blocks: [rows, 1, 1], shared_bytes: 0 };
+        let grid = Grid { blocks: [rows, self.cols.div_ceil(THREADS), 1], shared_bytes: 0 };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &kernel(format), grid, self) }
     }

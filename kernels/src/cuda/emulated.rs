@@ -137,7 +137,10 @@ impl Driver for Emulated {
         "emulated GPU".to_owned()
     }
 
-    fn allocate(&self, bytes: usize, _what: &str) -> Result<DevicePointer, KernelError> {
+    fn allocate(&self, bytes: usize, what: &str) -> Result<DevicePointer, KernelError> {
+        if bytes == 0 {
+            return Err(KernelError::Fault(format!("no bytes for {what}")));
+        }
         let allocation = Allocation::new(bytes);
         let address = allocation.address();
         self.state().allocations.insert(address, allocation);

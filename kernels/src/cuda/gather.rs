@@ -14,7 +14,9 @@ pub(crate) struct Gather {
     pub(crate) cols: u32,
 }
 
-static KERNEL: Kernel<Gather> = Kernel::new(&GATHER, "gather_rows", 128);
+const THREADS: u32 = 128;
+
+static KERNEL: Kernel<Gather> = Kernel::new(&GATHER, "gather_rows", THREADS);
 
 impl Gather {
     /// Gathers `rows` rows.
@@ -22,7 +24,7 @@ impl Gather {
     /// # Safety
     /// Every pointer has what gather.cu says for `rows` rows.
     pub(crate) unsafe fn launch(&self, driver: &dyn Driver, rows: u32) -> Result<(), KernelError> {
-        let grid = Grid { blocks: [rows, 1, 1], shared_bytes: 0 };
+        let grid = Grid { blocks: [rows, self.cols.div_ceil(THREADS), 1], shared_bytes: 0 };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &KERNEL, grid, self) }
     }

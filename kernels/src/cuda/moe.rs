@@ -26,8 +26,8 @@ impl Route {
     /// # Safety
     /// Every pointer has what moe.cu says for `rows` rows; at most as many are chosen as there are.
     pub(crate) unsafe fn launch(&self, driver: &dyn Driver, rows: u32) -> Result<(), KernelError> {
-        // A score and a mark for each expert.
-        let shared_bytes = self.num_experts as usize * 5;
+        // A score and a mark for each expert, and two lists of the chosen.
+        let shared_bytes = self.num_experts as usize * 5 + self.num_chosen as usize * 8;
         let grid = Grid { blocks: [rows, 1, 1], shared_bytes };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &ROUTE, grid, self) }
@@ -45,7 +45,9 @@ pub(crate) struct Combine {
     pub(crate) num_chosen: u32,
 }
 
-static COMBINE: Kernel<Combine> = Kernel::new(&MOE, "moe_combine", 128);
+const COMBINE_THREADS: u32 = 128;
+
+static COMBINE: Kernel<Combine> = Kernel::new(&MOE, "moe_combine", COMBINE_THREADS);
 
 impl Combine {
     /// Adds the experts' outputs to `rows` rows.
@@ -53,7 +55,8 @@ impl Combine {
     /// # Safety
     /// Every pointer has what moe.cu says for `rows` rows.
     pub(crate) unsafe fn launch(&self, driver: &dyn Driver, rows: u32) -> Result<(), KernelError> {
-        let grid = Grid { blocks: [rows, 1, 1], shared_bytes: 0 };
+        let parts = self.cols.div_ceil(COMBINE_THREADS);
+        let grid = Grid { blocks: [rows, parts, 1], shared_bytes: 0 };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &COMBINE, grid, self) }
     }

@@ -24,7 +24,7 @@ pub(crate) enum Put {
     Add,
 }
 
-const THREADS: u32 = 256;
+const THREADS: u32 = 512;
 /// One float a warp.
 const SHARED_BYTES: usize = THREADS as usize / 32 * 4;
 

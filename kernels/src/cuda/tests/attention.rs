@@ -381,7 +381,7 @@ fn planted_faults_show() {
         },
         Fault { from: "sum = joined(join, sum, unit_sum);", to: "sum += unit_sum;" },
         Fault { from: "+ tile.kv_head * rows)", to: "+ tile.kv_head)" },
-        Fault { from: "first += MERGE_AHEAD", to: "first += MERGE_AHEAD - 6" },
+        Fault { from: "first += MERGE_AHEAD", to: "first += MERGE_AHEAD - 10" },
         // Products.
         Fault { from: "to[0] = high[0] + low[0];", to: "to[0] = high[0];" },
         Fault { from: "if (head_dim % 16 == 0) return;", to: "return;" },

@@ -62,10 +62,10 @@ fn planted_faults_show() {
         Fault { from: "(u64)id * p.stride", to: "(u64)id * p.cols" },
         Fault { from: "* p.scale", to: "" },
         Fault { from: "(u64)row * p.cols", to: "(u64)(row + 1) * p.cols" },
-        Fault { from: "col += EMBED_THREADS", to: "col += 2 * EMBED_THREADS" },
+        Fault { from: "blockIdx.y * EMBED_THREADS", to: "2 * blockIdx.y * EMBED_THREADS" },
         Fault { from: "id == PENDING_TOKEN", to: "id == PENDING_TOKEN - 1" },
     ];
-    // 50 columns of bf16 are padded; 150 take two turns of the block.
+    // 50 columns of bf16 are padded; 150 take two blocks.
     assert_caught(&faults, |bed| {
         Ok(embeds(bed, DType::Bf16, 50)? && embeds(bed, DType::Bf16, 150)?)
     });
@@ -97,7 +97,7 @@ fn rows_are_gathered() {
     let faults = [
         Fault { from: "p.rows[blockIdx.x]", to: "blockIdx.x" },
         Fault { from: "col < p.cols", to: "col + 1 < p.cols" },
-        Fault { from: "col += GATHER_THREADS", to: "col += p.cols" },
+        Fault { from: "blockIdx.y * GATHER_THREADS", to: "0" },
         Fault { from: "(u64)blockIdx.x * p.cols", to: "0" },
         Fault { from: "to[col] = from[col]", to: "to[col] += from[col]" },
     ];

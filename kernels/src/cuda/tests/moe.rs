@@ -149,8 +149,11 @@ fn experts_outputs_are_added_by_weight() {
         Fault { from: "p.x[row * p.cols + col] += sum", to: "p.x[row * p.cols + col] = sum" },
         Fault { from: "fused(weights[i]", to: "fused(weights[0]" },
         Fault { from: "row * p.num_chosen * p.cols", to: "row * p.cols" },
-        Fault { from: "i < p.num_chosen; i++) sum", to: "i + 1 < p.num_chosen; i++) sum" },
-        Fault { from: "col += COMBINE_THREADS", to: "col += p.cols" },
+        Fault {
+            from: "i < p.num_chosen; i++) sum = fused",
+            to: "i + 1 < p.num_chosen; i++) sum = fused",
+        },
+        Fault { from: "blockIdx.y * COMBINE_THREADS", to: "0" },
     ];
     assert_caught(&faults, combines);
 }
@@ -163,10 +166,11 @@ fn planted_faults_of_routing_show() {
         Fault { from: "p.routing == SOFTMAX ?", to: "p.routing == SIGMOID ?" },
         Fault { from: "sum > 0.0f ? to[e] / sum : 0.0f", to: "to[e]" },
         Fault {
-            from: "if (lane_index() == 0) taken[expert] = 1;\n        sync_warp();",
-            to: "if (lane_index() == 0) taken[expert] = 1;",
+            from: "chosen[i] = expert;\n        }\n        sync_warp();",
+            to: "chosen[i] = expert;\n        }",
         },
-        Fault { from: "weights[i] /= sum", to: "weights[i] /= 2.0f" },
+        Fault { from: "score / sum", to: "score / 2.0f" },
+        Fault { from: "place += chosen[j] < chosen[i]", to: "place += j < i" },
     ];
     assert_caught(&faults, |bed| {
         Ok(routes(bed, Routing::Softmax, true)? && routes(bed, Routing::Softmax, false)?)

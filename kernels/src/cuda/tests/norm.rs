@@ -39,7 +39,7 @@ fn is_right(bed: &Bed, put: Put, rows: usize, cols: usize) -> Result<bool, Kerne
 #[test]
 fn rows_of_any_width_are_normed() {
     for seed in SEEDS {
-        for (rows, cols) in [(1, 1), (3, 31), (2, 256), (5, 1000), (1, 4099)] {
+        for (rows, cols) in [(1, 1), (3, 31), (2, 256), (5, 1000), (1, 5003)] {
             for put in [Put::Store, Put::Add] {
                 let bed = Bed::new(seed, None);
                 assert!(is_right(&bed, put, rows, cols).unwrap(), "{rows} {cols} {put:?}");
@@ -52,14 +52,12 @@ fn rows_of_any_width_are_normed() {
 fn planted_faults_show() {
     let faults = [
         Fault { from: "+ p.eps", to: "+ 10.0f * p.eps" },
-        Fault { from: "* p.weight[col]", to: "* p.weight[col ^ 1]" },
+        Fault { from: "read(p.weight, first", to: "read(p.weight, first ^ 1" },
         Fault { from: "/ (float)p.cols", to: "/ (float)(p.cols + 1)" },
-        Fault {
-            from: "col = thread_index(); col < p.cols",
-            to: "col = thread_index() + 1; col < p.cols",
-        },
+        Fault { from: "first = thread_index();", to: "first = thread_index() + 1;" },
+        Fault { from: "col < cols ? from[col] : 0.0f", to: "from[min_of(col, cols - 1)]" },
         Fault { from: "(u64)blockIdx.x * p.cols", to: "(u64)blockIdx.x * (p.cols - 1)" },
-        Fault { from: "col += NORM_THREADS", to: "col += NORM_THREADS / 2" },
+        Fault { from: "first += AHEAD * NORM_THREADS", to: "first += AHEAD / 2 * NORM_THREADS" },
     ];
-    assert_caught(&faults, |bed| is_right(bed, Put::Store, 3, 500));
+    assert_caught(&faults, |bed| is_right(bed, Put::Store, 3, 4500));
 }
