@@ -45,11 +45,17 @@ struct Meeting {
     unsigned generation = 0;
 };
 
+// A fiber outlives its block: it is the thread of the same number of the next one.
 struct Fiber {
     jmp_buf at;
     char* stack = nullptr;
     bool started = false;
     bool done = false;
+    // What it waits for, and since when.
+    const Meeting* meeting = nullptr;
+    unsigned generation = 0;
+
+    bool is_waiting() const { return meeting && meeting->generation == generation; }
 };
 
 // The one block that runs, and why it failed.
@@ -127,7 +133,11 @@ inline void meet(Meeting& meeting, unsigned expected, Last last) {
         block.progress++;
         return;
     }
+    Fiber& fiber = block.fibers[block.current];
+    fiber.generation = generation;
+    fiber.meeting = &meeting;
     while (meeting.generation == generation) yield();
+    fiber.meeting = nullptr;
 }
 
 inline unsigned warp_size_of(unsigned warp) {
@@ -158,10 +168,12 @@ inline T exchange(T value, From from) {
 }
 
 inline void enter() {
-    block.launch.body(block.launch.parameters);
-    block.fibers[block.current].done = true;
-    block.progress++;
-    _longjmp(block.scheduler, 1);
+    for (;;) {
+        block.launch.body(block.launch.parameters);
+        block.fibers[block.current].done = true;
+        block.progress++;
+        yield();
+    }
 }
 
 inline void resume(unsigned thread) {
@@ -189,14 +201,13 @@ inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
 
 inline void run_block(uint64_t& random) {
     unsigned threads = block.launch.threads;
-    // 0xff bytes are NaN in every floating type and absurd as an index.
-    memset(shared_memory, 0xff, SHARED_MAX);
+    memset(shared_memory, 0xff, block.launch.shared_bytes);
     block.all = {};
     for (Meeting& warp : block.warps) warp = {};
     for (unsigned i = 0; i < threads; i++) {
         Fiber& fiber = block.fibers[i];
         if (!fiber.stack) fiber.stack = (char*)malloc(STACK_BYTES);
-        fiber.started = fiber.done = false;
+        fiber.done = false;
     }
     std::vector<unsigned> order(threads);
     for (unsigned i = 0; i < threads; i++) order[i] = i;
@@ -204,7 +215,7 @@ inline void run_block(uint64_t& random) {
         shuffle(order, random);
         uint64_t before = block.progress;
         for (unsigned thread : order) {
-            if (block.fibers[thread].done) continue;
+            if (block.fibers[thread].done || block.fibers[thread].is_waiting()) continue;
             resume(thread);
             if (block.fibers[thread].done) live--;
         }
@@ -213,7 +224,11 @@ inline void run_block(uint64_t& random) {
                  block.index.x, block.index.y, block.index.z);
         }
     }
-    // The bytes that the launch did not ask for belong to nobody: each is like the one before it.
+}
+
+// The bytes of shared memory that the launch did not ask for belong to nobody: each is like the one
+// before it.
+inline void check_unasked() {
     const unsigned char* unasked = shared_memory + block.launch.shared_bytes;
     size_t left = SHARED_MAX - block.launch.shared_bytes;
     if (left > 0 && (unasked[0] != 0xff || memcmp(unasked, unasked + 1, left - 1) != 0)) {
@@ -226,7 +241,14 @@ inline int run(const Launch& launch) {
     block.launch = launch;
     AccessGuard guard;
     // With the mask of signals: a report comes from within a handler.
-    if (sigsetjmp(block.failed, 1) != 0) return 1;
+    if (sigsetjmp(block.failed, 1) != 0) {
+        // Threads that were left in the midst of their block begin anew.
+        for (Fiber& fiber : block.fibers) {
+            fiber.started = false;
+            fiber.meeting = nullptr;
+        }
+        return 1;
+    }
     if (launch.threads == 0 || launch.threads > THREADS_MAX || launch.shared_bytes > SHARED_MAX) {
         fail("%u threads with %zu bytes of shared memory", launch.threads, launch.shared_bytes);
     }
@@ -234,6 +256,8 @@ inline int run(const Launch& launch) {
     if (launch.grid.x > 0x7fffffff || launch.grid.y > 65535 || launch.grid.z > 65535) {
         fail("a grid of %u, %u, %u blocks", launch.grid.x, launch.grid.y, launch.grid.z);
     }
+    // 0xff bytes are NaN in every floating type and absurd as an index.
+    memset(shared_memory, 0xff, SHARED_MAX);
     uint64_t random = launch.seed;
     size_t blocks = (size_t)launch.grid.x * launch.grid.y * launch.grid.z;
     std::vector<unsigned> order(blocks);
@@ -244,6 +268,7 @@ inline int run(const Launch& launch) {
         block.index = {i % launch.grid.x, i % plane / launch.grid.x, i / plane};
         run_block(random);
     }
+    check_unasked();
     return 0;
 }
 

@@ -24,7 +24,7 @@ const ALIGNMENT: usize = 256;
 /// What a red zone looks like.
 static ZONE: [u8; RED_ZONE + ALIGNMENT] = [RED; RED_ZONE + ALIGNMENT];
 
-/// A library's block is global to the process, whoever opened it.
+/// A library has one block, whoever opened it, and signals are the whole process's.
 static RUNNING: Mutex<()> = Mutex::new(());
 
 /// A change to a source before it is compiled: a planted fault.
@@ -430,9 +430,11 @@ fn texts_of(source: &Source) -> Vec<(&'static str, String)> {
 }
 
 /// Of the C++ compiler; the output file follows.
-const FLAGS: [&str; 8] = [
+const FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O2",
+    // Else libraries would share their kernels: a sound one and one with a fault.
+    "-fvisibility=hidden",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
     "-U_FORTIFY_SOURCE",

@@ -39,7 +39,7 @@ fn is_decode(batch: &Batch) -> bool {
 
 #[test]
 fn two_steps_in_flight_from_graphs_give_the_same_bits() {
-    for (seed, format) in [(1, DType::F32), (2, DType::Bf16), (3, DType::F32)] {
+    for (seed, format) in [(1, DType::F32), (2, DType::Bf16)] {
         let steps = steps(seed, 30);
         let decode = steps.iter().filter(|batch| is_decode(batch)).count();
         assert!((10..28).contains(&decode), "{decode} steps are replayed");
@@ -196,7 +196,6 @@ fn descriptions(format: DType, others: &[u32], chunk: &dyn Fn(u32) -> u32) -> Ve
     while done[2] < ROWS {
         let mut batch = Batch::new(2);
         batch.clear();
-        let mut own = 0..0;
         for &slot in others.iter().chain(&[2]) {
             let from = done[slot as usize];
             let rows = chunk(from + slot).clamp(1, LIMITS.max_tokens as u32 / 6).min(ROWS - from);
@@ -206,17 +205,19 @@ fn descriptions(format: DType, others: &[u32], chunk: &dyn Fn(u32) -> u32) -> Ve
             let (seq, first) = (batch.num_seqs() as u32, batch.ids.len() as u32);
             let ids = &tokens(slot)[from as usize..(from + rows) as usize];
             push_rows(&mut batch, slot, START + from, ids);
-            let purpose = Purpose::PromptLogprob { target: 9, num_top: 5 };
-            let before = batch.logits.len();
-            batch.logits.extend((first..first + rows).map(|row| LogitsRow { row, seq, purpose }));
             if slot == 2 {
-                own = before..batch.logits.len();
+                let purpose = Purpose::PromptLogprob { target: 9, num_top: 5 };
+                batch.logits.extend((first..first + rows).map(|row| LogitsRow {
+                    row,
+                    seq,
+                    purpose,
+                }));
             }
             done[slot as usize] += rows;
         }
         executor.launch(step(batch)).unwrap();
         let output = executor.finish().unwrap().output;
-        described.extend(output.rows[own].iter().map(|row| {
+        described.extend(output.rows.iter().map(|row| {
             let top = &output.top[row.top_start as usize..][..row.top_len as usize];
             format!("{:?} {:?} {top:?}", row.token, row.logprob)
         }));
