@@ -125,7 +125,7 @@ pub(crate) trait Driver: Debug + Send + Sync {
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError>;
 
     /// Page-locked host memory, zeroed, that copies in the order of the stream may use. Aligned to
-    /// 256 bytes. `bytes` may be 0.
+    /// 256 bytes. A device refuses 0 bytes.
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError>;
 
     /// Gives memory back, once what was asked for before has run.

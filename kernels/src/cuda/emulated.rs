@@ -176,6 +176,9 @@ impl Driver for Emulated {
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError> {
+        if bytes == 0 {
+            return Err(KernelError::Fault("no bytes of page-locked memory".into()));
+        }
         let allocation = Allocation::new(bytes);
         let address = allocation.address();
         self.state().host_allocations.insert(address, allocation);

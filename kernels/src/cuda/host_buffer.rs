@@ -17,10 +17,13 @@ pub(crate) struct HostBuffer {
     bytes: usize,
 }
 
+/// Of an empty buffer: as aligned as any.
+const NOWHERE: HostPointer = HostPointer(std::ptr::without_provenance_mut(256));
+
 impl HostBuffer {
-    /// Zeroed memory.
+    /// Zeroed memory. None is asked for where there is nothing to hold.
     pub(crate) fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self, KernelError> {
-        let pointer = driver.allocate_host(bytes)?;
+        let pointer = if bytes == 0 { NOWHERE } else { driver.allocate_host(bytes)? };
         Ok(HostBuffer { driver: Arc::clone(driver), pointer, bytes })
     }
 
@@ -59,7 +62,9 @@ impl HostBuffer {
 
 impl Drop for HostBuffer {
     fn drop(&mut self) {
-        // SAFETY: the only owner; copies that use it run before, in the order of the stream.
-        unsafe { self.driver.release_host(self.pointer) };
+        if self.bytes > 0 {
+            // SAFETY: the only owner; copies that use it run before, in the order of the stream.
+            unsafe { self.driver.release_host(self.pointer) };
+        }
     }
 }
