@@ -25,6 +25,11 @@ pub trait Device: Clone + Send + 'static {
     /// Identifies the arithmetic: equal strings promise equal bits. Part of every block key.
     fn numerics(&self) -> String;
 
+    /// The device's own memory, now. `None`: it shares the host's.
+    fn memory(&self) -> Result<Option<DeviceMemory>, KernelError> {
+        Ok(None)
+    }
+
     /// A zeroed activation buffer, `[rows, cols]`.
     fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor<Self>, KernelError>;
 
@@ -74,6 +79,15 @@ pub trait Device: Clone + Send + 'static {
         program: Self::Program,
         limits: Limits,
     ) -> Result<Self::Executor, KernelError>;
+}
+
+/// Bytes of memory that is a device's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Nobody's.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
 }
 
 /// Activations of a device's program.

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::cuda::source::Source;
+use crate::device::DeviceMemory;
 use crate::error::KernelError;
 
 /// An address in device memory. Host code never follows it.
@@ -93,6 +94,16 @@ pub(crate) struct Launch {
 pub(crate) trait Driver: Debug + Send + Sync {
     /// The device, for people.
     fn name(&self) -> String;
+
+    /// Shared memory that a block may ask for, in bytes. Hopper's, unless a card says otherwise.
+    fn shared_bytes_max(&self) -> usize {
+        232_448
+    }
+
+    /// The device's own memory, now. `None`: the host's.
+    fn memory(&self) -> Result<Option<DeviceMemory>, KernelError> {
+        Ok(None)
+    }
 
     /// Zeroed memory, aligned to 256 bytes. A device refuses 0 bytes.
     fn allocate(&self, bytes: usize, what: &str) -> Result<DevicePointer, KernelError>;

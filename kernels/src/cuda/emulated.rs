@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
 use crate::cuda::emulated_stream::{Recorded, Stream, Work};
-use crate::cuda::source::{HEADERS, Source};
+use crate::cuda::source::Source;
 use crate::error::KernelError;
 
 /// Bytes before and after each allocation that nobody may write; NaN to whoever reads them.
@@ -417,19 +417,8 @@ fn compile(folder: &Path, source: &Source, fault: Option<Fault>) -> Result<PathB
 
 /// Names and texts of a source and of all that it includes, the source first.
 fn texts_of(source: &Source) -> Vec<(&'static str, String)> {
-    let mut texts = vec![(source.name, source.text.to_owned())];
-    let mut at = 0;
-    while let Some((_, text)) = texts.get(at) {
-        let is_new = |header: &Source| {
-            let include = format!("#include \"{}\"", header.name);
-            text.contains(&include) && texts.iter().all(|(name, _)| *name != header.name)
-        };
-        let new = HEADERS.iter().filter(|header| is_new(header));
-        let new: Vec<_> = new.map(|header| (header.name, header.text.to_owned())).collect();
-        texts.extend(new);
-        at += 1;
-    }
-    texts
+    let texts = std::iter::once(source).chain(source.includes_emulated());
+    texts.map(|Source { name, text }| (*name, (*text).to_owned())).collect()
 }
 
 /// Of the C++ compiler; the output file follows.

@@ -395,7 +395,7 @@ impl AttentionLayers {
         plan: &mut StagingPlan,
     ) -> Result<Self, KernelError> {
         let heads = op.heads;
-        let kernels = AttentionKernels::new(heads, op.kv.spec().dtype, SHARED_BYTES_MAX)?;
+        let kernels = AttentionKernels::new(heads, op.kv.spec().dtype, driver.shared_bytes_max())?;
         let shape = PlanShape {
             group: (heads.num_q / heads.num_kv) as u32,
             num_kv: heads.num_kv as u32,
@@ -420,9 +420,6 @@ impl AttentionLayers {
         (self.group, self.heads, self.window) == (op.group, op.heads, op.window)
     }
 }
-
-/// Shared memory that a block may ask for, on Hopper.
-const SHARED_BYTES_MAX: usize = 232_448;
 
 fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm {
     Norm {

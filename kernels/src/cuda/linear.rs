@@ -93,7 +93,8 @@ impl Linear {
     ) -> Result<(), KernelError> {
         // What rows in shared memory cost.
         let row_bytes = self.stride as usize * if format == DType::Bf16 { 2 } else { 4 };
-        let fitting = (SHARED_BYTES_MAX / row_bytes.max(1)) as u32;
+        let room = SHARED_BYTES_MAX.min(driver.shared_bytes_max());
+        let fitting = (room / row_bytes.max(1)) as u32;
         let most = if self.experts == DevicePointer::NULL { fitting } else { 1 };
         let variants = variants(format);
         let wanted = variants.iter().find(|(rows, _)| *rows >= self.rows);

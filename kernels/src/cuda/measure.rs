@@ -5,14 +5,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
 use crate::error::KernelError;
 
-/// Counts bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Measure(AtomicU64);
+/// Counts bytes, in place of another driver.
+#[derive(Debug)]
+pub(crate) struct Measure {
+    bytes: AtomicU64,
+    shared_bytes_max: usize,
+}
 
 impl Measure {
+    /// Chooses kernels as `driver` does.
+    pub(crate) fn of(driver: &dyn Driver) -> Self {
+        Measure { bytes: AtomicU64::new(0), shared_bytes_max: driver.shared_bytes_max() }
+    }
+
     /// Bytes asked for so far.
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -21,8 +29,12 @@ impl Driver for Measure {
         "no device".to_owned()
     }
 
+    fn shared_bytes_max(&self) -> usize {
+        self.shared_bytes_max
+    }
+
     fn allocate(&self, bytes: usize, _what: &str) -> Result<DevicePointer, KernelError> {
-        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         Ok(DevicePointer::NULL)
     }
 

@@ -14,6 +14,9 @@ mod source;
 mod emulated;
 mod emulated_stream;
 
+/// NVIDIA's driver.
+pub mod nvidia;
+
 /// Handles of device memory.
 pub mod memory;
 
@@ -47,7 +50,7 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::device::{Device, KvSpec, Limits};
+use crate::device::{Device, DeviceMemory, KvSpec, Limits};
 use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;
 use crate::ops::Stacking;
@@ -57,6 +60,7 @@ use emulated::Emulated;
 use executor::CudaExecutor;
 use measure::Measure;
 use memory::{CudaKv, CudaTensor, CudaVector, CudaWeight};
+use nvidia::{Arch, KernelReport, Places};
 use program::CudaProgram;
 
 /// A GPU as a device. Cheap to clone.
@@ -67,6 +71,8 @@ pub struct CudaDevice {
     block_size: usize,
     /// Blocks that run at once.
     blocks: u32,
+    /// Of the code: other cards add up in other ways.
+    arch: Option<Arch>,
 }
 
 /// What may be chosen of a GPU's arithmetic.
@@ -91,7 +97,7 @@ impl CudaDevice {
     pub fn emulated(folder: &Path, seed: u64) -> Self {
         let driver = Arc::new(Emulated::new(folder, seed));
         let options = CudaOptions::default();
-        CudaDevice { driver, options, block_size: BLOCK_SIZE, blocks: EMULATED_BLOCKS }
+        CudaDevice { driver, options, block_size: BLOCK_SIZE, blocks: EMULATED_BLOCKS, arch: None }
     }
 
     /// The same device, computing as `options` say.
@@ -99,7 +105,41 @@ impl CudaDevice {
     pub fn with_options(self, options: CudaOptions) -> Self {
         CudaDevice { options, ..self }
     }
+
+    /// Takes a GPU, and makes all kernels ready for it. Tells in a line if minutes may go by.
+    pub fn open(
+        gpu: GpuOptions,
+        places: &Places,
+        told: &dyn Fn(&str),
+    ) -> Result<(Self, KernelReport), KernelError> {
+        let block_size = gpu.block_size.unwrap_or(BLOCK_SIZE);
+        let sizes = attention::BLOCK_SIZE_MIN..=attention::UNIT as usize;
+        if !block_size.is_power_of_two() || !sizes.contains(&block_size) {
+            return Err(KernelError::Unsupported(format!(
+                "a KV block of {block_size} tokens; on a GPU it must be a power of two from {} to {}",
+                sizes.start(),
+                sizes.end()
+            )));
+        }
+        let (nvidia, report) = nvidia::open(gpu.index, places, &source::SOURCES, told)?;
+        let blocks = nvidia.gpu().multiprocessors * BLOCKS_PER_MULTIPROCESSOR;
+        let (driver, arch) = (Arc::new(nvidia), Some(report.arch));
+        let options = CudaOptions::default();
+        Ok((CudaDevice { driver, options, block_size, blocks, arch }, report))
+    }
 }
+
+/// How a GPU is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Its number, as the driver counts.
+    pub index: usize,
+    /// Tokens per KV block: a power of two from 16 to 256; 64 if left open.
+    pub block_size: Option<usize>,
+}
+
+/// Of attention, whose plans aim at keeping all SMs busy: what shared memory allows at least.
+const BLOCKS_PER_MULTIPROCESSOR: u32 = 2;
 
 impl Device for CudaDevice {
     type Program = CudaProgram;
@@ -114,8 +154,13 @@ impl Device for CudaDevice {
     }
 
     fn numerics(&self) -> String {
+        let arch = self.arch.map_or_else(|| "emulated".to_owned(), |arch| arch.to_string());
         let mode = if self.options.deterministic { "deterministic" } else { "fast" };
-        format!("cuda-unit{}-{mode}", attention::UNIT)
+        format!("cuda-{arch}-unit{}-{mode}", attention::UNIT)
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>, KernelError> {
+        self.driver.memory()
     }
 
     fn tensor(&self, rows: usize, cols: usize) -> Result<CudaTensor, KernelError> {
@@ -163,7 +208,7 @@ impl Device for CudaDevice {
     }
 
     fn scratch_bytes(&self, program: CudaProgram, limits: &Limits) -> Result<u64, KernelError> {
-        let measure = Arc::new(Measure::default());
+        let measure = Arc::new(Measure::of(&*self.driver));
         let driver: Arc<dyn Driver> = Arc::clone(&measure) as Arc<dyn Driver>;
         drop(CudaExecutor::start(&driver, program, *limits, (self.options, self.blocks))?);
         Ok(measure.bytes())

@@ -9,6 +9,33 @@ pub(crate) struct Source {
     pub(crate) text: &'static str,
 }
 
+impl Source {
+    /// All that it includes on the device, directly or not.
+    pub(crate) fn includes(&self) -> Vec<&'static Source> {
+        self.reach(|header| !header.name.starts_with("emulation/"))
+    }
+
+    /// All that it includes under emulation.
+    pub(crate) fn includes_emulated(&self) -> Vec<&'static Source> {
+        self.reach(|_| true)
+    }
+
+    fn reach(&self, wanted: impl Fn(&Source) -> bool) -> Vec<&'static Source> {
+        let mut reached: Vec<&'static Source> = Vec::new();
+        let (mut text, mut at) = (self.text, 0);
+        loop {
+            for header in HEADERS.iter().filter(|header| wanted(header)) {
+                let include = format!("#include \"{}\"", header.name);
+                if text.contains(&include) && reached.iter().all(|old| old.name != header.name) {
+                    reached.push(header);
+                }
+            }
+            let Some(header) = reached.get(at) else { return reached };
+            (text, at) = (header.text, at + 1);
+        }
+    }
+}
+
 macro_rules! source {
     ($name:literal) => {
         Source { name: $name, text: include_str!(concat!("../../cuda/", $name)) }
@@ -41,3 +68,43 @@ pub(crate) static MOE: Source = source!("moe.cu");
 pub(crate) static NORM: Source = source!("norm.cu");
 pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
+
+/// Every source. What takes longest to compile comes first.
+pub(crate) static SOURCES: [&Source; 9] =
+    [&ATTENTION_SIZED, &ATTENTION, &SAMPLE, &LINEAR, &MOE, &ROPE_STORE, &NORM, &EMBED, &GATHER];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_listed() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
+        let (mut sources, mut headers) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".cu") {
+                sources.push(name);
+            } else if name.ends_with(".cuh") {
+                headers.push(name);
+            }
+        }
+        let mut listed: Vec<_> = SOURCES.iter().map(|source| source.name.to_owned()).collect();
+        listed.sort();
+        sources.sort();
+        assert_eq!(listed, sources);
+        for name in headers {
+            assert!(HEADERS.iter().any(|header| header.name == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_device_needs_nothing_of_emulation() {
+        let names = |reached: Vec<&'static Source>| -> Vec<_> {
+            reached.iter().map(|header| header.name).collect()
+        };
+        assert_eq!(names(NORM.includes()), ["prelude.cuh", "ptx.cuh"]);
+        assert!(names(NORM.includes_emulated()).contains(&"emulation/emulate.h"));
+        assert!(names(ATTENTION.includes()).contains(&"attention_tile.cuh"));
+    }
+}

@@ -26,7 +26,7 @@ use crate::error::KernelError;
 const SEEDS: [u64; 3] = [1, 2, 3];
 
 /// Where compiled kernels are kept: beside the test's own binary.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().join("emulated-kernels")
 }
@@ -95,7 +95,7 @@ fn noise(seed: u64, index: usize) -> f32 {
 }
 
 /// Numbers of [`noise`].
-fn noises(seed: u64, len: usize) -> Vec<f32> {
+pub(crate) fn noises(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|index| noise(seed, index)).collect()
 }
 

@@ -66,7 +66,7 @@ impl Machine {
     pub(super) fn new(driver: Arc<dyn Driver>, format: DType, mode: Mode) -> Self {
         let options = CudaOptions { deterministic: true };
         let (block_size, blocks) = (BLOCK, BLOCKS);
-        let device = CudaDevice { driver: driver.clone(), options, block_size, blocks };
+        let device = CudaDevice { driver: driver.clone(), options, block_size, blocks, arch: None };
         let cache = || {
             let (num_layers, num_blocks) = (1, BLOCKS_EACH * LIMITS.max_seqs);
             let Heads { num_kv: num_kv_heads, head_dim, .. } = HEADS;

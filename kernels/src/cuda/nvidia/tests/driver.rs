@@ -1,0 +1,293 @@
+//! Opening a driver, memory, launches, and what becomes of errors.
+
+use std::sync::Arc;
+
+use super::machine::Machine;
+use super::{open, open_with};
+use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, Grid, Launch, MarkIndex};
+use crate::cuda::emulated::Emulated;
+use crate::cuda::host_buffer::HostBuffer;
+use crate::cuda::norm::{Norm, Put};
+use crate::cuda::plain::bytes_of;
+use crate::cuda::source::NORM;
+use crate::cuda::tests::{folder, noises};
+use crate::error::KernelError;
+
+const ROWS: u32 = 5;
+const COLS: usize = 72;
+
+fn upload(driver: &Arc<dyn Driver>, values: &[f32]) -> Result<DeviceBuffer, KernelError> {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let buffer = DeviceBuffer::new(driver, bytes.len(), "a test")?;
+    buffer.upload(0, &bytes)?;
+    Ok(buffer)
+}
+
+fn norm_of(x: &DeviceBuffer, weight: &DeviceBuffer, out: &DeviceBuffer) -> Norm {
+    let [x, weight, out] = [x, weight, out].map(DeviceBuffer::pointer);
+    Norm { x, weight, out, cols: COLS as u32, eps: 1e-6 }
+}
+
+/// Bytes of a norm of noise.
+fn normed(driver: &Arc<dyn Driver>) -> Result<Vec<u8>, KernelError> {
+    let x = upload(driver, &noises(1, ROWS as usize * COLS))?;
+    let weight = upload(driver, &noises(2, COLS))?;
+    let out = DeviceBuffer::new(driver, ROWS as usize * COLS * 4, "a test")?;
+    // SAFETY: buffers of as many rows and columns.
+    unsafe { norm_of(&x, &weight, &out).launch(&**driver, Put::Store, ROWS) }?;
+    let mut bytes = vec![0; ROWS as usize * COLS * 4];
+    out.download(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+#[test]
+fn a_kernel_gives_through_the_driver_what_it_gives_under_emulation() {
+    let machine = Machine::new("log");
+    let driver = open(&machine);
+    let emulated: Arc<dyn Driver> = Arc::new(Emulated::new(&folder(), 1));
+    assert_eq!(normed(&driver).unwrap(), normed(&emulated).unwrap());
+    // Threads and shared memory are those of its source, or the driver would have refused.
+    let launched = machine.calls_of("cuLaunchKernel");
+    assert!(launched.len() == 1 && launched[0].starts_with("norm_f32 5 1 1 "), "{launched:?}");
+    // Shared memory: the most that a block of this card may have, less what the code declares.
+    let bounds = machine.calls_of("cuFuncSetAttribute");
+    assert!(bounds.len() >= 2 && bounds.iter().all(|bound| bound == "8 231424"), "{bounds:?}");
+    assert!(driver.name().contains("Emulated H200") && driver.name().contains("9.0"));
+}
+
+#[test]
+fn memory_is_zeroed_counted_and_given_back() {
+    let machine = Machine::new("memory 1048576");
+    let driver = open(&machine);
+    let free = || driver.memory().unwrap().unwrap().free;
+    let before = free();
+    let buffer = DeviceBuffer::new(&driver, 1000, "a test").unwrap();
+    assert_eq!(before - free(), 1000);
+    let mut bytes = [1; 1000];
+    buffer.download(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 1000]);
+    buffer.upload(10, b"seven").unwrap();
+    buffer.upload(1000, b"").unwrap();
+    buffer.download(8, &mut bytes[..9]).unwrap();
+    assert_eq!(&bytes[..9], b"\0\0seven\0\0");
+    drop(buffer);
+    assert_eq!(free(), before);
+}
+
+#[test]
+fn memory_that_is_not_there_is_told_with_what_it_was_for() {
+    let machine = Machine::new("memory 4096");
+    let driver = open(&machine);
+    match DeviceBuffer::new(&driver, 5000, "a large thing") {
+        Err(KernelError::OutOfMemory { what, bytes: 5000 }) => assert_eq!(what, "a large thing"),
+        other => panic!("{other:?}"),
+    }
+    // And is no fault: less of it still fits.
+    assert!(DeviceBuffer::new(&driver, 4000, "a smaller thing").is_ok());
+}
+
+fn fault(result: Result<Vec<u8>, KernelError>) -> String {
+    match result {
+        Err(KernelError::Fault(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_call_that_fails_is_a_fault_with_the_names_of_call_and_error() {
+    for (call, code, name) in [
+        ("cuLaunchKernel", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (701)"),
+        ("cuMemcpyHtoDAsync_v2", 1, "CUDA_ERROR_INVALID_VALUE (1)"),
+        ("cuStreamSynchronize", 700, "CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access"),
+    ] {
+        // The third call: two uploads come first.
+        let after = if call == "cuStreamSynchronize" { 2 } else { 0 };
+        let machine = Machine::new(&format!("fail {call} {code} {after}"));
+        let driver = open(&machine);
+        let reason = fault(normed(&driver));
+        assert!(reason.contains(name), "{reason}");
+        let call = call.trim_end_matches("_v2");
+        assert!(reason.contains(call) || reason.contains("norm_f32"), "{reason}");
+    }
+}
+
+#[test]
+fn a_kernel_that_touches_what_nobody_has_is_a_fault_that_stays() {
+    let machine = Machine::new("");
+    let driver = open(&machine);
+    let wild = Norm {
+        x: DevicePointer(64),
+        weight: DevicePointer(64),
+        out: DevicePointer(64),
+        cols: COLS as u32,
+        eps: 1e-6,
+    };
+    let buffer = upload(&driver, &[0.0; 4]).unwrap();
+    // SAFETY: none; that is the test. Emulation reports the access.
+    unsafe { wild.launch(&*driver, Put::Store, 1) }.unwrap();
+    let mut bytes = [0; 16];
+    for _ in 0..2 {
+        let reason = fault(buffer.download(0, &mut bytes).map(|()| bytes.to_vec()));
+        assert!(reason.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{reason}");
+    }
+    assert!(std::fs::read_to_string(machine.path("faults")).unwrap().contains("norm_f32"));
+}
+
+#[test]
+fn a_launch_that_does_not_fit_its_kernel_never_reaches_the_driver() {
+    let machine = Machine::new("log");
+    let driver = open(&machine);
+    let parameters = [0u8; 64];
+    let fitting = Launch {
+        source: &NORM,
+        name: "norm_f32",
+        threads: 512,
+        grid: Grid { blocks: [1, 1, 1], shared_bytes: 0 },
+        parameters: parameters.as_ptr().cast(),
+        parameter_bytes: size_of::<Norm>(),
+    };
+    let grid = Grid { blocks: [1, 1, 1], shared_bytes: 232_448 };
+    for (launch, told) in [
+        (Launch { parameter_bytes: 64, ..fitting }, "64"),
+        (Launch { grid, ..fitting }, "232448"),
+        (Launch { name: "norm_f99", ..fitting }, "norm.cu was loaded without norm_f99"),
+    ] {
+        // SAFETY: refused before anything is read.
+        let reason = fault(unsafe { driver.launch(&launch) }.map(|()| vec![]));
+        assert!(reason.contains(told), "{reason}");
+    }
+    assert_eq!(machine.calls_of("cuLaunchKernel"), [""; 0]);
+}
+
+#[test]
+fn any_thread_may_call_and_the_end_gives_everything_back() {
+    let machine = Machine::new("log");
+    let driver = open(&machine);
+    let here = normed(&driver).unwrap();
+    let there = std::thread::spawn({
+        let driver = Arc::clone(&driver);
+        move || normed(&driver).unwrap()
+    });
+    assert_eq!(there.join().unwrap(), here);
+    drop(driver);
+    let calls = machine.calls();
+    assert_eq!(calls.last().map(|call| call.trim()), Some("cuDevicePrimaryCtxRelease_v2"));
+    assert_eq!(machine.calls_of("cuStreamDestroy_v2").len(), 1);
+    let [allocated, freed] =
+        ["cuMemAlloc_v2", "cuMemFree_v2"].map(|call| machine.calls_of(call).len());
+    assert_eq!(allocated, freed);
+}
+
+#[test]
+fn copies_and_launches_run_in_order_and_marks_wait_for_them() {
+    let machine = Machine::new("");
+    let driver = open(&machine);
+    let (bytes, marks) = (ROWS as usize * COLS * 4, [MarkIndex(0), MarkIndex(3)]);
+    let mut host = HostBuffer::new(&driver, bytes).unwrap();
+    // SAFETY: nothing was asked for yet.
+    assert!(unsafe { host.values::<f32>(ROWS as usize * COLS) }.iter().all(|value| *value == 0.0));
+    let x = DeviceBuffer::new(&driver, bytes, "a test").unwrap();
+    let out = DeviceBuffer::new(&driver, bytes, "a test").unwrap();
+    let weight = upload(&driver, &noises(2, COLS)).unwrap();
+    let norm = norm_of(&x, &weight, &out);
+    // SAFETY: buffers of as many bytes; the host's bytes are touched behind marks alone.
+    let got = unsafe {
+        host.write(0, &noises(1, ROWS as usize * COLS));
+        driver.copy_in(x.pointer(), host.pointer(0), bytes).unwrap();
+        driver.mark(marks[0]).unwrap();
+        norm.launch(&*driver, Put::Store, ROWS).unwrap();
+        driver.wait(marks[0]).unwrap();
+        // The copy has run: its bytes may change.
+        host.write(0, &vec![f32::NAN; ROWS as usize * COLS]);
+        driver.copy_out(host.pointer(0), out.pointer(), bytes).unwrap();
+        driver.mark(marks[1]).unwrap();
+        driver.wait(marks[1]).unwrap();
+        bytes_of(host.values::<f32>(ROWS as usize * COLS)).to_vec()
+    };
+    assert_eq!(got, normed(&driver).unwrap());
+    assert!(fault(driver.wait(MarkIndex(9)).map(|()| vec![])).contains("never set"));
+}
+
+#[test]
+fn a_graph_runs_its_launches_again_with_the_parameters_they_had() {
+    let machine = Machine::new("log");
+    let driver = open(&machine);
+    let bytes = ROWS as usize * COLS * 4;
+    let x = upload(&driver, &noises(1, ROWS as usize * COLS)).unwrap();
+    let weight = upload(&driver, &noises(2, COLS)).unwrap();
+    let out = DeviceBuffer::new(&driver, bytes, "a test").unwrap();
+    driver.begin_capture().unwrap();
+    // SAFETY: buffers of these rows, which live longer than the graph.
+    unsafe { norm_of(&x, &weight, &out).launch(&*driver, Put::Add, ROWS) }.unwrap();
+    // SAFETY: as above.
+    unsafe { norm_of(&out, &weight, &x).launch(&*driver, Put::Store, ROWS) }.unwrap();
+    let graph = driver.end_capture().unwrap();
+    let read = |buffer: &DeviceBuffer| {
+        let mut read = vec![0; bytes];
+        buffer.download(0, &mut read).unwrap();
+        read
+    };
+    // Recorded, not run.
+    assert_eq!(read(&out), vec![0; bytes]);
+    // SAFETY: the buffers are there.
+    unsafe { driver.replay(graph) }.unwrap();
+    let (first, second) = (read(&out), read(&x));
+    assert_eq!(first, normed(&driver).unwrap());
+    assert_ne!(second, first);
+    // SAFETY: as above.
+    unsafe { driver.replay(graph) }.unwrap();
+    assert_ne!(read(&out), first);
+    assert_eq!(machine.calls_of("cuGraphLaunch"), ["2", "2"]);
+    driver.release_graph(graph);
+    // SAFETY: refused.
+    let reason = fault(unsafe { driver.replay(graph) }.map(|()| vec![]));
+    assert!(reason.contains("graph 0 is not there"), "{reason}");
+}
+
+/// Why a GPU cannot be used.
+fn refusal(machine: &Machine) -> String {
+    match open_with(&machine.lasting_places(), &[&NORM]) {
+        Err(KernelError::Unsupported(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_driver_without_a_usable_gpu_says_why() {
+    for (behaviour, told) in [
+        ("gpus 0", "sees no GPU: check nvidia-smi"),
+        (
+            "init 802",
+            "CUDA_ERROR_SYSTEM_NOT_READY (802): what a driver would say; is nvidia-fabricmanager",
+        ),
+        ("version 12020", "is too old: it knows CUDA 12.2, and 12.4 or newer is needed"),
+        ("capability 75", "has compute capability 7.5; the kernels need 8.0"),
+        (
+            "fail cuDevicePrimaryCtxRetain 2 0",
+            "cannot be taken: cuDevicePrimaryCtxRetain failed with",
+        ),
+        (
+            "fail cuModuleLoadData 209 0",
+            "the driver refuses the kernels of norm.cu: cuModuleLoadData",
+        ),
+    ] {
+        let reason = refusal(&Machine::new(behaviour));
+        assert!(reason.contains(told), "{behaviour}: {reason}");
+    }
+    let machine = Machine::new("gpus 2");
+    let nvidia = super::super::open(2, &machine.places(), &[], &|_| ());
+    let reason = nvidia.err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(reason.contains("there is no GPU 2; this process sees 2: 0 to 1"), "{reason}");
+}
+
+#[test]
+fn a_library_that_is_no_driver_is_told_from_none() {
+    let text = "extern \"C\" int cuInit(unsigned) { return 0; }\n\
+                extern \"C\" int cuDriverGetVersion(int* v) { *v = 13000; return 0; }\n";
+    let reason = refusal(&Machine::with_driver(text));
+    assert!(reason.contains("has no cuGetErrorName"), "{reason}");
+    let machine = Machine::new("");
+    std::fs::write(machine.path("libcuda.so.1"), "no library").unwrap();
+    let reason = refusal(&machine);
+    assert!(reason.starts_with("no NVIDIA driver: libcuda.so.1 does not open: "), "{reason}");
+}
