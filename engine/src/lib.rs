@@ -8,6 +8,12 @@
 /// The life of the process: listen, load, serve, drain.
 pub mod serve;
 
+/// What this machine has to run models on.
+pub mod doctor;
+
+/// Kernels for GPUs, made ahead of time.
+pub mod kernel_file;
+
 /// Settings, from written to meant.
 pub mod config;
 

@@ -1,15 +1,28 @@
-//! The binary `pagoda`: flags to settings, settings to a served model.
+//! The binary `pagoda`: flags to settings, settings to a served model; and what helps with that.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use pagoda_engine::config::flags::CommandLine;
+use pagoda_engine::config::flags::{Command, CommandLine, Doctor, Kernels, Written};
+use pagoda_engine::doctor::{describe, try_device};
+use pagoda_engine::kernel_file::build_file;
 use pagoda_engine::serve::serve;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let config = match CommandLine::parse().into_written().resolve() {
+    match CommandLine::parse().into_command() {
+        Command::Serve(written) => start(*written),
+        Command::Doctor(doctor) => examine(doctor),
+        Command::Kernels(Kernels::Build { arch, output }) => match build_file(&arch, &output) {
+            Ok(line) => say(&line),
+            Err(error) => fail(&error, 1),
+        },
+    }
+}
+
+fn start(written: Written) -> ExitCode {
+    let config = match written.resolve() {
         Ok(config) => config,
         Err(error) => return fail(&error, 2),
     };
@@ -18,6 +31,33 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
     }
+}
+
+/// Tells what there is; fails only if a device was asked for that cannot be used.
+fn examine(Doctor { device, kernels }: Doctor) -> ExitCode {
+    let is_asked_for = device.is_some();
+    let written = Written { device, kernels, ..Written::default() };
+    let config = match written.resolve() {
+        Ok(config) => config,
+        Err(error) => return fail(&error, 2),
+    };
+    let said = say(describe(config.device.kernels.as_deref()).trim_end());
+    if !is_asked_for {
+        return said;
+    }
+    match try_device(&config.device) {
+        Ok(line) => say(&line),
+        Err(reason) => {
+            let _ = writeln!(std::io::stderr(), "pagoda: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    // Nobody reads it if this fails.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    ExitCode::SUCCESS
 }
 
 /// One line with the whole chain of causes.

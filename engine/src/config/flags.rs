@@ -6,7 +6,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use pagoda_kernels::cuda::nvidia::Arch;
 use serde::Deserialize;
 
 use crate::config::units::{Bytes, Count};
@@ -36,15 +38,53 @@ pub struct CommandLine {
 pub enum Command {
     /// Serve a model (what `pagoda` alone does)
     Serve(Box<Written>),
+    /// Say what this machine has to run models on, and what it lacks
+    Doctor(Doctor),
+    /// Make GPU kernels ahead of time
+    #[command(subcommand)]
+    Kernels(Kernels),
+}
+
+/// What `pagoda doctor` looks at.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// End with an error unless this device can be used: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// File of `pagoda kernels build`
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PAGODA_KERNELS",
+        hide_env_values = true,
+        value_parser = maybe_empty()
+    )]
+    pub kernels: Option<PathBuf>,
+}
+
+/// Commands about GPU kernels.
+#[derive(Debug, Subcommand)]
+pub enum Kernels {
+    /// Compile all kernels into one file for `--kernels`: needs NVRTC, and no GPU
+    Build {
+        /// Architectures, comma-separated; sm_80 is for all of Ampere and Ada, sm_90a for Hopper
+        #[arg(long, value_name = "ARCHS", value_delimiter = ',', required = true)]
+        arch: Vec<Arch>,
+        /// The file
+        #[arg(long, value_name = "FILE", default_value = "pagoda-kernels.bin")]
+        output: PathBuf,
+    },
+}
+
+/// A path, or nothing: an empty variable is as good as none.
+fn maybe_empty() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 impl CommandLine {
-    /// The settings, wherever they stand.
-    pub fn into_written(self) -> Written {
-        match self.command {
-            Some(Command::Serve(written)) => *written,
-            None => self.written,
-        }
+    /// What to do; without a command it is to serve.
+    pub fn into_command(self) -> Command {
+        self.command.unwrap_or_else(|| Command::Serve(Box::new(self.written)))
     }
 }
 
@@ -88,9 +128,19 @@ pub struct Written {
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub seed: Option<u64>,
 
-    /// `auto`, `cpu` or `cuda:N`
+    /// `auto` (a GPU if one can be used, else the CPU), `cpu`, `cuda` or `cuda:N` [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Device and memory")]
     pub device: Option<String>,
+    /// File of `pagoda kernels build`: a GPU then needs its driver alone
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PAGODA_KERNELS",
+        hide_env_values = true,
+        value_parser = maybe_empty(),
+        help_heading = "Device and memory"
+    )]
+    pub kernels: Option<PathBuf>,
     /// Compute threads on the CPU [default: one a core]
     #[arg(long, value_name = "N", help_heading = "Device and memory")]
     pub threads: Option<u32>,
@@ -100,7 +150,7 @@ pub struct Written {
     /// Type of the KV cache: `auto`, `f32`, `bf16` or `f16`
     #[arg(long, value_name = "TYPE", help_heading = "Device and memory")]
     pub kv_cache_dtype: Option<String>,
-    /// Share of the memory (of the cgroup, of the GPU) to use in all, 0 to 1 [default: 0.7]
+    /// Share of the memory to use in all, 0 to 1 [default: 0.7 of the cgroup's, 0.9 of a GPU's]
     #[arg(
         long,
         value_name = "SHARE",
@@ -116,10 +166,10 @@ pub struct Written {
     #[arg(long, value_name = "TOKENS", help_heading = "Device and memory")]
     pub block_size: Option<u32>,
 
-    /// Sequences of one step [default: 64]
+    /// Sequences of one step [default: 64 on the CPU, 256 on a GPU]
     #[arg(long, value_name = "N", help_heading = "Scheduling")]
     pub max_num_seqs: Option<u32>,
-    /// Tokens of one step [default: 512]
+    /// Tokens of one step [default: 512 on the CPU, 2048 on a GPU]
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub max_num_batched_tokens: Option<Count>,
     /// Time that a step with running sequences should take at most
@@ -221,6 +271,7 @@ impl Written {
             max_logprobs,
             seed,
             device,
+            kernels,
             threads,
             isa,
             kv_cache_dtype,
@@ -251,6 +302,14 @@ mod tests {
     use super::*;
     use clap::CommandFactory;
 
+    fn written(args: &[&str]) -> Written {
+        let args = std::iter::once(&"pagoda").chain(args);
+        match CommandLine::try_parse_from(args).unwrap().into_command() {
+            Command::Serve(written) => *written,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn the_command_line_is_sound_and_small() {
         let command = CommandLine::command();
@@ -262,18 +321,41 @@ mod tests {
 
     #[test]
     fn serve_may_be_left_out() {
-        let bare = CommandLine::try_parse_from(["pagoda", "--port", "9"]).unwrap();
-        let named = CommandLine::try_parse_from(["pagoda", "serve", "--port", "9"]).unwrap();
-        assert_eq!(bare.into_written().port, Some(9));
-        assert_eq!(named.into_written().port, Some(9));
+        assert_eq!(written(&["--port", "9"]).port, Some(9));
+        assert_eq!(written(&["serve", "--port", "9"]).port, Some(9));
+        assert_eq!(written(&[]).port, None);
+    }
+
+    #[test]
+    fn other_commands_have_their_own_flags() {
+        let parse =
+            |args: &[&str]| CommandLine::try_parse_from(args).map(|line| line.into_command());
+        let build = ["pagoda", "kernels", "build", "--arch", "sm_80,sm_90a"];
+        match parse(&build).unwrap() {
+            Command::Kernels(Kernels::Build { arch, output }) => {
+                let names: Vec<String> = arch.iter().map(Arch::to_string).collect();
+                assert_eq!(names, ["sm_80", "sm_90a"]);
+                assert_eq!(output, PathBuf::from("pagoda-kernels.bin"));
+            }
+            other => panic!("{other:?}"),
+        }
+        match parse(&["pagoda", "doctor", "--device", "cuda:1"]).unwrap() {
+            Command::Doctor(doctor) => assert_eq!(doctor.device.as_deref(), Some("cuda:1")),
+            other => panic!("{other:?}"),
+        }
+        for wrong in [
+            &["pagoda", "kernels", "build", "--arch", "sm_70"][..],
+            &["pagoda", "kernels", "build"],
+            &["pagoda", "--port", "9", "doctor"],
+            &["pagoda", "doctor", "--port", "9"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
     fn the_last_of_a_flag_and_its_opposite_wins_and_flags_win_over_the_file() {
-        let parse = |args: &[&str]| {
-            let args = std::iter::once(&"pagoda").chain(args);
-            CommandLine::try_parse_from(args).unwrap().into_written()
-        };
+        let parse = written;
         let file = Written { enable_prefix_caching: Some(true), port: Some(1), ..parse(&[]) };
         let merged = parse(&["--no-enable-prefix-caching"]).over(file.clone());
         assert_eq!((merged.enable_prefix_caching, merged.port), (Some(false), Some(1)));

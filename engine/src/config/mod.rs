@@ -71,8 +71,10 @@ pub enum LoadFormat {
 /// Where the model runs and in how much memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeviceSettings {
-    /// Device name as written (`auto`, `cpu`, `cuda:N`).
-    pub device: String,
+    /// What to run on.
+    pub device: DeviceChoice,
+    /// File of compiled GPU kernels.
+    pub kernels: Option<PathBuf>,
     /// Compute threads; `None` is one a core.
     pub threads: Option<u32>,
     /// Instruction set as written; `None` is the best that the machine has.
@@ -85,6 +87,17 @@ pub struct DeviceSettings {
     pub kv_bytes: Option<u64>,
     /// Tokens of a KV block, a power of two from 16; `None` is the device's.
     pub block_size: Option<u32>,
+}
+
+/// What to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if it can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Gpu(usize),
 }
 
 /// How steps are filled and how many requests may wait.

@@ -11,7 +11,8 @@ use pagoda_kernels::dtype::DType;
 use crate::api::STEP_TIME_MAX;
 use crate::config::flags::Written;
 use crate::config::{
-    Config, DeviceSettings, Limits, LoadFormat, ModelSettings, NetworkSettings, SchedulingSettings,
+    Config, DeviceChoice, DeviceSettings, Limits, LoadFormat, ModelSettings, NetworkSettings,
+    SchedulingSettings,
 };
 
 /// A setting that cannot be used.
@@ -146,7 +147,8 @@ fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
         None => None,
     };
     Ok(DeviceSettings {
-        device: written.device.clone().unwrap_or_else(|| "auto".into()),
+        device: device_choice(written.device.as_deref())?,
+        kernels: written.kernels.clone().filter(|path| !path.as_os_str().is_empty()),
         threads,
         isa: written.isa.clone().filter(|isa| isa != "auto"),
         kv_dtype: choose("kv-cache-dtype", &written.kv_cache_dtype, "auto", &DTYPES)?,
@@ -154,6 +156,21 @@ fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
         kv_bytes: written.kv_cache_memory_bytes.map(|bytes| bytes.0),
         block_size: written.block_size,
     })
+}
+
+/// What `--device` means.
+pub fn device_choice(written: Option<&str>) -> Result<DeviceChoice, ConfigError> {
+    let unknown =
+        |name: &str| value("device", format!("must be auto, cpu, cuda or cuda:N, not {name}"));
+    match written.unwrap_or("auto") {
+        "auto" => Ok(DeviceChoice::Auto),
+        "cpu" => Ok(DeviceChoice::Cpu),
+        "cuda" => Ok(DeviceChoice::Gpu(0)),
+        name => {
+            let number = name.strip_prefix("cuda:").ok_or_else(|| unknown(name))?;
+            Ok(DeviceChoice::Gpu(number.parse().map_err(|_| unknown(name))?))
+        }
+    }
 }
 
 fn scheduling(written: &Written) -> Result<SchedulingSettings, ConfigError> {
@@ -264,12 +281,15 @@ fn choose<T: Clone>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::flags::CommandLine;
+    use crate::config::flags::{Command, CommandLine};
     use clap::Parser;
 
     fn resolve(args: &[&str]) -> Result<Config, ConfigError> {
         let args = std::iter::once(&"pagoda").chain(args);
-        CommandLine::try_parse_from(args).unwrap().into_written().resolve()
+        match CommandLine::try_parse_from(args).unwrap().into_command() {
+            Command::Serve(written) => written.resolve(),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn with_file(text: &str, args: &[&str]) -> Result<Config, ConfigError> {
@@ -332,12 +352,24 @@ mod tests {
             ["--max-body-bytes", "10"],
             ["--log-format", "xml"],
             ["--threads", "0"],
+            ["--device", "gpu"],
+            ["--device", "cuda:"],
+            ["--device", "cuda:-1"],
             ["--served-model-name", ""],
         ] {
             let error = resolve(&args).unwrap_err().to_string();
             assert!(error.starts_with(args[0].trim_start_matches('-')), "{args:?}: {error}");
         }
         assert!(resolve(&["--listen", "0.0.0.0:1", "--port", "2"]).is_err());
+    }
+
+    #[test]
+    fn a_device_is_named_as_elsewhere() {
+        let device = |args: &[&str]| resolve(args).unwrap().device.device;
+        assert_eq!(device(&[]), DeviceChoice::Auto);
+        assert_eq!(device(&["--device", "cpu"]), DeviceChoice::Cpu);
+        assert_eq!(device(&["--device", "cuda"]), DeviceChoice::Gpu(0));
+        assert_eq!(device(&["--device", "cuda:3"]), DeviceChoice::Gpu(3));
     }
 
     #[test]

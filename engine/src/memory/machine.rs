@@ -1,9 +1,11 @@
-//! How much memory this process may use: the machine's, or its cgroup's if that is less.
+//! How much memory this process may use: the machine's, its cgroup's if that is less, or a device's.
 //!
 //! Reads /proc and /sys once. Both versions of cgroups; a limit anywhere above us counts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use pagoda_kernels::device::DeviceMemory;
 
 /// Bytes that the process may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +14,13 @@ pub struct MachineMemory {
     pub limit: u64,
     /// What is still free of it.
     pub available: u64,
+}
+
+/// A device with memory of its own.
+impl From<DeviceMemory> for MachineMemory {
+    fn from(memory: DeviceMemory) -> Self {
+        MachineMemory { limit: memory.total, available: memory.free }
+    }
 }
 
 impl MachineMemory {

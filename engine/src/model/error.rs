@@ -1,10 +1,11 @@
 //! Why a model could not be loaded. Whoever started the server reads it, so each names its place.
 
+use pagoda_kernels::device::DeviceMemory;
 use pagoda_kernels::error::KernelError;
 
 use super::config::ConfigError;
 use super::source::SourceError;
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, gib};
 
 /// A model that could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,26 @@ pub enum LoadError {
     /// Not enough memory for the KV cache.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// What must be in the device's memory does not fit.
+    #[error(
+        "no room for {what}: {needed} needed, {free} free of the device's {total}; {advice}",
+        needed = gib(*.needed), free = gib(*.free), total = gib(*.total),
+        advice = if needed > total {
+            "use a smaller model, a dtype of fewer bytes, or a device with more memory"
+        } else {
+            "end what else uses the device, or use a smaller model or a dtype of fewer bytes"
+        }
+    )]
+    DeviceFull {
+        /// What does not fit.
+        what: String,
+        /// Its bytes.
+        needed: u64,
+        /// Bytes that nobody has.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// The device refused, while doing `what`.
     #[error("{what}: {source}")]
     Device {
@@ -41,5 +62,19 @@ impl LoadError {
     pub(crate) fn device(what: impl Into<String>) -> impl FnOnce(KernelError) -> LoadError {
         let what = what.into();
         move |source| LoadError::Device { what, source }
+    }
+
+    /// Says how much memory the device has, if that was the reason and the memory is its own.
+    pub(crate) fn with_memory(self, memory: impl FnOnce() -> Option<DeviceMemory>) -> LoadError {
+        let LoadError::Device { source: KernelError::OutOfMemory { what, bytes }, .. } = &self
+        else {
+            return self;
+        };
+        match memory() {
+            Some(DeviceMemory { free, total }) => {
+                LoadError::DeviceFull { what: what.clone(), needed: *bytes as u64, free, total }
+            }
+            None => self,
+        }
     }
 }

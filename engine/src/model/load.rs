@@ -5,7 +5,7 @@
 
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
-use pagoda_kernels::device::{Device, KvSpec, Limits};
+use pagoda_kernels::device::{Device, DeviceMemory, KvSpec, Limits};
 use pagoda_kernels::dtype::DType;
 
 use super::buffers::{Buffers, activation_bytes};
@@ -148,6 +148,20 @@ pub fn load_spec<D: Device>(
 where
     D::Executor: 'static,
 {
+    let loaded = load_planned(device, checkpoint, spec, options, progress);
+    loaded.map_err(|error| error.with_memory(|| device.memory().ok().flatten()))
+}
+
+fn load_planned<D: Device>(
+    device: &D,
+    checkpoint: Checkpoint,
+    spec: &ModelSpec,
+    options: &LoadOptions,
+    progress: &dyn Fn(Progress),
+) -> Result<LoadedModel, LoadError>
+where
+    D::Executor: 'static,
+{
     let Checkpoint { place, config, files, tensors } = checkpoint;
     let generation_file = format!("{place}/generation_config.json");
     let generation =
@@ -155,9 +169,12 @@ where
     let limits = limits(&config, options)?;
     let dtype = choose_dtype(options, &config, tensors.stored_dtype(&spec.embedding_name()));
     let kv_dtype = options.kv_dtype.unwrap_or(dtype);
+    fits_at_all(device, spec, (&limits, dtype))?;
     let weights = pack(device, spec, tensors.as_ref(), dtype, progress)?;
     drop(tensors);
 
+    // A device's own memory is taken as soon as it is asked for; the host's when it is first used.
+    let own_memory = device.memory().map_err(LoadError::device("asking for free memory"))?;
     let buffers =
         Buffers::new(device, spec, &limits).map_err(LoadError::device("allocating activations"))?;
     let recorder = Recorder { device, spec, weights: &weights, buffers: &buffers, kv_dtype };
@@ -167,13 +184,14 @@ where
         scratch: recorder.scratch_bytes(&limits)?,
     };
     let needs = kv_needs(spec, kv_dtype, device.block_size());
+    let machine = own_memory.map_or_else(MachineMemory::read, MachineMemory::from);
     let plan = plan_kv(&KvRequest {
         groups: &needs,
         block_size: device.block_size() as u32,
         max_model_len: limits.max_model_len as u32,
         max_num_seqs: limits.max_seqs as u32,
         max_chunk: limits.max_tokens as u32,
-        budget: kv_budget(options.kv, &MachineMemory::read(), &fixed)?,
+        budget: kv_budget(options.kv, &machine, &fixed)?,
         setting: options.kv.setting(),
     })?;
     let program = recorder.program(&plan.num_blocks)?;
@@ -185,6 +203,22 @@ where
     info.depth = runner.depth() as u32;
     let summary = summarize(&place, &info, &plan, &fixed);
     Ok(LoadedModel { runner, info, files, summary })
+}
+
+/// Refuses before minutes go into weights that a device with memory of its own cannot hold.
+fn fits_at_all<D: Device>(
+    device: &D,
+    spec: &ModelSpec,
+    (limits, dtype): (&Limits, DType),
+) -> Result<(), LoadError> {
+    let memory = device.memory().map_err(LoadError::device("asking for free memory"))?;
+    let Some(DeviceMemory { free, total }) = memory else { return Ok(()) };
+    let needed = spec.weight_bytes(dtype).saturating_add(activation_bytes(spec, limits));
+    if needed <= free {
+        return Ok(());
+    }
+    let what = format!("weights in {dtype:?} and activations");
+    Err(LoadError::DeviceFull { what, needed, free, total })
 }
 
 /// The largest step, from settings and what the checkpoint promises.

@@ -19,6 +19,9 @@ pub mod rope;
 /// A model as a list of layers and KV groups.
 pub mod spec;
 
+/// What weights take.
+mod size;
+
 /// Where tensors come from.
 pub mod source;
 
@@ -42,5 +45,5 @@ pub mod error;
 pub use self::error::LoadError;
 pub use self::files::{Checkpoint, ModelFiles, ModelSource};
 pub use self::info::InstanceInfo;
-pub use self::load::{LoadOptions, LoadedModel, load, load_checkpoint};
+pub use self::load::{LoadOptions, LoadedModel, load, load_checkpoint, load_on};
 pub use self::weights::Progress;

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::api::instance::Instance;
-use crate::config::{Config, DeviceSettings, LoadFormat, ModelSettings};
+use crate::config::{Config, LoadFormat, ModelSettings};
 use crate::memory::KvBudget;
 use crate::metrics::Metrics;
 use crate::model::files::read_bounded;
-use crate::model::load::DEFAULT_MEMORY_SHARE;
 use crate::model::source::SourceError;
 use crate::model::{self, Checkpoint, LoadError, LoadOptions, LoadedModel, ModelSource, Progress};
 use crate::scheduler::settings::SchedulerSettings;
+use crate::serve::device::Chosen;
 use crate::step::{self, EngineThread};
 use crate::text::files::TextFilesError;
 use crate::text::{TextFiles, TextModel, TextPool};
@@ -65,15 +65,19 @@ pub enum StartError {
 /// Loads what the settings name.
 pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
     let began = Instant::now();
-    check_device(&config.device)?;
     let source = source(&config.model)?;
     tracing::info!(model = config.model.names[0], "loading");
     let checkpoint = Checkpoint::open(&source).map_err(StartError::Model)?;
     // What is wrong with the text files is told before minutes go into the weights.
     let text = text(&config.model, &checkpoint)?;
-    let LoadedModel { runner, info, summary, .. } =
-        model::load_checkpoint(checkpoint, &options(config), &told_now_and_then())
-            .map_err(StartError::Model)?;
+    let device = Chosen::open(&config.device)?;
+    let (options, progress) = (options(config, &device), told_now_and_then());
+    let loaded = match &device {
+        Chosen::Cpu { .. } => model::load_checkpoint(checkpoint, &options, &progress),
+        Chosen::Gpu(gpu, _) => model::load_on(gpu, checkpoint, &options, &progress),
+    };
+    let LoadedModel { runner, info, summary, .. } = loaded.map_err(StartError::Model)?;
+    let summary = format!("{summary}{}", device.summary());
     let pool = TextPool::new(TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
     let (engine, thread) =
         step::start(runner, info, scheduler_settings(config)).map_err(StartError::Thread)?;
@@ -87,14 +91,6 @@ const TEXT_THREADS: usize = 2;
 
 /// Prompts that may wait for them.
 const TEXT_QUEUE_MAX: usize = 1024;
-
-fn check_device(settings: &DeviceSettings) -> Result<(), StartError> {
-    if matches!(settings.device.as_str(), "auto" | "cpu") {
-        return Ok(());
-    }
-    let reason = format!("{} cannot be used; this build serves on cpu", settings.device);
-    Err(StartError::Setting { setting: "device", reason })
-}
 
 fn source(settings: &ModelSettings) -> Result<ModelSource, StartError> {
     match (&settings.folder, settings.load_format) {
@@ -112,18 +108,21 @@ fn source(settings: &ModelSettings) -> Result<ModelSource, StartError> {
     }
 }
 
-fn options(config: &Config) -> LoadOptions {
+fn options(config: &Config, chosen: &Chosen) -> LoadOptions {
     let (model, device, scheduling) = (&config.model, &config.device, &config.scheduling);
+    let defaults = chosen.defaults(scheduling);
     LoadOptions {
         dtype: model.dtype,
         kv_dtype: device.kv_dtype,
         max_model_len: model.max_model_len,
-        max_num_seqs: scheduling.max_num_seqs,
-        max_num_batched_tokens: scheduling.max_num_batched_tokens,
+        max_num_seqs: scheduling.max_num_seqs.or(defaults.max_num_seqs),
+        max_num_batched_tokens: scheduling
+            .max_num_batched_tokens
+            .or(defaults.max_num_batched_tokens),
         max_logprobs: model.max_logprobs,
         kv: match device.kv_bytes {
             Some(bytes) => KvBudget::Bytes(bytes),
-            None => KvBudget::Share(device.memory_share.unwrap_or(DEFAULT_MEMORY_SHARE)),
+            None => KvBudget::Share(device.memory_share.unwrap_or(defaults.memory_share)),
         },
         threads: device.threads,
         isa: device.isa.clone(),

@@ -6,6 +6,9 @@
 /// From settings to an instance.
 pub mod load;
 
+/// What a start runs on.
+pub(crate) mod device;
+
 /// Why an engine thread ended.
 mod engine_end;
 

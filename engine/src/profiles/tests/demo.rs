@@ -29,6 +29,8 @@ struct Demo {
 async fn demo() -> Demo {
     let flags = [
         "pagoda",
+        "--device",
+        "cpu",
         "--threads",
         "1",
         "--max-num-seqs",
@@ -38,7 +40,7 @@ async fn demo() -> Demo {
         "--kv-cache-memory-bytes",
         "64MiB",
     ];
-    let config = CommandLine::parse_from(flags).into_written().resolve().unwrap();
+    let config = CommandLine::parse_from(flags).written.resolve().unwrap();
     let metrics = Metrics::new(false).unwrap();
     let api = Api::new(metrics.clone());
     let instance = load(&config, &metrics).unwrap().instance;

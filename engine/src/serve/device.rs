@@ -1,0 +1,93 @@
+//! What a start runs on: the CPU, or a GPU with its kernels ready.
+//!
+//! `auto` takes a GPU when one can be used; whoever gets the CPU instead is told why, in one line.
+
+use pagoda_kernels::cuda::nvidia::{KernelReport, Places};
+use pagoda_kernels::cuda::{CudaDevice, GpuOptions};
+use pagoda_kernels::error::KernelError;
+
+use crate::config::{DeviceChoice, DeviceSettings, SchedulingSettings};
+use crate::model::load::DEFAULT_MEMORY_SHARE;
+use crate::serve::load::StartError;
+
+/// The device of an instance.
+#[derive(Debug)]
+pub(crate) enum Chosen {
+    /// The CPU.
+    Cpu {
+        /// Why no GPU, if nobody asked for the CPU.
+        instead: Option<String>,
+    },
+    /// A GPU.
+    Gpu(CudaDevice, KernelReport),
+}
+
+/// What settings are when they are left open.
+pub(super) struct Defaults {
+    /// `None`: the loader's.
+    pub(super) max_num_seqs: Option<u32>,
+    /// `None`: the loader's.
+    pub(super) max_num_batched_tokens: Option<u32>,
+    pub(super) memory_share: f64,
+}
+
+/// Sequences of one step on a GPU: decode reads all weights for one as for many.
+const GPU_MAX_NUM_SEQS: u32 = 256;
+/// Rows of one step on a GPU.
+const GPU_MAX_NUM_BATCHED_TOKENS: u32 = 2048;
+/// Share of a GPU's memory: as vLLM has it.
+const GPU_MEMORY_SHARE: f64 = 0.9;
+
+impl Chosen {
+    /// Opens what the settings name.
+    pub(crate) fn open(settings: &DeviceSettings) -> Result<Self, StartError> {
+        match settings.device {
+            DeviceChoice::Cpu => Ok(Chosen::Cpu { instead: None }),
+            DeviceChoice::Auto => match open_gpu(0, settings) {
+                Ok(gpu) => Ok(gpu),
+                Err(why) => Ok(Chosen::Cpu { instead: Some(why.to_string()) }),
+            },
+            DeviceChoice::Gpu(index) => open_gpu(index, settings).map_err(|why| {
+                let reason = format!("cuda:{index} cannot be used: {why}");
+                StartError::Setting { setting: "device", reason }
+            }),
+        }
+    }
+
+    /// Lines for the start-up summary, each after a line break.
+    pub(super) fn summary(&self) -> String {
+        match self {
+            Chosen::Cpu { instead: None } => String::new(),
+            Chosen::Cpu { instead: Some(why) } => format!("\nno GPU      {why}"),
+            Chosen::Gpu(_, report) => format!("\nkernels     {report}"),
+        }
+    }
+
+    /// Settings that nobody wrote.
+    pub(super) fn defaults(&self, scheduling: &SchedulingSettings) -> Defaults {
+        match self {
+            Chosen::Cpu { .. } => Defaults {
+                max_num_seqs: None,
+                max_num_batched_tokens: None,
+                memory_share: DEFAULT_MEMORY_SHARE,
+            },
+            Chosen::Gpu(..) => {
+                let (seqs, tokens) = (scheduling.max_num_seqs, scheduling.max_num_batched_tokens);
+                Defaults {
+                    // Each sequence of a step has a row at least.
+                    max_num_seqs: Some(tokens.unwrap_or(u32::MAX).min(GPU_MAX_NUM_SEQS)),
+                    max_num_batched_tokens: Some(seqs.unwrap_or(0).max(GPU_MAX_NUM_BATCHED_TOKENS)),
+                    memory_share: GPU_MEMORY_SHARE,
+                }
+            }
+        }
+    }
+}
+
+fn open_gpu(index: usize, settings: &DeviceSettings) -> Result<Chosen, KernelError> {
+    let places = Places::of_this_machine(settings.kernels.clone());
+    let block_size = settings.block_size.map(|size| size as usize);
+    let told = |line: &str| tracing::info!("{line}");
+    let (device, report) = CudaDevice::open(GpuOptions { index, block_size }, &places, &told)?;
+    Ok(Chosen::Gpu(device, report))
+}
