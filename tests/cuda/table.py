@@ -119,7 +119,7 @@ def limits(row, promises):
 
 def declared_kernels(text):
     """Names that a source gives to KERNEL itself; those that its own macros put together are not here."""
-    return set(re.findall(r"^\s*KERNEL\(\s*(\w+)\s*,", text, flags=re.M))
+    return set(re.findall(r"^\s*(?:HOPPER_)?KERNEL\(\s*(\w+)\s*,", text, flags=re.M))
 
 
 def promises():

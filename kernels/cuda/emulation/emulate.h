@@ -16,6 +16,7 @@
 #include <ucontext.h>
 
 #include <cmath>
+#include <functional>
 #include <vector>
 
 namespace emulate {
@@ -62,6 +63,9 @@ struct Fiber {
 struct Block {
     Launch launch;
     Index index;
+    // Of all blocks so far.
+    uint64_t serial = 0;
+    uint64_t random = 0;
     unsigned current = 0;
     // Counts whatever brings a waiting thread nearer to its end; a pass without is a deadlock.
     uint64_t progress = 0;
@@ -84,6 +88,9 @@ inline uint64_t next_random(uint64_t& state) {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return z ^ (z >> 31);
 }
+
+// What the device does beside the block's threads, and has not done yet.
+inline std::vector<std::function<void()>> under_way;
 
 // Ends the launch with a message.
 [[noreturn]] inline void fail(const char* format, ...) {
@@ -138,6 +145,17 @@ inline void meet(Meeting& meeting, unsigned expected, Last last) {
     fiber.meeting = &meeting;
     while (meeting.generation == generation) yield();
     fiber.meeting = nullptr;
+}
+
+// Does one of the things under way, if there is any.
+inline bool land_one() {
+    if (under_way.empty()) return false;
+    size_t i = next_random(block.random) % under_way.size();
+    std::function<void()> landing = std::move(under_way[i]);
+    under_way.erase(under_way.begin() + i);
+    block.progress++;
+    landing();
+    return true;
 }
 
 inline unsigned warp_size_of(unsigned warp) {
@@ -202,6 +220,9 @@ inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
 inline void run_block(uint64_t& random) {
     unsigned threads = block.launch.threads;
     memset(shared_memory, 0xff, block.launch.shared_bytes);
+    block.serial++;
+    block.random = next_random(random);
+    under_way.clear();
     block.all = {};
     for (Meeting& warp : block.warps) warp = {};
     for (unsigned i = 0; i < threads; i++) {
@@ -219,11 +240,13 @@ inline void run_block(uint64_t& random) {
             resume(thread);
             if (block.fibers[thread].done) live--;
         }
-        if (block.progress == before) {
+        // What lies beside the threads happens when they cannot go on without.
+        if (block.progress == before && !land_one()) {
             fail("deadlock: %u of %u threads wait in block %u, %u, %u", live, threads,
                  block.index.x, block.index.y, block.index.z);
         }
     }
+    if (!under_way.empty()) fail("%zu copies are under way when the block ends", under_way.size());
 }
 
 // The bytes of shared memory that the launch did not ask for belong to nobody: each is like the one

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::cuda::source::Source;
+use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::device::DeviceMemory;
 use crate::error::KernelError;
 
@@ -134,6 +135,13 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// The parameters are the kernel's own struct, and all that it reads and writes through them is
     /// allocated and large enough.
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError>;
+
+    /// A tensor as the copy engine of compute capability 9.0 knows it, for kernels that run while its
+    /// memory is allocated.
+    #[cfg_attr(not(test), allow(dead_code, reason = "products of many rows come next"))]
+    fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
+        Err(KernelError::Unsupported(format!("{} has no tensor maps: {spec:?}", self.name())))
+    }
 
     /// Page-locked host memory, zeroed, that copies in the order of the stream may use. Aligned to
     /// 256 bytes. A device refuses 0 bytes.

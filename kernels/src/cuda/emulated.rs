@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::emulated_map;
 use crate::cuda::emulated_stream::{Recorded, Stream, Work};
 use crate::cuda::source::Source;
+use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::error::KernelError;
 
 /// Bytes before and after each allocation that nobody may write; NaN to whoever reads them.
@@ -173,6 +175,18 @@ impl Driver for Emulated {
     unsafe fn launch(&self, launch: &Launch) -> Result<(), KernelError> {
         // SAFETY: the caller's promise.
         self.ask(Work::Launch(unsafe { Recorded::new(launch) }))
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
+        spec.check()?;
+        let (first, end) = (spec.address.0, spec.address.0 + spec.extent() as u64);
+        let holds = |(&start, allocation): (&u64, &Allocation)| {
+            start <= first && end <= start + allocation.bytes as u64
+        };
+        if self.state().allocations.iter().any(holds) {
+            return Ok(emulated_map::encode(spec));
+        }
+        Err(KernelError::Fault(format!("a tensor map beyond a buffer: {spec:?}")))
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError> {

@@ -29,6 +29,7 @@ pub mod executor;
 mod attention;
 mod attention_plan;
 mod embed;
+mod emulated_map;
 mod gather;
 mod graphs;
 mod host_buffer;
@@ -43,6 +44,7 @@ mod sample;
 mod sample_slots;
 mod sampler;
 mod staging;
+mod tensor_map;
 
 #[cfg(test)]
 mod tests;

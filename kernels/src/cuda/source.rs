@@ -43,10 +43,12 @@ macro_rules! source {
 }
 
 /// What sources include, in no order.
-pub(crate) static HEADERS: [Source; 13] = [
+pub(crate) static HEADERS: [Source; 15] = [
     source!("prelude.cuh"),
     source!("ptx.cuh"),
+    source!("ptx90.cuh"),
     source!("emulation/emulate.h"),
+    source!("emulation/hopper.h"),
     source!("attention_tile.cuh"),
     source!("attention_ring.cuh"),
     source!("attention_plain.cuh"),
@@ -68,8 +70,11 @@ pub(crate) static MOE: Source = source!("moe.cu");
 pub(crate) static NORM: Source = source!("norm.cu");
 pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
+/// Of tests alone: instructions by themselves.
+#[cfg(test)]
+pub(crate) static SUITE_HOPPER: Source = source!("suite_hopper.cu");
 
-/// Every source. What takes longest to compile comes first.
+/// Every source that ops are made of. What takes longest to compile comes first.
 pub(crate) static SOURCES: [&Source; 9] =
     [&ATTENTION_SIZED, &ATTENTION, &SAMPLE, &LINEAR, &MOE, &ROPE_STORE, &NORM, &EMBED, &GATHER];
 
@@ -83,7 +88,7 @@ mod tests {
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".cu") {
+            if name.ends_with(".cu") && !name.starts_with("suite_") {
                 sources.push(name);
             } else if name.ends_with(".cuh") {
                 headers.push(name);

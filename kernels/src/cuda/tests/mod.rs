@@ -5,6 +5,7 @@ mod attention_plan;
 mod embed;
 mod emulator;
 mod executor;
+mod hopper;
 mod linear;
 mod moe;
 mod norm;
