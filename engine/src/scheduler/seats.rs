@@ -66,10 +66,11 @@ impl Scheduler {
         self.next_run += 1;
         if sequence.cached_tokens.is_none() {
             sequence.cached_tokens = Some(sequence.computed);
-            let prompt = sequence.prompt.len() as u64;
-            stats.prefix_query_tokens.fetch_add(prompt, Relaxed);
-            stats.prefix_hit_tokens.fetch_add(u64::from(sequence.computed), Relaxed);
+            // The other choices take over what the first has just computed: that is no hit.
             if id.choice == 0 {
+                let prompt = sequence.prompt.len() as u64;
+                stats.prefix_query_tokens.fetch_add(prompt, Relaxed);
+                stats.prefix_hit_tokens.fetch_add(u64::from(sequence.computed), Relaxed);
                 stats.prompt_tokens.fetch_add(prompt, Relaxed);
                 stats.queue_time.record(group.submitted_at.elapsed());
             }
@@ -89,8 +90,7 @@ impl Scheduler {
             let id = self.running[seat];
             let sequence = &self.sequences[id];
             let shared = self.kv.shared_tokens(&sequence.tables);
-            let priority = self.sequences.group(id.group).map_or(0, |group| group.priority);
-            (Reverse(priority), sequence.computed.saturating_sub(shared), Reverse(seat))
+            (sequence.computed.saturating_sub(shared), Reverse(seat))
         };
         (first..self.running.len()).min_by_key(loss).unwrap_or(first)
     }

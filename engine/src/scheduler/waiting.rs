@@ -1,8 +1,8 @@
-//! The waiting queue: priority first, then deficit round robin over tenants, then age.
+//! The waiting queue: deficit round robin over tenants, then priority, then age.
 //!
-//! Each tenant has a line of its own, ordered by priority and arrival. Among the tenants whose
-//! first sequence has the best priority, each earns a quantum of tokens a round, and the one that
-//! can first pay for its sequence goes next. A sequence pays for the rows of its prompt when it
+//! Each tenant has a line of its own, ordered by priority and arrival: callers name priorities, so
+//! they rank a tenant's own requests and never one tenant before another. Each tenant earns a
+//! quantum of tokens a round, and the one that can first pay for its first sequence goes next. A sequence pays for the rows of its prompt when it
 //! starts and for its tokens when it leaves, so a tenant with long answers waits longer.
 //! A candidate that cannot start now is passed over for this step only.
 
@@ -101,10 +101,8 @@ impl WaitingQueue {
             let heads = self.lines.iter().enumerate();
             heads.filter_map(|(index, line)| Some((index, line, *line.waiting.get(line.passed)?)))
         };
-        let best = heads().map(|(_, _, waiting)| waiting.priority).min()?;
         let num_lines = self.lines.len();
         heads()
-            .filter(|(_, _, waiting)| waiting.priority == best)
             .map(|(line, queue, waiting)| {
                 let missing = i64::from(waiting.cost) - queue.deficit;
                 let rounds = missing.max(0).div_euclid(QUANTUM)
@@ -122,10 +120,8 @@ impl WaitingQueue {
     /// Takes the candidate out of the line: it starts and pays.
     pub fn start(&mut self, candidate: Candidate) {
         let Candidate { line, rounds, waiting } = candidate;
-        let best = waiting.priority;
         for other in &mut self.lines {
-            let competes = other.waiting.get(other.passed).is_some_and(|w| w.priority == best);
-            if competes {
+            if other.waiting.len() > other.passed {
                 other.deficit += rounds * QUANTUM;
             }
         }
@@ -217,13 +213,18 @@ mod tests {
     }
 
     #[test]
-    fn priority_goes_before_tenant_and_age() {
+    fn priority_goes_before_age_and_not_before_other_tenants() {
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let mut queue = WaitingQueue::default();
         queue.join(&a, waiting(0, 1, 10));
         queue.join(&a, waiting(1, 0, 10));
-        queue.join(&b, waiting(2, -1, 10));
-        assert_eq!(start_all(&mut queue), [2, 1, 0]);
+        assert_eq!(start_all(&mut queue), [1, 0]);
+        for group in 0..40 {
+            queue.join(&a, waiting(group, -100, 100));
+        }
+        queue.join(&b, waiting(40, 0, 100));
+        let place = start_all(&mut queue).iter().position(|&group| group == 40);
+        assert!(place.is_some_and(|place| place < 12), "{place:?}");
     }
 
     #[test]
