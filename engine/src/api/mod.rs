@@ -96,7 +96,9 @@ impl Api {
             None | Some("" | "default") => Ok(active.clone()),
             Some(name) => {
                 let found = instances.iter().find(|instance| instance.has_name(name));
-                let shown = || name.chars().filter(|c| !c.is_control()).take(128).collect();
+                // Neither control characters nor those that turn a line's direction.
+                let is_shown = |c: &char| c.is_alphanumeric() || c.is_ascii_graphic() || *c == ' ';
+                let shown = || name.chars().filter(is_shown).take(128).collect();
                 found.cloned().ok_or_else(|| ApiError::ModelNotFound(shown()))
             }
         }

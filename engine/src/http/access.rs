@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use crate::http::uses::Use;
 use crate::metrics::HttpMetrics;
 
 /// What a handler reports about the work behind an answer.
@@ -29,6 +30,7 @@ pub struct Access {
     is_probe: bool,
     tally: Arc<Tally>,
     metrics: Arc<HttpMetrics>,
+    _use: Option<Use>,
 }
 
 impl Access {
@@ -45,7 +47,13 @@ impl Access {
             is_probe: false,
             tally: Arc::default(),
             metrics,
+            _use: None,
         }
+    }
+
+    /// The connection is in use as long as the request.
+    pub(super) fn set_use(&mut self, of_connection: Option<Use>) {
+        self._use = of_connection;
     }
 
     /// Names the route once it is found.

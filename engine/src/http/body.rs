@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, ORIGIN};
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -255,10 +255,10 @@ const LINGER_BODIES_MAX: u64 = 4;
 /// but at least this far.
 const LINGER_BYTES_MIN: u64 = 64 << 20;
 
-/// Absent is taken for JSON. Anything else is refused, also because a page of another origin can
-/// send form and plain text bodies without asking, but not JSON.
+/// Absent is taken for JSON, but not from a browser. Anything else is refused: a page of another
+/// origin can send forms, plain text and bytes of no type without asking, but not JSON.
 fn claims_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return true };
+    let Some(value) = headers.get(CONTENT_TYPE) else { return !headers.contains_key(ORIGIN) };
     let Ok(value) = value.to_str() else { return false };
     let kind = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
@@ -338,6 +338,8 @@ mod tests {
             claims_json(&headers)
         };
         assert!(claims_json(&HeaderMap::new()));
+        let from_page = (ORIGIN, HeaderValue::from_static("https://evil.example"));
+        assert!(!claims_json(&HeaderMap::from_iter([from_page])));
         assert!(claims("application/json"));
         assert!(claims("Application/JSON; charset=utf-8"));
         assert!(claims("application/vnd.openai.v1+json"));

@@ -33,5 +33,8 @@ pub mod server;
 /// A socket with deadlines.
 pub mod io;
 
+/// Requests of a connection.
+mod uses;
+
 /// Server-sent events.
 pub mod sse;

@@ -3,6 +3,8 @@
 //! The first step of the flow. Connections are capped by not accepting more; a connection's end,
 //! for whatever reason, drops all that its requests hold.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +12,14 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::config::Limits;
 use crate::http::io::TimedIo;
 use crate::http::service::Service;
+use crate::http::uses::Uses;
 use crate::metrics::HttpMetrics;
 
 /// A listener's accept loop.
@@ -105,23 +109,57 @@ async fn serve_connection(
 ) {
     // Tokens are small writes that must not wait for each other.
     let _ = socket.set_nodelay(true);
+    let Ok(watched) = second_name(&socket) else { return };
     let io = TokioIo::new(TimedIo::new(socket, limits.head_timeout, limits.write_timeout));
-    let answer = service_fn(move |request| {
+    let uses = Arc::new(Uses::default());
+    let counted = uses.clone();
+    let answer = service_fn(move |mut request| {
         let service = service.clone();
+        request.extensions_mut().insert(counted.begin());
         async move { service.answer(request).await }
     });
     let builder = builder(limits);
     let mut connection = pin!(builder.serve_connection(io, answer));
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = until_true(&mut draining) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let mut left = pin!(until_left(watched));
+    let mut last_request = pin!(async {
+        tokio::select! {
+            () = until_true(&mut draining) => {}
+            () = uses.until_unused(limits.head_timeout) => {}
+        }
+    });
+    let mut is_closing = false;
+    let ended = loop {
+        tokio::select! {
+            ended = connection.as_mut() => break ended,
+            // Dropping the connection drops what its requests hold.
+            () = left.as_mut() => return,
+            () = last_request.as_mut(), if !is_closing => {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+            }
         }
     };
     if let Err(error) = ended {
         // Clients leave; that is no fault of ours.
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// The socket once more, to be watched beside whoever reads it.
+fn second_name(socket: &TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())
+}
+
+/// Returns once the peer has closed its side. hyper sees that only where it reads, and while it
+/// answers it does not read past bytes that it has not asked for.
+async fn until_left(socket: TcpStream) {
+    while let Ok(ready) = socket.ready(Interest::READABLE).await {
+        if ready.is_read_closed() {
+            return;
+        }
+        // Bytes came, which are not for us: only further news shall wake us.
+        let not_for_us = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = socket.try_io(Interest::READABLE, not_for_us);
     }
 }
 

@@ -49,9 +49,10 @@ pub struct Service {
 impl Service {
     /// Answers one request; never fails.
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let id = request_id(&head.headers);
         let mut access = Access::begin(id.clone(), &head.method, self.metrics.clone());
+        access.set_use(head.extensions.remove());
         let routed = self.router.find(&head.method, head.uri.path());
         let face = match &routed {
             Routed::Found { face, .. }

@@ -108,7 +108,9 @@ pub fn template_kwargs(name: &str, value: &Value) -> Read<Map<String, Value>> {
         name,
         "object_above_max_length",
         format!(
-            "Invalid '{name}': object too large. Expected at most {KWARGS_VALUES_MAX} values with              {KWARGS_BYTES_MAX} bytes of text, but got {num_values} values with {num_bytes} bytes              instead."
+            "Invalid '{name}': object too large. Expected at most {KWARGS_VALUES_MAX} values with \
+             {KWARGS_BYTES_MAX} bytes of text, but got {num_values} values with {num_bytes} bytes \
+             instead."
         ),
     ))
 }

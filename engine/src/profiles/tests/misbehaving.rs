@@ -41,12 +41,16 @@ async fn whoever_leaves_is_cancelled_streaming_or_not_queued_or_running() {
             server.saw_cancelled(left).await;
         }
     }
-    // One that closes only its own side has left as well.
-    let mut socket = connect(&server).await;
-    socket.write_all(chat("hang midway", true).as_bytes()).await.unwrap();
-    server.has_taken(left + 1).await;
-    socket.shutdown().await.unwrap();
-    server.saw_cancelled(left + 1).await;
+    // One that closes only its own side has left as well, also if it sent more than one request.
+    for more in ["", "\r\n", "GET /health HTTP/1.1\r\nhost: x\r\n\r\n"] {
+        let mut socket = connect(&server).await;
+        let bytes = chat("hang midway", true) + more;
+        socket.write_all(bytes.as_bytes()).await.unwrap();
+        left += 1;
+        server.has_taken(left).await;
+        socket.shutdown().await.unwrap();
+        server.saw_cancelled(left).await;
+    }
 }
 
 /// A frame of HTTP/2.
@@ -126,6 +130,27 @@ async fn a_connection_serves_many_requests() {
             seen.push_str(std::str::from_utf8(&some[..count]).unwrap());
         }
         assert!(seen.starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_http2_without_requests_ends_whatever_it_answers_to_pings() {
+    let limits = Limits { head_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let mut socket = connect(&server).await;
+    let (settings, ping, ack) = (4, 6, 1);
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(settings, 0, 0, &[]));
+    socket.write_all(&bytes).await.unwrap();
+    let mut head = [0; 9];
+    while socket.read_exact(&mut head).await.is_ok() {
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; len];
+        socket.read_exact(&mut payload).await.unwrap();
+        if (head[3], head[4]) == (ping, 0) {
+            // The server may have closed by now.
+            let _ = socket.write_all(&frame(ping, ack, 0, &payload)).await;
+        }
     }
 }
 
