@@ -149,6 +149,13 @@ def test_a_gpu_with_too_little_memory_says_what_is_needed(machine, built):
         assert part in said.stderr, said.stderr
 
 
+def test_memory_that_ends_while_loading_says_what_it_was_for(machine, built):
+    said = run("--device", "cuda", "--port", "0", env=machine("fail cuMemAlloc_v2 2 20", built))
+    assert said.returncode == 1
+    for part in ("no room for a weight", "free of the device's 1.00 GiB", "end what else uses"):
+        assert part in said.stderr, said.stderr
+
+
 def test_a_device_that_fails_while_serving_ends_the_process_with_its_own_code(machine, built):
     env = machine("fail cuGraphLaunch 700 2", built)
     server = Server("--device", "cuda", "--max-num-seqs", 4, "--max-num-batched-tokens", 64,

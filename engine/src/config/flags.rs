@@ -131,6 +131,16 @@ pub struct Written {
     /// `auto` (a GPU if one can be used, else the CPU), `cpu`, `cuda` or `cuda:N` [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Device and memory")]
     pub device: Option<String>,
+    /// On a GPU: the same answer alone or in a crowd, at some cost (a CPU always gives it)
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        help_heading = "Device and memory"
+    )]
+    pub deterministic: Option<bool>,
     /// File of `pagoda kernels build`: a GPU then needs its driver alone
     #[arg(
         long,
@@ -271,6 +281,7 @@ impl Written {
             max_logprobs,
             seed,
             device,
+            deterministic,
             kernels,
             threads,
             isa,
@@ -315,7 +326,7 @@ mod tests {
         let command = CommandLine::command();
         command.clone().debug_assert();
         let visible = command.get_arguments().filter(|arg| !arg.is_hide_set()).count();
-        assert!((25..=36).contains(&visible), "{visible}");
+        assert!((25..=37).contains(&visible), "{visible}");
         assert!(command.get_arguments().all(|arg| arg.get_help().is_some()));
     }
 

@@ -73,6 +73,8 @@ pub enum LoadFormat {
 pub struct DeviceSettings {
     /// What to run on.
     pub device: DeviceChoice,
+    /// Whether a GPU gives the same answer alone or in a crowd.
+    pub deterministic: bool,
     /// File of compiled GPU kernels.
     pub kernels: Option<PathBuf>,
     /// Compute threads; `None` is one a core.

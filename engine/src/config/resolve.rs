@@ -148,6 +148,7 @@ fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
     };
     Ok(DeviceSettings {
         device: device_choice(written.device.as_deref())?,
+        deterministic: written.deterministic.unwrap_or(false),
         kernels: written.kernels.clone().filter(|path| !path.as_os_str().is_empty()),
         threads,
         isa: written.isa.clone().filter(|isa| isa != "auto"),
@@ -159,7 +160,7 @@ fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
 }
 
 /// What `--device` means.
-pub fn device_choice(written: Option<&str>) -> Result<DeviceChoice, ConfigError> {
+fn device_choice(written: Option<&str>) -> Result<DeviceChoice, ConfigError> {
     let unknown =
         |name: &str| value("device", format!("must be auto, cpu, cuda or cuda:N, not {name}"));
     match written.unwrap_or("auto") {
@@ -370,6 +371,8 @@ mod tests {
         assert_eq!(device(&["--device", "cpu"]), DeviceChoice::Cpu);
         assert_eq!(device(&["--device", "cuda"]), DeviceChoice::Gpu(0));
         assert_eq!(device(&["--device", "cuda:3"]), DeviceChoice::Gpu(3));
+        assert!(!resolve(&[]).unwrap().device.deterministic);
+        assert!(resolve(&["--deterministic"]).unwrap().device.deterministic);
     }
 
     #[test]

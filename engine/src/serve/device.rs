@@ -3,7 +3,7 @@
 //! `auto` takes a GPU when one can be used; whoever gets the CPU instead is told why, in one line.
 
 use pagoda_kernels::cuda::nvidia::{KernelReport, Places};
-use pagoda_kernels::cuda::{CudaDevice, GpuOptions};
+use pagoda_kernels::cuda::{CudaDevice, CudaOptions, GpuOptions};
 use pagoda_kernels::error::KernelError;
 
 use crate::config::{DeviceChoice, DeviceSettings, SchedulingSettings};
@@ -45,7 +45,12 @@ impl Chosen {
             DeviceChoice::Cpu => Ok(Chosen::Cpu { instead: None }),
             DeviceChoice::Auto => match open_gpu(0, settings) {
                 Ok(gpu) => Ok(gpu),
-                Err(why) => Ok(Chosen::Cpu { instead: Some(why.to_string()) }),
+                Err(why) => {
+                    let why = why.to_string();
+                    // A compiler's words are for whoever asks for the GPU.
+                    let line = why.lines().next().unwrap_or_default();
+                    Ok(Chosen::Cpu { instead: Some(line.to_owned()) })
+                }
             },
             DeviceChoice::Gpu(index) => open_gpu(index, settings).map_err(|why| {
                 let reason = format!("cuda:{index} cannot be used: {why}");
@@ -89,5 +94,6 @@ fn open_gpu(index: usize, settings: &DeviceSettings) -> Result<Chosen, KernelErr
     let block_size = settings.block_size.map(|size| size as usize);
     let told = |line: &str| tracing::info!("{line}");
     let (device, report) = CudaDevice::open(GpuOptions { index, block_size }, &places, &told)?;
-    Ok(Chosen::Gpu(device, report))
+    let options = CudaOptions { deterministic: settings.deterministic };
+    Ok(Chosen::Gpu(device.with_options(options), report))
 }

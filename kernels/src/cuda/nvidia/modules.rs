@@ -42,8 +42,10 @@ impl Modules {
         let handles = functions(api, module).map_err(refused)?;
         let mut functions = HashMap::with_capacity(handles.len());
         for handle in handles {
-            let name = name(api, handle).map_err(refused)?;
-            functions.insert(name, prepare(api, handle, shared_bytes_max).map_err(refused)?);
+            let Some(parameter_bytes) = parameter_bytes(api, handle) else { continue };
+            let shared_bytes_max = prepare(api, handle, shared_bytes_max).map_err(refused)?;
+            let function = Function { handle, parameter_bytes, shared_bytes_max };
+            functions.insert(name(api, handle).map_err(refused)?, function);
         }
         self.sources.insert(source, functions);
         Ok(())
@@ -85,16 +87,20 @@ fn name(api: &Api, handle: Handle) -> Result<String, Refused> {
     Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
-fn prepare(api: &Api, handle: Handle, shared_bytes_max: usize) -> Result<Function, Refused> {
+/// Bytes of the one parameter. `None`: none of our kernels, which all have one.
+fn parameter_bytes(api: &Api, handle: Handle) -> Option<usize> {
+    let (mut offset, mut bytes) = (0, 0);
+    // SAFETY: a function of ours; writes two words, or refuses an index that is not there.
+    let code = unsafe { (api.function_parameter)(handle, 0, &raw mut offset, &raw mut bytes) };
+    (code == 0).then_some(bytes)
+}
+
+/// Loads a function now, and lets it ask for all shared memory there is. Gives how much that is.
+fn prepare(api: &Api, handle: Handle, shared_bytes_max: usize) -> Result<usize, Refused> {
     // The driver loads code when it is first used, unless told to.
     // SAFETY: a function of ours.
     let code = unsafe { (api.function_load)(handle) };
     api.check("cuFuncLoad", code)?;
-    let (mut offset, mut parameter_bytes) = (0, 0);
-    // SAFETY: every kernel has one parameter; writes two words.
-    let code =
-        unsafe { (api.function_parameter)(handle, 0, &raw mut offset, &raw mut parameter_bytes) };
-    api.check("cuFuncGetParamInfo", code)?;
     let mut declared: c_int = 0;
     // SAFETY: writes one number.
     let code =
@@ -106,5 +112,5 @@ fn prepare(api: &Api, handle: Handle, shared_bytes_max: usize) -> Result<Functio
     // SAFETY: a function of ours.
     let code = unsafe { (api.function_set)(handle, function::DYNAMIC_SHARED_BYTES_MAX, bound) };
     api.check("cuFuncSetAttribute", code)?;
-    Ok(Function { handle, parameter_bytes, shared_bytes_max })
+    Ok(shared_bytes_max)
 }
