@@ -8,6 +8,7 @@ use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;
 use crate::ops::{Ops, Stacking};
 use crate::sampling::SampleOutput;
+use crate::weight_format::WeightFormat;
 
 /// A device: the CPU's worker team or a GPU.
 pub trait Device: Clone + Send + 'static {
@@ -36,13 +37,13 @@ pub trait Device: Clone + Send + 'static {
     /// One-dimensional f32 parameters.
     fn vector(&self, values: &[f32]) -> Result<Vector<Self>, KernelError>;
 
-    /// Packs matrices into one weight of type `format`. Parts must agree in columns
-    /// (and in rows when interleaved).
+    /// Packs matrices into one weight stored in `format`, quantizing as [`crate::quantize`] says.
+    /// Parts must agree in columns (and in rows when interleaved).
     fn pack(
         &self,
         parts: &[HostTensor<'_>],
         stacking: Stacking,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<Weight<Self>, KernelError>;
 
     /// Room for the matrices of all experts, `[num_experts, rows, cols]`, zeroed.
@@ -50,7 +51,7 @@ pub trait Device: Clone + Send + 'static {
         &self,
         num_experts: usize,
         shape: (usize, usize),
-        format: DType,
+        format: WeightFormat,
     ) -> Result<Experts<Self>, KernelError>;
 
     /// Packs the matrix of one expert, whose parts together have the shape that was asked for: one

@@ -1,4 +1,4 @@
-//! Number types of weights, activations and the KV cache, and plain host tensors.
+//! Number types of tensors, activations and the KV cache, and plain host tensors.
 //!
 //! Used when a checkpoint is loaded and when memory is planned. Never converts silently: a
 //! conversion that rounds is named at its call site.
@@ -23,6 +23,15 @@ impl DType {
         match self {
             DType::F32 => 4,
             DType::Bf16 | DType::F16 => 2,
+        }
+    }
+
+    /// As users write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
         }
     }
 }
@@ -57,6 +66,26 @@ impl<'a> HostTensor<'a> {
             DType::F32 => f32::from_le_bytes(self.element(index)),
             DType::Bf16 => bf16::from_le_bytes(self.element(index)).to_f32(),
             DType::F16 => f16::from_le_bytes(self.element(index)).to_f32(),
+        }
+    }
+
+    /// Widens a row of [`HostTensor::cols`] elements, exactly.
+    pub(crate) fn read_row(&self, row: usize, to: &mut [f32]) {
+        let size = self.dtype.bytes();
+        let bytes = &self.bytes[row * self.cols * size..(row + 1) * self.cols * size];
+        let pairs = bytes.chunks_exact(2).zip(to.iter_mut());
+        match self.dtype {
+            DType::F32 => {
+                for (from, to) in bytes.chunks_exact(4).zip(to) {
+                    *to = f32::from_le_bytes([from[0], from[1], from[2], from[3]]);
+                }
+            }
+            DType::Bf16 => {
+                pairs.for_each(|(from, to)| *to = bf16::from_le_bytes([from[0], from[1]]).to_f32());
+            }
+            DType::F16 => {
+                pairs.for_each(|(from, to)| *to = f16::from_le_bytes([from[0], from[1]]).to_f32());
+            }
         }
     }
 

@@ -14,6 +14,20 @@ pub enum KernelError {
         /// The numbers that disagree.
         reason: String,
     },
+    /// A weight that cannot be quantized: the checkpoint is damaged.
+    #[error("row {row}, column {column} {why}: {value}; quantization needs finite weights")]
+    Unquantizable {
+        /// Which of the matrices that are packed together.
+        part: usize,
+        /// Its row.
+        row: usize,
+        /// The column.
+        column: usize,
+        /// What is there.
+        value: f32,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// The device has no room. Says what was asked for.
     #[error("cannot allocate {bytes} bytes for {what}")]
     OutOfMemory {

@@ -6,6 +6,9 @@
 /// Number types of weights and of the KV cache.
 pub mod dtype;
 
+/// How the elements of a weight are stored: plainly or quantized.
+pub mod weight_format;
+
 /// What can go wrong in a kernel, and whose fault it is.
 pub mod error;
 
@@ -29,6 +32,9 @@ mod admission;
 
 /// How matrices of a checkpoint become one.
 mod stacking;
+
+/// Quantization of weights, the same for every device.
+pub mod quantize;
 
 /// Which indices occurred in a round.
 mod distinct;

@@ -7,6 +7,9 @@
 /// Attention of a row and head.
 pub mod attention;
 
+/// What quantization makes of weights and rows.
+pub mod quantized;
+
 /// Exact probabilities of sampling.
 pub mod sample;
 
@@ -14,6 +17,7 @@ use half::{bf16, f16};
 
 use crate::dtype::DType;
 use crate::ops::{Activation, Epilogue, RopeStyle};
+use crate::weight_format::WeightFormat;
 
 /// A dense row-major matrix of float64.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +46,18 @@ impl Matrix {
     pub fn rounded(&self, dtype: DType) -> Self {
         let data = self.data.iter().map(|&value| round(value, dtype)).collect();
         Matrix { data, ..*self }
+    }
+
+    /// What a weight stored in `format` stands for.
+    pub fn stored(&self, format: impl Into<WeightFormat>) -> Self {
+        match format.into() {
+            WeightFormat::Plain(dtype) => self.rounded(dtype),
+            WeightFormat::Quantized(quantization) => {
+                let rows = self.data.chunks(self.cols);
+                let data = rows.flat_map(|row| quantized::row(row, quantization)).collect();
+                Matrix { data, ..*self }
+            }
+        }
     }
 }
 
@@ -74,11 +90,20 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     x.iter().zip(weight).map(|(x, weight)| x * inverse * weight).collect()
 }
 
-/// `x · weightᵀ + bias` of one row; a bf16 weight sees the row rounded to bf16.
-pub fn linear(x: &[f64], weight: &Matrix, bias: Option<&[f64]>, format: DType) -> Vec<f64> {
-    let x: Vec<f64> = match format {
-        DType::Bf16 => x.iter().map(|&x| round(x, DType::Bf16)).collect(),
-        DType::F32 | DType::F16 => x.to_vec(),
+/// `x · weightᵀ + bias` of one row. A bf16 weight sees the row rounded to bf16, a weight in blocks
+/// sees it quantized to 8 bits. `weight` is what is stored ([`Matrix::stored`]).
+pub fn linear(
+    x: &[f64],
+    weight: &Matrix,
+    bias: Option<&[f64]>,
+    format: impl Into<WeightFormat>,
+) -> Vec<f64> {
+    let x: Vec<f64> = match format.into() {
+        WeightFormat::Plain(DType::Bf16) => x.iter().map(|&x| round(x, DType::Bf16)).collect(),
+        WeightFormat::Quantized(quantization) if quantization.quantizes_rows() => {
+            quantized::input(x)
+        }
+        _ => x.to_vec(),
     };
     (0..weight.rows)
         .map(|n| {

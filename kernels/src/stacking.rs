@@ -5,20 +5,20 @@ use crate::error::KernelError;
 use crate::ops::Stacking;
 
 /// Which part, and which of its rows, is row `n` of the stacked matrix.
-pub(crate) fn source_row<'a>(
-    parts: &[HostTensor<'a>],
+pub(crate) fn source_row(
+    parts: &[HostTensor<'_>],
     stacking: Stacking,
     mut n: usize,
-) -> (HostTensor<'a>, usize) {
+) -> (usize, usize) {
     if stacking == Stacking::InterleavePairs {
-        return (parts[n % parts.len()], n / parts.len());
+        return (n % parts.len(), n / parts.len());
     }
     let mut part = 0;
     while n >= parts[part].rows {
         n -= parts[part].rows;
         part += 1;
     }
-    (parts[part], n)
+    (part, n)
 }
 
 /// An error that says why.

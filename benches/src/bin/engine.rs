@@ -1,9 +1,10 @@
 //! The whole engine on random weights of Qwen2.5-0.5B's shape, without the network.
 //!
-//! `engine [--threads N] [--isa NAME] [--rounds N]` prints one JSON object a line. In bf16: start-up,
+//! `engine [--threads N] [--isa NAME] [--rounds N] [--quantization FORMAT]` prints one JSON object a
+//! line. In bf16, or in the quantized format: start-up,
 //! prefill of 512 tokens, tokens/s and time to first token at 1, 4, 16 and 64 concurrent requests,
 //! each with its share of read bandwidth and of the arithmetic peak, and peak memory. In f32: 1 and
-//! 16 requests. For both: what 16 requests together gain over one, beside what the machine allows.
+//! 16 requests (unless quantized). For both: what 16 requests together gain over one, beside what the machine allows.
 //! Ceilings are measured before and after on the same threads.
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use pagoda_engine::request::{
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::{Quantization, WeightFormat};
 use serde_json::{Value, json};
 
 /// The published shape of Qwen2.5-0.5B.
@@ -37,6 +39,9 @@ const DECODE_PARAMETERS: f64 = 494.0e6;
 /// Weights that one prefilled token multiplies with; the head runs for the last token only.
 const PREFILL_PARAMETERS: f64 = 357.8e6;
 
+/// Elements of most rows.
+const HIDDEN: usize = 896;
+
 const MAX_MODEL_LEN: u32 = 2048;
 const PROMPT: usize = 128;
 const OUTPUT: u32 = 64;
@@ -45,19 +50,23 @@ const PREFILL: usize = 512;
 fn main() -> Result<()> {
     let bench = Bench::new(Settings::parse(3)?)?;
     let before = bench.ceilings("before")?;
-    let (handle, startup) = bench.start(DType::Bf16)?;
+    let quantization = bench.settings.quantization;
+    let format = quantization.map_or_else(|| DType::Bf16.into(), WeightFormat::from);
+    let (handle, startup) = bench.start(format)?;
     bench.print(json!({ "what": "start-up", "unit": "s", "median": startup.as_secs_f64() }))?;
     bench.prefill(&handle, &before)?;
-    bench.streams(&handle, DType::Bf16, &[1, 4, 16, 64], &before)?;
+    bench.streams(&handle, format, &[1, 4, 16, 64], &before)?;
     let stats = handle.stats();
     let rows =
         json!({ "rows": stats.rows, "steps": stats.steps, "preemptions": stats.preemptions });
     bench.print(json!({ "what": "peak memory", "unit": "MiB", "median": peak_memory_mib(),
         "weight_mib": handle.info().weight_bytes as f64 / 1048576.0, "counts": rows }))?;
     drop(handle);
-    let between = bench.ceilings("between")?;
-    let (handle, _) = bench.start(DType::F32)?;
-    bench.streams(&handle, DType::F32, &[1, 16], &between)?;
+    if quantization.is_none() {
+        let between = bench.ceilings("between")?;
+        let (handle, _) = bench.start(DType::F32.into())?;
+        bench.streams(&handle, DType::F32.into(), &[1, 16], &between)?;
+    }
     bench.ceilings("after")?;
     Ok(())
 }
@@ -83,24 +92,34 @@ impl Bench {
     }
 
     fn ceilings(&self, when: &str) -> Result<Ceilings> {
-        let Settings { threads, isa, rounds } = self.settings;
+        let Settings { threads, isa, rounds, quantization } = self.settings;
         let probe = ReadProbe::new(512 << 20)?;
         let read = median((0..=rounds).map(|_| probe.bytes_per_second(isa, threads) / 1e9));
         let flops = median((0..=rounds).map(|_| {
-            let pairs = ceilings::bf16_flops(isa, threads);
-            pairs.unwrap_or_else(|| ceilings::f32_flops(isa, threads)) / 1e9
+            let dots = match quantization {
+                None => ceilings::bf16_flops(isa, threads),
+                Some(Quantization::Q8_0 | Quantization::Q4_0) => ceilings::int8_ops(isa, threads),
+                Some(Quantization::Fp8) => None,
+            };
+            dots.unwrap_or_else(|| ceilings::f32_flops(isa, threads)) / 1e9
         }));
         self.print(json!({ "what": format!("read {when}"), "unit": "GB/s", "median": read }))?;
-        let what = format!("bf16 (or f32 where there is none) {when}");
+        let dots = if quantization.is_none() { "bf16" } else { "int8" };
+        let what = format!("{dots} (or f32 where there is none) {when}");
         self.print(json!({ "what": what, "unit": "GFLOP/s", "median": flops }))?;
         Ok(Ceilings { read, flops })
     }
 
     /// Loads and answers one token; gives the time from nothing to that token.
-    fn start(&self, dtype: DType) -> Result<(EngineHandle, Duration)> {
+    fn start(&self, format: WeightFormat) -> Result<(EngineHandle, Duration)> {
         let began = Instant::now();
+        let (dtype, quantization) = match format {
+            WeightFormat::Plain(dtype) => (dtype, None),
+            WeightFormat::Quantized(quantization) => (DType::Bf16, Some(quantization)),
+        };
         let options = LoadOptions {
             dtype: Some(dtype),
+            quantization,
             max_model_len: Some(MAX_MODEL_LEN),
             max_num_seqs: Some(64),
             max_num_batched_tokens: Some(512),
@@ -140,19 +159,19 @@ impl Bench {
     fn streams(
         &self,
         handle: &EngineHandle,
-        dtype: DType,
+        format: WeightFormat,
         sets: &[usize],
         ceilings: &Ceilings,
     ) -> Result<()> {
         let mut rates = Vec::new();
         for &streams in sets {
-            rates.push((streams, self.decode(handle, dtype, streams, ceilings)?));
+            rates.push((streams, self.decode(handle, format, streams, ceilings)?));
         }
         let rate = |of: usize| rates.iter().find(|(streams, _)| *streams == of).map(|(_, r)| *r);
         let gain = rate(16).zip(rate(1)).map(|(many, one)| many / one);
-        let allowed = (ceilings.flops / 2.0) / (ceilings.read / dtype.bytes() as f64);
+        let allowed = (ceilings.flops / 2.0) / (ceilings.read / weight_bytes(format));
         self.print(json!({
-            "what": "16 streams over 1", "unit": "times", "dtype": dtype, "median": gain,
+            "what": "16 streams over 1", "unit": "times", "dtype": format.name(), "median": gain,
             "machine_allows": allowed.min(16.0), "rounds": self.settings.rounds,
         }))
     }
@@ -161,7 +180,7 @@ impl Bench {
     fn decode(
         &self,
         handle: &EngineHandle,
-        dtype: DType,
+        format: WeightFormat,
         streams: usize,
         ceilings: &Ceilings,
     ) -> Result<f64> {
@@ -181,10 +200,10 @@ impl Bench {
         }
         output.sort_by(f64::total_cmp);
         let decode = median(decode.into_iter());
-        let bytes = decode / streams as f64 * DECODE_PARAMETERS * dtype.bytes() as f64;
+        let bytes = decode / streams as f64 * DECODE_PARAMETERS * weight_bytes(format);
         let flops = decode * DECODE_PARAMETERS * 2.0;
         self.print(json!({
-            "what": "streams", "streams": streams, "dtype": dtype, "prompt": PROMPT,
+            "what": "streams", "streams": streams, "dtype": format.name(), "prompt": PROMPT,
             "output": OUTPUT, "unit": "tokens/s", "median": output[output.len() / 2],
             "min": output.first(), "max": output.last(), "rounds": self.settings.rounds,
             "decode_tokens_per_s": decode, "last_first_token_s": median(first.into_iter()),
@@ -206,6 +225,11 @@ impl Bench {
         println!("{line}");
         Ok(())
     }
+}
+
+/// Bytes that a weight takes, with its share of a scale.
+fn weight_bytes(format: WeightFormat) -> f64 {
+    format.row_bytes(HIDDEN) as f64 / HIDDEN as f64
 }
 
 /// What a set of requests that arrive together took.

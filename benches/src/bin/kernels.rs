@@ -1,6 +1,7 @@
 //! What this machine can do at most, and how much of it `linear` gets.
 //!
-//! `kernels [--threads N] [--isa NAME] [--rounds N]` prints one JSON object a line. Ceilings are
+//! `kernels [--threads N] [--isa NAME] [--rounds N] [--quantization FORMAT]` prints one JSON object a
+//! line: for bf16 and f32, or for the quantized format alone. Ceilings are
 //! measured before and after, because neighbours on a shared machine move them; every line has the
 //! share of CPU time that was stolen meanwhile and the load, so that a noisy run shows.
 
@@ -16,6 +17,7 @@ use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
 use pagoda_kernels::device::{Device, Executor, Limits, Step};
 use pagoda_kernels::dtype::{DType, HostTensor};
 use pagoda_kernels::ops::{Activation, Embed, Epilogue, Linear, Ops, Stacking};
+use pagoda_kernels::weight_format::WeightFormat;
 use serde::Serialize;
 
 /// Bytes that the read probe and a linear's weights span: far beyond any cache.
@@ -37,7 +39,9 @@ fn main() -> Result<()> {
     let settings = Settings::parse(7)?;
     let mut bench = Bench::new(settings)?;
     let before = bench.ceilings("before")?;
-    for format in [DType::Bf16, DType::F32] {
+    let plain = [DType::Bf16, DType::F32].map(WeightFormat::from).to_vec();
+    let formats = settings.quantization.map_or(plain, |quantization| vec![quantization.into()]);
+    for format in formats {
         for shape in SHAPES {
             for rows in ROWS {
                 bench.linear(shape, rows, format, &before)?;
@@ -53,6 +57,7 @@ struct Ceilings {
     read: f64,
     f32_flops: f64,
     bf16_flops: Option<f64>,
+    int8_ops: Option<f64>,
 }
 
 /// One line of output.
@@ -61,7 +66,7 @@ struct Line<'a> {
     what: &'a str,
     unit: &'a str,
     shape: Option<[usize; 3]>,
-    format: Option<DType>,
+    format: Option<&'a str>,
     median: f64,
     min: f64,
     max: f64,
@@ -125,9 +130,9 @@ impl Bench {
         let read = measure("read", "GB/s", &|| Some(self.probe.bytes_per_second(isa, threads)))?;
         let f32_flops = measure("f32", "GFLOP/s", &|| Some(ceilings::f32_flops(isa, threads)))?;
         let bf16_flops = measure("bf16", "GFLOP/s", &|| ceilings::bf16_flops(isa, threads))?;
-        measure("int8", "GOP/s", &|| ceilings::int8_ops(isa, threads))?;
+        let int8_ops = measure("int8", "GOP/s", &|| ceilings::int8_ops(isa, threads))?;
         let (read, f32_flops) = (read.unwrap_or(f64::NAN), f32_flops.unwrap_or(f64::NAN));
-        Ok(Ceilings { read, f32_flops, bf16_flops })
+        Ok(Ceilings { read, f32_flops, bf16_flops, int8_ops })
     }
 
     /// One shape at one number of rows: a step of enough products to span [`SPAN`] bytes (at most
@@ -136,10 +141,10 @@ impl Bench {
         &mut self,
         (name, n, k, glu): (&str, usize, usize, bool),
         rows: usize,
-        format: DType,
+        format: WeightFormat,
         ceilings: &Ceilings,
     ) -> Result<()> {
-        let bytes = n * k * format.bytes();
+        let bytes = n * format.row_bytes(k);
         // Many rows are bound by arithmetic: a few weights do.
         let copies = (SPAN / bytes).clamp(1, if rows < 64 { 24 } else { 4 });
         let mut executor = self.executor((n, k, glu), (rows, copies), format)?;
@@ -154,14 +159,17 @@ impl Bench {
         let seconds = samples.median() / 1e6;
         let flops = 2.0 * (rows * n * k) as f64 / seconds / 1e9;
         let peak = match format {
-            DType::Bf16 => ceilings.bf16_flops.unwrap_or(ceilings.f32_flops),
-            DType::F32 | DType::F16 => ceilings.f32_flops,
+            WeightFormat::Plain(DType::Bf16) => ceilings.bf16_flops.unwrap_or(ceilings.f32_flops),
+            WeightFormat::Quantized(quantization) if quantization.quantizes_rows() => {
+                ceilings.int8_ops.unwrap_or(ceilings.f32_flops)
+            }
+            _ => ceilings.f32_flops,
         };
         let line = Line {
             what: name,
             unit: "us",
             shape: Some([rows, n, k]),
-            format: Some(format),
+            format: Some(format.name()),
             share_of_read: Some(bytes as f64 / seconds / 1e9 / ceilings.read),
             share_of_peak: Some(flops / peak),
             ..self.line()
@@ -173,7 +181,7 @@ impl Bench {
         &self,
         (n, k, glu): (usize, usize, bool),
         (rows, copies): (usize, usize),
-        format: DType,
+        format: WeightFormat,
     ) -> Result<<CpuDevice as Device>::Executor> {
         let x = self.device.tensor(rows, k)?;
         let out = self.device.tensor(rows, if glu { n / 2 } else { n })?;
@@ -201,15 +209,18 @@ impl Bench {
         &self,
         n: usize,
         k: usize,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<pagoda_kernels::device::Weight<CpuDevice>> {
-        let bytes: Vec<u8> = match format {
-            DType::F32 => (0..n * k).flat_map(|i| value(i).to_le_bytes()).collect(),
-            DType::Bf16 | DType::F16 => {
-                (0..n * k).flat_map(|i| ((value(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
+        let (stored, bytes): (_, Vec<u8>) = match format {
+            WeightFormat::Plain(DType::F32) => {
+                (DType::F32, (0..n * k).flat_map(|i| value(i).to_le_bytes()).collect())
+            }
+            _ => {
+                let upper = |i| ((value(i).to_bits() >> 16) as u16).to_le_bytes();
+                (DType::Bf16, (0..n * k).flat_map(upper).collect())
             }
         };
-        let host = HostTensor::new(format, n, k, &bytes).context("a weight of a wrong size")?;
+        let host = HostTensor::new(stored, n, k, &bytes).context("a weight of a wrong size")?;
         Ok(self.device.pack(&[host], Stacking::Stack, format)?)
     }
 

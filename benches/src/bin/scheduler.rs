@@ -69,6 +69,7 @@ fn info(depth: u32) -> InstanceInfo {
         eos_token_ids: vec![2],
         default_sampling: Default::default(),
         dtype: DType::F32,
+        quantization: None,
         kv_dtype: DType::F32,
         weight_bytes: 0,
         depth,

@@ -24,6 +24,7 @@ pub(crate) fn info() -> InstanceInfo {
         eos_token_ids: vec![2],
         default_sampling: DefaultSampling::default(),
         dtype: DType::F32,
+        quantization: None,
         kv_dtype: DType::F32,
         weight_bytes: 0,
         depth: 1,

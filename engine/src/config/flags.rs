@@ -115,6 +115,9 @@ pub struct Written {
     /// Type of the weights: `auto`, `f32`, `bf16` or `f16`
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<String>,
+    /// Quantize weights while they load: `none`, `q8_0`, `q4_0` or `fp8`
+    #[arg(long, value_name = "FORMAT", help_heading = "Model")]
+    pub quantization: Option<String>,
     /// Tokens of one sequence, prompt and output (8192, 8k) [default: the model's]
     #[arg(long, value_name = "TOKENS", help_heading = "Model")]
     pub max_model_len: Option<Count>,
@@ -276,6 +279,7 @@ impl Written {
             served_model_name,
             load_format,
             dtype,
+            quantization,
             max_model_len,
             chat_template,
             max_logprobs,

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 /// All settings of one process.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +48,8 @@ pub struct ModelSettings {
     pub load_format: LoadFormat,
     /// Type of the weights; `None` is the checkpoint's.
     pub dtype: Option<DType>,
+    /// How weights are quantized; `None` leaves them.
+    pub quantization: Option<Quantization>,
     /// Tokens of one sequence; `None` is the model's.
     pub max_model_len: Option<u32>,
     /// Chat template to use instead of the model's.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 use crate::api::STEP_TIME_MAX;
 use crate::config::flags::Written;
@@ -84,6 +85,13 @@ const DTYPES: [(&str, Option<DType>); 9] = [
     ("half", Some(DType::F16)),
 ];
 
+const QUANTIZATIONS: [(&str, Option<Quantization>); 4] = [
+    ("none", None),
+    ("q8_0", Some(Quantization::Q8_0)),
+    ("q4_0", Some(Quantization::Q4_0)),
+    ("fp8", Some(Quantization::Fp8)),
+];
+
 /// Name of the built-in model.
 const DEMO_NAME: &str = "pagoda-demo";
 
@@ -118,6 +126,7 @@ fn model(written: &Written) -> Result<ModelSettings, ConfigError> {
         names,
         load_format: choose("load-format", &written.load_format, "auto", &LOAD_FORMATS)?,
         dtype: choose("dtype", &written.dtype, "auto", &DTYPES)?,
+        quantization: choose("quantization", &written.quantization, "none", &QUANTIZATIONS)?,
         max_model_len,
         chat_template: written.chat_template.clone(),
         max_logprobs: up_to("max-logprobs", written.max_logprobs.unwrap_or(20), 1000)?,
@@ -325,6 +334,18 @@ mod tests {
     }
 
     #[test]
+    fn quantization_is_written_as_for_vllm() {
+        assert_eq!(resolve(&[]).unwrap().model.quantization, None);
+        for (name, want) in QUANTIZATIONS {
+            let config = resolve(&["--quantization", name]).unwrap();
+            assert_eq!(config.model.quantization, want);
+            assert_eq!(want.map_or("none", Quantization::name), name);
+        }
+        let config = with_file("quantization = \"q4_0\"\n", &[]).unwrap();
+        assert_eq!(config.model.quantization, Some(Quantization::Q4_0));
+    }
+
+    #[test]
     fn an_unknown_key_and_a_wrong_type_are_named() {
         for (text, name) in [
             ("max-modle-len = 3", "max-modle-len"),
@@ -343,6 +364,7 @@ mod tests {
     fn values_out_of_range_name_their_setting() {
         for args in [
             ["--dtype", "int3"],
+            ["--quantization", "awq"],
             ["--gpu-memory-utilization", "1.5"],
             ["--gpu-memory-utilization", "NaN"],
             ["--block-size", "24"],

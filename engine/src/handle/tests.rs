@@ -21,6 +21,7 @@ fn info() -> InstanceInfo {
         eos_token_ids: vec![],
         default_sampling: Default::default(),
         dtype: DType::F32,
+        quantization: None,
         kv_dtype: DType::F32,
         weight_bytes: 0,
         depth: 1,

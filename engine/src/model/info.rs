@@ -6,6 +6,7 @@
 
 use pagoda_kernels::device::Limits;
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 /// A loaded model in numbers.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -34,8 +35,10 @@ pub struct InstanceInfo {
     pub eos_token_ids: Vec<u32>,
     /// What the checkpoint proposes where a request says nothing.
     pub default_sampling: DefaultSampling,
-    /// Type of the packed weights.
+    /// Type of the packed weights, but for those that are quantized.
     pub dtype: DType,
+    /// How the weights of products are quantized, if they are.
+    pub quantization: Option<Quantization>,
     /// Type of the KV cache's elements.
     pub kv_dtype: DType,
     /// Bytes of the packed weights.

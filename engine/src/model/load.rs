@@ -7,6 +7,7 @@ use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
 use pagoda_kernels::device::{Device, DeviceMemory, KvSpec, Limits};
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 use super::buffers::{Buffers, activation_bytes};
 use super::config::{Generation, ModelConfig, read_generation};
@@ -15,7 +16,7 @@ use super::error::LoadError;
 use super::files::{Checkpoint, ModelFiles, ModelSource};
 use super::info::{InstanceInfo, KvGroupInfo};
 use super::spec::{KvGroup, ModelSpec};
-use super::weights::{Progress, Weights, pack};
+use super::weights::{Formats, Progress, Weights, pack};
 use crate::memory::{
     FixedBytes, GroupNeed, KvBudget, KvPlan, KvRequest, MachineMemory, kv_budget, plan_kv,
 };
@@ -30,6 +31,8 @@ use summary::summarize;
 pub struct LoadOptions {
     /// Type of the packed weights; the checkpoint's.
     pub dtype: Option<DType>,
+    /// How the weights of products are quantized; not at all.
+    pub quantization: Option<Quantization>,
     /// Type of the KV cache; the weights'.
     pub kv_dtype: Option<DType>,
     /// Tokens of one sequence; what the checkpoint promises.
@@ -63,6 +66,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         LoadOptions {
             dtype: None,
+            quantization: None,
             kv_dtype: None,
             max_model_len: None,
             max_num_seqs: None,
@@ -169,8 +173,9 @@ where
     let limits = limits(&config, options)?;
     let dtype = choose_dtype(options, &config, tensors.stored_dtype(&spec.embedding_name()));
     let kv_dtype = options.kv_dtype.unwrap_or(dtype);
-    fits_at_all(device, spec, (&limits, dtype))?;
-    let weights = pack(device, spec, tensors.as_ref(), dtype, progress)?;
+    let formats = Formats { dtype, quantization: options.quantization };
+    fits_at_all(device, spec, (&limits, formats))?;
+    let weights = pack(device, spec, tensors.as_ref(), formats, progress)?;
     drop(tensors);
 
     // A device's own memory is taken as soon as it is asked for; the host's when it is first used.
@@ -198,7 +203,7 @@ where
     let executor =
         device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;
     let runner = Box::new(DeviceRunner::new(executor));
-    let loaded = Loaded { generation, limits, dtype, kv_dtype, weight_bytes: weights.bytes };
+    let loaded = Loaded { generation, limits, formats, kv_dtype, weight_bytes: weights.bytes };
     let mut info = loaded.info(device, &needs, spec, &plan);
     info.depth = runner.depth() as u32;
     let summary = summarize(&place, &info, &plan, &fixed);
@@ -209,15 +214,15 @@ where
 fn fits_at_all<D: Device>(
     device: &D,
     spec: &ModelSpec,
-    (limits, dtype): (&Limits, DType),
+    (limits, formats): (&Limits, Formats),
 ) -> Result<(), LoadError> {
     let memory = device.memory().map_err(LoadError::device("asking for free memory"))?;
     let Some(DeviceMemory { free, total }) = memory else { return Ok(()) };
-    let needed = spec.weight_bytes(dtype).saturating_add(activation_bytes(spec, limits));
+    let needed = spec.weight_bytes(formats).saturating_add(activation_bytes(spec, limits));
     if needed <= free {
         return Ok(());
     }
-    let what = format!("weights in {dtype:?} and activations");
+    let what = format!("weights in {} and activations", formats.product().name());
     Err(LoadError::DeviceFull { what, needed, free, total })
 }
 
@@ -319,7 +324,7 @@ impl<D: Device> Recorder<'_, D> {
 struct Loaded {
     generation: Generation,
     limits: Limits,
-    dtype: DType,
+    formats: Formats,
     kv_dtype: DType,
     weight_bytes: u64,
 }
@@ -339,7 +344,12 @@ impl Loaded {
             num_blocks: *num_blocks,
             bytes_per_block: need.bytes_per_block,
         });
-        let Loaded { generation, limits, dtype, kv_dtype, weight_bytes } = self;
+        let Loaded { generation, limits, formats, kv_dtype, weight_bytes } = self;
+        let Formats { dtype, quantization } = formats;
+        let weights = match quantization {
+            None => format!("{dtype:?}"),
+            Some(quantization) => format!("{quantization:?} beside {dtype:?}"),
+        };
         InstanceInfo {
             max_model_len: limits.max_model_len as u32,
             vocab: limits.vocab as u32,
@@ -349,10 +359,11 @@ impl Loaded {
             max_num_batched_tokens: limits.max_tokens as u32,
             max_logits_rows: limits.max_logits_rows as u32,
             max_logprobs: limits.max_top as u32,
-            numerics: format!("{}, weights {dtype:?}, KV {kv_dtype:?}", device.numerics()),
+            numerics: format!("{}, weights {weights}, KV {kv_dtype:?}", device.numerics()),
             eos_token_ids: generation.eos_token_ids,
             default_sampling: generation.sampling,
             dtype,
+            quantization,
             kv_dtype,
             weight_bytes,
             depth: 1,

@@ -2,27 +2,31 @@
 //!
 //! The same sum as a load makes tensor by tensor; without a device's padding.
 
-use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::WeightFormat;
 
 use super::spec::{AttentionSpec, LayerSpec, Mixer, MlpSpec, ModelSpec};
+use super::weights::Formats;
 
 impl ModelSpec {
-    /// Bytes of all weights packed as `dtype`; vectors are f32.
-    pub fn weight_bytes(&self, dtype: DType) -> u64 {
-        let tables = if self.head.tied { 1 } else { 2 };
-        let mut size = Size { matrices: product(&[tables, self.vocab, self.hidden]), vectors: 0 };
-        size.vectors += self.hidden as u64;
+    /// Bytes of all weights packed in their formats; vectors are f32.
+    pub fn weight_bytes(&self, formats: Formats) -> u64 {
+        let mut size = Size { formats, bytes: 0 };
+        size.add_product(1, self.vocab, self.hidden);
+        if !self.head.tied {
+            size.add_plain(self.vocab, self.hidden);
+        }
+        size.add_vector(self.hidden);
         for layer in &self.layers {
             size.add_layer(layer, self.hidden);
         }
-        size.matrices.saturating_mul(dtype.bytes() as u64).saturating_add(size.vectors * 4)
+        size.bytes
     }
 }
 
-/// Numbers of elements.
+/// Bytes so far.
 struct Size {
-    matrices: u64,
-    vectors: u64,
+    formats: Formats,
+    bytes: u64,
 }
 
 impl Size {
@@ -30,34 +34,53 @@ impl Size {
         let Mixer::Attention(attention) = &layer.mixer;
         self.add_attention(attention, hidden);
         // Norms before mixer and MLP.
-        self.vectors += 2 * hidden as u64;
-        let mlp = |intermediate: usize| product(&[3, intermediate, hidden]);
-        self.matrices += match &layer.mlp {
-            MlpSpec::Dense { intermediate, .. } => mlp(*intermediate),
+        self.add_vector(2 * hidden);
+        match &layer.mlp {
+            MlpSpec::Dense { intermediate, .. } => self.add_mlps(1, *intermediate, hidden),
             MlpSpec::Moe(moe) => {
-                let experts = (moe.num_experts as u64).saturating_mul(mlp(moe.intermediate));
-                experts.saturating_add(product(&[moe.num_experts, hidden]))
+                self.add_mlps(moe.num_experts, moe.intermediate, hidden);
+                self.add_plain(moe.num_experts, hidden);
             }
-        };
+        }
+    }
+
+    /// Gate and up, and down.
+    fn add_mlps(&mut self, count: usize, intermediate: usize, hidden: usize) {
+        self.add_product(count.saturating_mul(2), intermediate, hidden);
+        self.add_product(count, hidden, intermediate);
     }
 
     fn add_attention(&mut self, attention: &AttentionSpec, hidden: usize) {
         let heads = attention.heads;
         let q_rows = heads.num_q * heads.head_dim;
         let qkv_rows = q_rows + 2 * heads.num_kv * heads.head_dim;
-        self.matrices += product(&[qkv_rows + q_rows, hidden]);
+        self.add_product(1, qkv_rows, hidden);
+        self.add_product(1, hidden, q_rows);
         let vectors = [
             (attention.qkv_bias, qkv_rows),
             (attention.output_bias, hidden),
             (attention.qk_norm.is_some(), 2 * heads.head_dim),
         ];
         let present = vectors.iter().filter(|(is_there, _)| *is_there);
-        self.vectors += present.map(|(_, len)| *len as u64).sum::<u64>();
+        present.for_each(|(_, len)| self.add_vector(*len));
     }
-}
 
-fn product(sizes: &[usize]) -> u64 {
-    sizes.iter().fold(1, |product: u64, &size| product.saturating_mul(size as u64))
+    fn add_product(&mut self, count: usize, rows: usize, cols: usize) {
+        self.add(self.formats.product(), count.saturating_mul(rows), cols);
+    }
+
+    fn add_plain(&mut self, rows: usize, cols: usize) {
+        self.add(self.formats.plain(), rows, cols);
+    }
+
+    fn add_vector(&mut self, len: usize) {
+        self.bytes = self.bytes.saturating_add(4 * len as u64);
+    }
+
+    fn add(&mut self, format: WeightFormat, rows: usize, cols: usize) {
+        let bytes = (rows as u64).saturating_mul(format.row_bytes(cols) as u64);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
 }
 
 #[cfg(test)]
@@ -66,11 +89,16 @@ mod tests {
     use crate::model::files::{Checkpoint, ModelSource};
     use crate::model::load::load_checkpoint;
     use crate::model::spec::ModelSpec;
+    use crate::model::weights::Formats;
     use crate::model::{LoadOptions, LoadedModel};
     use pagoda_kernels::dtype::DType;
+    use pagoda_kernels::weight_format::Quantization;
 
     /// A tiny model of a family, with random weights.
-    fn loaded(config: serde_json::Value) -> (ModelSpec, LoadedModel) {
+    fn loaded(
+        config: &serde_json::Value,
+        quantization: Option<Quantization>,
+    ) -> (ModelSpec, LoadedModel) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let source = ModelSource::Dummy { folder: folder.path().into(), seed: 0 };
@@ -78,6 +106,7 @@ mod tests {
         let spec = ModelSpec::plan(&checkpoint.config, 64);
         let options = LoadOptions {
             dtype: Some(DType::Bf16),
+            quantization,
             max_model_len: Some(64),
             max_num_seqs: Some(2),
             max_num_batched_tokens: Some(16),
@@ -120,8 +149,13 @@ mod tests {
                 _ => "Qwen3MoeForCausalLM",
             };
             fields.insert("architectures".into(), serde_json::json!([name]));
-            let (spec, model) = loaded(config);
-            assert_eq!(spec.weight_bytes(DType::Bf16), model.info.weight_bytes, "{family}");
+            let quantizations = Quantization::ALL.map(Some);
+            for quantization in quantizations.into_iter().chain([None]) {
+                let formats = Formats { dtype: DType::Bf16, quantization };
+                let (spec, model) = loaded(&config, quantization);
+                let bytes = spec.weight_bytes(formats);
+                assert_eq!(bytes, model.info.weight_bytes, "{family} {quantization:?}");
+            }
         }
     }
 }

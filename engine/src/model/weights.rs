@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 
 use pagoda_kernels::device::{Device, Experts, Vector, Weight};
 use pagoda_kernels::dtype::{DType, HostTensor};
+use pagoda_kernels::error::KernelError;
 use pagoda_kernels::ops::Stacking;
+use pagoda_kernels::weight_format::{Quantization, WeightFormat};
 
 use super::error::LoadError;
 use super::source::{SourceError, Tensor, TensorSource};
@@ -88,25 +90,48 @@ pub struct MoeWeights<D: Device> {
     pub down: Experts<D>,
 }
 
-/// Packs every weight of `spec` as `dtype`: narrower types are widened exactly, wider ones
-/// rounded to nearest even.
+/// How weights are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Formats {
+    /// Of plain weights. Narrower types are widened exactly, wider ones rounded to nearest even.
+    pub dtype: DType,
+    /// Of the weights of products: attention, MLPs, experts and the head. A router stays plain, it
+    /// is small and decides; so does an embedding table that is not the head, of which a step reads
+    /// a few rows; one that is the head is quantized, and its rows are widened as they are read.
+    pub quantization: Option<Quantization>,
+}
+
+impl Formats {
+    /// Of what is not the weight of a product.
+    pub(super) fn plain(self) -> WeightFormat {
+        self.dtype.into()
+    }
+
+    /// Of the weights of products.
+    pub(super) fn product(self) -> WeightFormat {
+        self.quantization.map_or_else(|| self.plain(), WeightFormat::from)
+    }
+}
+
+/// Packs every weight of `spec` in its format.
 pub fn pack<D: Device>(
     device: &D,
     spec: &ModelSpec,
     source: &dyn TensorSource,
-    dtype: DType,
+    formats: Formats,
     progress: &dyn Fn(Progress),
 ) -> Result<Weights<D>, LoadError> {
     let mut packer =
-        Packer { device, source, dtype, hidden: spec.hidden, bytes: 0, used: BTreeSet::new() };
+        Packer { device, source, formats, hidden: spec.hidden, bytes: 0, used: BTreeSet::new() };
     let names = &spec.tensors;
     let table = [(weight(names.embed), spec.vocab, spec.hidden)];
     // The largest come first, while little else is in memory.
-    let embed = packer.matrix(&table, Stacking::Stack)?;
-    let head = if spec.head.tied {
-        embed.clone()
+    let (embed, head) = if spec.head.tied {
+        let tied = packer.product(&table, Stacking::Stack)?;
+        (tied.clone(), tied)
     } else {
-        packer.matrix(&[(weight(names.head), spec.vocab, spec.hidden)], Stacking::Stack)?
+        let head = [(weight(names.head), spec.vocab, spec.hidden)];
+        (packer.matrix(&table, formats.plain())?, packer.product(&head, Stacking::Stack)?)
     };
     let mut layers = Vec::with_capacity(spec.layers.len());
     for (index, layer) in spec.layers.iter().enumerate() {
@@ -125,7 +150,7 @@ type Part = (String, usize, usize);
 struct Packer<'a, D> {
     device: &'a D,
     source: &'a dyn TensorSource,
-    dtype: DType,
+    formats: Formats,
     hidden: usize,
     bytes: u64,
     used: BTreeSet<String>,
@@ -183,10 +208,10 @@ impl<D: Device> Packer<'_, D> {
         };
         Ok(AttentionWeights {
             norm: self.vector(&[(weight(&named(names.attn_norm)), hidden)])?,
-            qkv: self.matrix(&matrices, Stacking::Stack)?,
+            qkv: self.product(&matrices, Stacking::Stack)?,
             qkv_bias: optional(attention.qkv_bias, self, &biases)?,
             qk_norm,
-            output: self.matrix(&[(weight(&output), hidden, q_rows)], Stacking::Stack)?,
+            output: self.product(&[(weight(&output), hidden, q_rows)], Stacking::Stack)?,
             output_bias: optional(attention.output_bias, self, &[(bias(&output), hidden)])?,
         })
     }
@@ -202,8 +227,8 @@ impl<D: Device> Packer<'_, D> {
             [names.gate, names.up].map(|name| (weight(&named(name)), intermediate, self.hidden));
         let down = [(weight(&named(names.down)), self.hidden, intermediate)];
         Ok(MlpWeights::Dense {
-            gate_up: self.matrix(&gate_up, Stacking::InterleavePairs)?,
-            down: self.matrix(&down, Stacking::Stack)?,
+            gate_up: self.product(&gate_up, Stacking::InterleavePairs)?,
+            down: self.product(&down, Stacking::Stack)?,
         })
     }
 
@@ -226,18 +251,32 @@ impl<D: Device> Packer<'_, D> {
         let down = |e: usize| vec![(expert(names.expert_down, e), hidden, intermediate)];
         let router = [(weight(&named(names.router)), num_experts, hidden)];
         Ok(MlpWeights::Moe(MoeWeights {
-            router: self.matrix(&router, Stacking::Stack)?,
+            router: self.matrix(&router, self.formats.plain())?,
             gate_up: self.experts(num_experts, gate_up, Stacking::InterleavePairs)?,
             down: self.experts(num_experts, down, Stacking::Stack)?,
         }))
     }
 
-    fn matrix(&mut self, parts: &[Part], stacking: Stacking) -> Result<Weight<D>, LoadError> {
+    /// One tensor by itself.
+    fn matrix(&mut self, parts: &[Part], format: WeightFormat) -> Result<Weight<D>, LoadError> {
+        self.pack(parts, Stacking::Stack, format)
+    }
+
+    /// The weight of a product.
+    fn product(&mut self, parts: &[Part], stacking: Stacking) -> Result<Weight<D>, LoadError> {
+        self.pack(parts, stacking, self.formats.product())
+    }
+
+    fn pack(
+        &mut self,
+        parts: &[Part],
+        stacking: Stacking,
+        format: WeightFormat,
+    ) -> Result<Weight<D>, LoadError> {
         let tensors = self.read(parts)?;
         let hosts = as_hosts(parts, &tensors)?;
-        let packed = self.device.pack(&hosts, stacking, self.dtype);
-        let packed = packed.map_err(LoadError::device(format!("packing {}", parts[0].0)))?;
-        self.finish(parts, self.dtype);
+        let packed = self.device.pack(&hosts, stacking, format).map_err(refusal(parts))?;
+        self.finish(parts, format);
         Ok(packed)
     }
 
@@ -250,15 +289,16 @@ impl<D: Device> Packer<'_, D> {
     ) -> Result<Experts<D>, LoadError> {
         let first = parts_of(0);
         let shape = (first.iter().map(|(_, rows, _)| rows).sum(), first[0].2);
-        let room = self.device.experts(num_experts, shape, self.dtype);
+        let format = self.formats.product();
+        let room = self.device.experts(num_experts, shape, format);
         let mut experts = room.map_err(LoadError::device(format!("making {}", first[0].0)))?;
         for expert in 0..num_experts {
             let parts = parts_of(expert);
             let tensors = self.read(&parts)?;
             let hosts = as_hosts(&parts, &tensors)?;
             let packed = self.device.pack_expert(&mut experts, expert, &hosts, stacking);
-            packed.map_err(LoadError::device(format!("packing {}", parts[0].0)))?;
-            self.finish(&parts, self.dtype);
+            packed.map_err(refusal(&parts))?;
+            self.finish(&parts, format);
         }
         Ok(experts)
     }
@@ -274,7 +314,7 @@ impl<D: Device> Packer<'_, D> {
         let vector = self.device.vector(&values);
         let vector = vector.map_err(LoadError::device(format!("loading {}", parts[0].0)))?;
         let parts: Vec<Part> = parts.iter().map(|(name, len)| (name.clone(), 1, *len)).collect();
-        self.finish(&parts, DType::F32);
+        self.finish(&parts, DType::F32.into());
         Ok(vector)
     }
 
@@ -283,10 +323,10 @@ impl<D: Device> Packer<'_, D> {
     }
 
     /// Counts what was packed and gives its pages back.
-    fn finish(&mut self, parts: &[Part], dtype: DType) {
+    fn finish(&mut self, parts: &[Part], format: WeightFormat) {
         for (name, rows, cols) in parts {
             self.source.release(name);
-            self.bytes += (rows * cols * dtype.bytes()) as u64;
+            self.bytes += (rows * format.row_bytes(*cols)) as u64;
             self.used.insert(name.clone());
         }
     }
@@ -311,6 +351,18 @@ fn as_hosts<'t>(
     let host =
         |(tensor, part): (&'t Tensor<'_>, &Part)| tensor.as_host().ok_or_else(|| mismatch(&part.0));
     tensors.iter().zip(parts).map(host).collect()
+}
+
+/// Names the tensor that a device could not pack.
+fn refusal(parts: &[Part]) -> impl FnOnce(KernelError) -> LoadError {
+    |error| {
+        let part = match error {
+            KernelError::Unquantizable { part, .. } => part,
+            _ => 0,
+        };
+        let name = parts.get(part).map_or("", |(name, ..)| name);
+        LoadError::device(format!("packing {name}"))(error)
+    }
 }
 
 /// A source that broke its promise about a shape.

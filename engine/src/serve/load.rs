@@ -113,6 +113,7 @@ fn options(config: &Config, chosen: &Chosen) -> LoadOptions {
     let defaults = chosen.defaults(scheduling);
     LoadOptions {
         dtype: model.dtype,
+        quantization: model.quantization,
         kv_dtype: device.kv_dtype,
         max_model_len: model.max_model_len,
         max_num_seqs: scheduling.max_num_seqs.or(defaults.max_num_seqs),

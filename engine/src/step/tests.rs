@@ -79,6 +79,7 @@ fn bench_of(
         eos_token_ids: vec![EOS],
         default_sampling: Default::default(),
         dtype: DType::F32,
+        quantization: None,
         kv_dtype: DType::F32,
         weight_bytes: 0,
         depth: depth as u32,

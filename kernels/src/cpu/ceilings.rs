@@ -57,11 +57,11 @@ pub fn bf16_flops(isa: Isa, threads: usize) -> Option<f64> {
     Some((threads * ITERATIONS * CHAINS * 32 * 2) as f64 / seconds)
 }
 
-/// int8 multiply-adds a second where the machine has AVX-512 VNNI: two operations each.
+/// int8 multiply-adds a second with AVX-512 VNNI: two operations each.
 pub fn int8_ops(isa: Isa, threads: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && is_x86_feature_detected!("avx512vnni") {
-        // SAFETY: the instructions are present.
+    if isa == Isa::Avx512 && isa.checked().is_ok() {
+        // SAFETY: the instructions are part of that set, which this machine has.
         let seconds = together(threads, |_| _ = black_box(unsafe { vnni::multiply() }));
         return Some((threads * ITERATIONS * CHAINS * 64 * 2) as f64 / seconds);
     }
@@ -141,7 +141,7 @@ impl Kernel for DotPairs {
 
     #[inline(always)]
     fn run<S: Simd>(self) -> f32 {
-        let pair = S::splat_pair(black_box(0x3c00_3c00));
+        let pair = S::splat_word(black_box(0x3c00_3c00));
         let mut chains = [S::splat(1.0); CHAINS];
         for _ in 0..ITERATIONS {
             for chain in &mut chains {

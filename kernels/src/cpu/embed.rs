@@ -10,6 +10,7 @@ use crate::cpu::program::CpuProgram;
 use crate::cpu::weight::{PANEL, Panels};
 use crate::dtype::DType;
 use crate::ops::Embed;
+use crate::weight_format::WeightFormat;
 
 /// Runs this worker's share of the rows.
 pub(crate) fn run(op: &Embed<CpuProgram>, ctx: &WorkerCtx<'_>, batch: &Batch) {
@@ -31,11 +32,22 @@ pub(crate) fn run(op: &Embed<CpuProgram>, ctx: &WorkerCtx<'_>, batch: &Batch) {
     }
 }
 
-/// One row of the packed table: a strided walk down its panel.
+/// One row of the packed table.
 fn copy_row(panels: Panels<'_>, id: usize, scale: f32, x: &mut [f32]) {
+    match panels.shape.format {
+        WeightFormat::Plain(dtype) => copy_plain(panels, dtype, id, scale, x),
+        WeightFormat::Quantized(quantization) => {
+            panels.dequantize(quantization, id, x);
+            x.iter_mut().for_each(|x| *x *= scale);
+        }
+    }
+}
+
+/// One row of plain elements: a strided walk down its panel.
+fn copy_plain(panels: Panels<'_>, dtype: DType, id: usize, scale: f32, x: &mut [f32]) {
     let lane = id % PANEL;
     let panel = panels.panel(id / PANEL);
-    match panels.shape.format {
+    match dtype {
         DType::F32 => {
             let steps = panel.chunks_exact(PANEL * 4);
             for (x, step) in x.iter_mut().zip(steps) {

@@ -14,7 +14,7 @@ pub enum Isa {
     Portable,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL with BF16.
+    /// AVX-512 F, BW, DQ and VL with BF16 and VNNI.
     Avx512,
     /// The AVX-512 kernels on plain arrays, bit for bit. Slow: lets machines without AVX-512 test
     /// them. Never chosen by [`Isa::detect`].
@@ -87,6 +87,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
             }
         }
     }
@@ -124,7 +125,9 @@ mod x86 {
         kernel.run::<Avx2>()
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c"
+    )]
     pub(super) fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
         kernel.run::<Avx512>()
     }

@@ -51,9 +51,10 @@ mod sample;
 mod test_team;
 
 use crate::device::{Device, KvSpec, Limits};
-use crate::dtype::{DType, HostTensor};
+use crate::dtype::HostTensor;
 use crate::error::KernelError;
 use crate::ops::Stacking;
+use crate::weight_format::WeightFormat;
 
 use buffer::{Activation, Parameters};
 use executor::CpuExecutor;
@@ -166,7 +167,7 @@ impl Device for CpuDevice {
         &self,
         parts: &[HostTensor<'_>],
         stacking: Stacking,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<PackedWeight, KernelError> {
         PackedWeight::pack(parts, stacking, format)
     }
@@ -175,7 +176,7 @@ impl Device for CpuDevice {
         &self,
         num_experts: usize,
         (rows, cols): (usize, usize),
-        format: DType,
+        format: WeightFormat,
     ) -> Result<PackedWeight, KernelError> {
         PackedWeight::zeroed(num_experts, (rows, cols), format)
     }

@@ -4,10 +4,13 @@
 //! W[N, K] → panel p holds outputs 16 p .. 16 p + 16, zero filled beyond N
 //!   f32, f16:  [K][16]            element (k, lane)
 //!   bf16:      [K / 2][16][2]     pairs of k: one 32-bit word a lane (K padded to 2 with zero)
+//!   fp8:       [16] scales · 2⁸, then [K][16] (K padded to 4)
+//!   q8_0, q4_0: see `blocks`
 //! ```
 //! A panel is contiguous, so a worker's contiguous range of panels is one sequential read for one
 //! row and for many. Packing happens while a model loads; a packed weight never changes.
 
+mod blocks;
 mod pack;
 
 use std::sync::Arc;
@@ -17,6 +20,12 @@ use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;
 use crate::ops::Stacking;
 use crate::stacking::{refused, stacked_shape};
+use crate::weight_format::{Quantization, WeightFormat};
+
+pub(crate) use blocks::{
+    FP8_HEAD_BYTES, Q4_BLOCK_BYTES, Q4_STEP_BYTES, Q8_BLOCK_BYTES, Q8_STEP_BYTES, STEP_BLOCKS,
+    STEP_K,
+};
 
 /// Output columns of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -39,14 +48,20 @@ pub(crate) struct Shape {
     pub(crate) n: usize,
     /// K.
     pub(crate) k: usize,
-    /// Type of the elements.
-    pub(crate) format: DType,
+    /// How the elements are stored.
+    pub(crate) format: WeightFormat,
 }
 
 impl Shape {
     /// K with its padding.
     pub(crate) fn k_padded(&self) -> usize {
-        if self.format == DType::Bf16 { self.k.next_multiple_of(2) } else { self.k }
+        self.k.next_multiple_of(match self.format {
+            WeightFormat::Plain(DType::F32 | DType::F16) => 1,
+            WeightFormat::Plain(DType::Bf16) => 2,
+            WeightFormat::Quantized(Quantization::Q8_0 | Quantization::Q4_0) => STEP_K,
+            // A whole number of cache lines a panel.
+            WeightFormat::Quantized(Quantization::Fp8) => 4,
+        })
     }
 
     /// Panels of the matrix.
@@ -56,23 +71,30 @@ impl Shape {
 
     /// Bytes of one panel.
     pub(crate) fn panel_bytes(&self) -> usize {
-        self.k_padded() * PANEL * self.format.bytes()
+        let k = self.k_padded();
+        match self.format {
+            WeightFormat::Plain(dtype) => k * PANEL * dtype.bytes(),
+            WeightFormat::Quantized(Quantization::Q8_0) => k / STEP_K * Q8_STEP_BYTES,
+            WeightFormat::Quantized(Quantization::Q4_0) => k / STEP_K * Q4_STEP_BYTES,
+            WeightFormat::Quantized(Quantization::Fp8) => FP8_HEAD_BYTES + k * PANEL,
+        }
     }
 
     /// Bytes of the whole matrix; `None` when they overflow.
     fn bytes(&self) -> Option<usize> {
-        let k = self.k.checked_add(1)?;
-        k.checked_mul(PANEL * self.format.bytes())?.checked_mul(self.panels())?;
+        // No format takes more than f32, and padding and head are less than this.
+        let k = self.k.checked_add(STEP_K)?;
+        k.checked_mul(PANEL * DType::F32.bytes())?.checked_mul(self.panels())?;
         Some(self.panel_bytes() * self.panels())
     }
+}
 
-    /// Where element (k, lane) lies in its panel, in elements.
-    #[inline(always)]
-    fn element(&self, k: usize, lane: usize) -> usize {
-        match self.format {
-            DType::Bf16 => (k / 2) * 2 * PANEL + lane * 2 + k % 2,
-            DType::F32 | DType::F16 => k * PANEL + lane,
-        }
+/// Where element (k, lane) lies in a panel of plain elements, in elements.
+#[inline(always)]
+fn element(dtype: DType, k: usize, lane: usize) -> usize {
+    match dtype {
+        DType::Bf16 => (k / 2) * 2 * PANEL + lane * 2 + k % 2,
+        DType::F32 | DType::F16 => k * PANEL + lane,
     }
 }
 
@@ -85,11 +107,16 @@ pub(crate) struct Panels<'a> {
 }
 
 impl<'a> Panels<'a> {
-    /// Bytes of panel `index`, aligned to a cache line.
+    /// Bytes of panel `index`; of quantized weights, aligned to a cache line.
     #[inline(always)]
     pub(crate) fn panel(&self, index: usize) -> &'a [u8] {
         let size = self.shape.panel_bytes();
         &self.bytes[index * size..(index + 1) * size]
+    }
+
+    /// The values of row `n` of a quantized matrix, each rounded once to f32.
+    pub(crate) fn dequantize(&self, quantization: Quantization, n: usize, row: &mut [f32]) {
+        blocks::read_lane(quantization, self.panel(n / PANEL), n % PANEL, row);
     }
 }
 
@@ -98,11 +125,11 @@ impl PackedWeight {
     pub(crate) fn pack(
         parts: &[HostTensor<'_>],
         stacking: Stacking,
-        format: DType,
+        format: impl Into<WeightFormat>,
     ) -> Result<Self, KernelError> {
         let (n, k) = stacked_shape(parts, stacking)?;
-        let mut packed = Packed::zeroed(Shape { n, k, format }, 1)?;
-        packed.fill_expert(0, parts, stacking);
+        let mut packed = Packed::zeroed(Shape { n, k, format: format.into() }, 1)?;
+        packed.fill_expert(0, parts, stacking)?;
         Ok(PackedWeight(Arc::new(packed)))
     }
 
@@ -110,8 +137,9 @@ impl PackedWeight {
     pub(crate) fn zeroed(
         experts: usize,
         (n, k): (usize, usize),
-        format: DType,
+        format: impl Into<WeightFormat>,
     ) -> Result<Self, KernelError> {
+        let format = format.into();
         if experts == 0 || n == 0 || k == 0 {
             return Err(refused("no experts, or empty ones"));
         }
@@ -130,8 +158,7 @@ impl PackedWeight {
         let shape = Shape { n, k, format: of.format };
         match Arc::get_mut(&mut self.0) {
             Some(packed) if shape == of && expert < experts => {
-                packed.fill_expert(expert, parts, stacking);
-                Ok(())
+                packed.fill_expert(expert, parts, stacking)
             }
             Some(_) => {
                 Err(refused(format!("expert {expert} of {shape:?} among {experts} of {of:?}")))
@@ -145,14 +172,17 @@ impl PackedWeight {
     pub(crate) fn from_values(
         experts: usize,
         (n, k): (usize, usize),
-        format: DType,
-        fill: impl Fn(usize, usize, usize) -> f32 + Sync,
+        format: impl Into<WeightFormat>,
+        fill: impl Fn(usize, usize, usize) -> f32,
     ) -> Result<Self, KernelError> {
-        let mut packed = Packed::zeroed(Shape { n, k, format }, experts)?;
+        let mut weight = Self::zeroed(experts, (n, k), format)?;
         for expert in 0..experts {
-            packed.fill(expert, |n, k| fill(expert, n, k));
+            let values = (0..n * k).flat_map(|i| fill(expert, i / k, i % k).to_le_bytes());
+            let bytes: Vec<u8> = values.collect();
+            let host = HostTensor { dtype: DType::F32, rows: n, cols: k, bytes: &bytes };
+            weight.pack_expert(expert, &[host], Stacking::Stack)?;
         }
-        Ok(PackedWeight(Arc::new(packed)))
+        Ok(weight)
     }
 
     /// E, 1 for a matrix alone.
@@ -170,8 +200,8 @@ impl PackedWeight {
         self.0.shape.k
     }
 
-    /// Type of the elements.
-    pub fn format(&self) -> DType {
+    /// How the elements are stored.
+    pub fn format(&self) -> WeightFormat {
         self.0.shape.format
     }
 

@@ -14,6 +14,7 @@ use crate::error::KernelError;
 use crate::ops::Stacking;
 use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape, VectorShape};
 use crate::stacking::{refused, source_row, stacked_shape};
+use crate::weight_format::WeightFormat;
 
 /// f32 activations `[rows, cols]`, row-major.
 #[derive(Clone, Debug)]
@@ -105,7 +106,7 @@ impl CudaWeight {
         driver: &Arc<dyn Driver>,
         parts: &[HostTensor<'_>],
         stacking: Stacking,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<Self, KernelError> {
         let mut weight = Self::zeroed(driver, 1, stacked_shape(parts, stacking)?, format)?;
         weight.pack_expert(0, parts, stacking)?;
@@ -117,8 +118,12 @@ impl CudaWeight {
         driver: &Arc<dyn Driver>,
         experts: usize,
         (n, k): (usize, usize),
-        format: DType,
+        format: WeightFormat,
     ) -> Result<Self, KernelError> {
+        let WeightFormat::Plain(format) = format else {
+            let reason = format!("weights in {} on a GPU", format.name());
+            return Err(KernelError::Unsupported(reason));
+        };
         let what = || format!("a weight [{experts}, {n}, {k}]");
         let bytes = product(&[experts, n, stride_of(k, format), format.bytes()], what)?;
         if bytes == 0 {
@@ -149,7 +154,7 @@ impl CudaWeight {
             chunk.clear();
             for row in first..(first + rows_at_once).min(n) {
                 let (part, part_row) = source_row(parts, stacking, row);
-                append_row(part, part_row, weight.format, &mut chunk);
+                append_row(parts[part], part_row, weight.format, &mut chunk);
                 chunk.resize((row - first + 1) * row_bytes, 0);
             }
             weight.buffer.upload((expert * n + first) * row_bytes, &chunk)?;

@@ -53,9 +53,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::device::{Device, DeviceMemory, KvSpec, Limits};
-use crate::dtype::{DType, HostTensor};
+use crate::dtype::HostTensor;
 use crate::error::KernelError;
 use crate::ops::Stacking;
+use crate::weight_format::WeightFormat;
 
 use driver::Driver;
 use emulated::Emulated;
@@ -177,7 +178,7 @@ impl Device for CudaDevice {
         &self,
         parts: &[HostTensor<'_>],
         stacking: Stacking,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<CudaWeight, KernelError> {
         CudaWeight::pack(&self.driver, parts, stacking, format)
     }
@@ -186,7 +187,7 @@ impl Device for CudaDevice {
         &self,
         num_experts: usize,
         shape: (usize, usize),
-        format: DType,
+        format: WeightFormat,
     ) -> Result<CudaWeight, KernelError> {
         CudaWeight::zeroed(&self.driver, num_experts, shape, format)
     }

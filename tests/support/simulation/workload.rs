@@ -97,6 +97,7 @@ pub fn instance(depth: u32, block_size: u32, full: u32, window: (u32, u32)) -> I
         eos_token_ids: vec![ENDS[0]],
         default_sampling: Default::default(),
         dtype: DType::F32,
+        quantization: None,
         kv_dtype: DType::F32,
         weight_bytes: 0,
         depth,

@@ -3,6 +3,7 @@
 //! Words for a person, from the numbers of the memory plan. Decides nothing.
 
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 use crate::memory::{FixedBytes, KvPlan, gib};
 use crate::model::info::{InstanceInfo, KvGroupInfo, KvGroupKind};
@@ -22,22 +23,22 @@ pub(super) fn summarize(
          KV cache    {}, {}: {}\n\
          fits        {}",
         info.device,
-        dtype(info.dtype),
+        weights(info.dtype, info.quantization),
         gib(info.weight_bytes),
         gib(fixed.activations),
         gib(fixed.scratch),
-        dtype(info.kv_dtype),
+        info.kv_dtype.name(),
         gib(plan.bytes),
         blocks(&info.groups, info.block_size),
         sequences(plan.full_length_seqs, info.max_model_len, info.max_num_seqs),
     )
 }
 
-fn dtype(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "f32",
-        DType::Bf16 => "bf16",
-        DType::F16 => "f16",
+/// A quantized model still has some plain weights: norms, biases, a router, an embedding of its own.
+fn weights(dtype: DType, quantization: Option<Quantization>) -> String {
+    match quantization {
+        None => dtype.name().to_owned(),
+        Some(quantization) => format!("{} (the rest {})", quantization.name(), dtype.name()),
     }
 }
 

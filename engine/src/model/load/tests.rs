@@ -10,6 +10,8 @@ use super::*;
 use crate::model::info::KvGroupKind;
 use crate::model::source::{SourceError, Tensor, TensorSource};
 
+const BF16: Formats = Formats { dtype: DType::Bf16, quantization: None };
+
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens").join(case)
 }
@@ -134,7 +136,7 @@ fn scratch_of_the_largest_step_is_part_of_the_plan() {
         let device = open_cpu(&options).unwrap();
         let limits = limits(&checkpoint.config, &options).unwrap();
         let spec = ModelSpec::plan(&checkpoint.config, limits.max_model_len as u32);
-        let weights = pack(&device, &spec, checkpoint.tensors.as_ref(), DType::Bf16, &|_| ());
+        let weights = pack(&device, &spec, checkpoint.tensors.as_ref(), BF16, &|_| ());
         let (weights, kv_dtype) = (weights.unwrap(), DType::Bf16);
         let buffers = Buffers::new(&device, &spec, &limits).unwrap();
         let recorder = Recorder {
@@ -194,6 +196,59 @@ fn a_load_holds_the_parts_of_one_matrix_however_many_experts_there_are() {
     let spec = ModelSpec::plan(&checkpoint.config, 64);
     let source = checkpoint.tensors;
     let held = Held { source, now: AtomicUsize::new(0), most: AtomicUsize::new(0) };
-    pack(&open_cpu(&small()).unwrap(), &spec, &held, DType::Bf16, &|_| ()).unwrap();
+    pack(&open_cpu(&small()).unwrap(), &spec, &held, BF16, &|_| ()).unwrap();
     assert_eq!((held.now.into_inner(), held.most.into_inner()), (0, 3), "query, key and value");
+}
+
+#[test]
+fn a_quantized_model_says_so_and_is_as_small_as_its_blocks() {
+    let load_as = |case: &str, quantization| {
+        let options = LoadOptions { quantization, dtype: Some(DType::Bf16), ..small() };
+        load(&ModelSource::Folder(golden(case)), &options, &|_| ()).unwrap()
+    };
+    for case in ["qwen3", "qwen3_moe", "llama2"] {
+        let plain = load_as(case, None).info.weight_bytes;
+        // Bits of an element with its share of a scale, and what is left of sixteen at most: norms,
+        // routers, an embedding of its own, rows that end within a block.
+        for (quantization, bits) in
+            [(Quantization::Q8_0, 8.5), (Quantization::Q4_0, 4.5), (Quantization::Fp8, 8.0)]
+        {
+            let model = load_as(case, Some(quantization));
+            let share = model.info.weight_bytes as f64 / plain as f64;
+            assert!(share > bits / 16.0 && share < 0.9, "{case} {quantization:?} {share}");
+            assert_eq!(
+                (model.info.quantization, model.info.kv_dtype),
+                (Some(quantization), DType::Bf16)
+            );
+            let line = format!("weights     {} (the rest bf16), ", quantization.name());
+            assert!(model.summary.contains(&line), "{}", model.summary);
+            assert!(model.info.numerics.contains(&format!("{quantization:?}")));
+        }
+    }
+}
+
+/// A value that is no number, in the second of three tensors that become one matrix.
+#[test]
+fn a_tensor_that_cannot_be_quantized_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden("qwen3").join("config.json"), folder.path().join("config.json")).unwrap();
+    let mut bytes = fs::read(golden("qwen3").join("model.safetensors")).unwrap();
+    let head_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let head: serde_json::Value = serde_json::from_slice(&bytes[8..8 + head_len]).unwrap();
+    let name = "model.layers.1.self_attn.k_proj.weight";
+    let at = 8 + head_len + head[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    assert_eq!(head[name]["dtype"], "BF16");
+    let cols = head[name]["shape"][1].as_u64().unwrap() as usize;
+    bytes[at + (2 * cols + 7) * 2..][..2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    let source = ModelSource::Folder(folder.path().to_owned());
+    assert!(load(&source, &small(), &|_| ()).is_ok());
+    for quantization in Quantization::ALL {
+        let options = LoadOptions { quantization: Some(quantization), ..small() };
+        let said = refusal(&source, &options);
+        assert!(
+            said.starts_with(&format!("packing {name}: row 2, column 7 is not a finite number")),
+            "{said}"
+        );
+    }
 }

@@ -27,6 +27,27 @@ fn rows_are_the_tables_for_every_format_and_team() {
     }
 }
 
+#[test]
+fn quantized_rows_are_widened() {
+    let value = |n: usize, k: usize| noise(1, n, k);
+    for quantization in crate::weight_format::Quantization::ALL {
+        let table =
+            PackedWeight::from_values(1, (37, 45), quantization, |_, n, k| value(n, k)).unwrap();
+        let ids = [0, 36, 15];
+        let batch = Batch { ids: ids.to_vec(), query_start: vec![0, 3], ..Batch::default() };
+        let x = test_team::activation(3, 45, |_, _| f32::NAN);
+        let op = Embed { table, scale: 0.5, x: x.clone() };
+        let plan = ScratchPlan::default();
+        test_team::run(Isa::detect(), 2, plan, |ctx| run(&op, ctx, &batch));
+        for (row, id) in test_team::rows(&x, 3).iter().zip(ids) {
+            let values: Vec<f64> = (0..45).map(|k| f64::from(value(id as usize, k))).collect();
+            let want = crate::reference::quantized::row(&values, quantization);
+            let want: Vec<f32> = want.iter().map(|value| *value as f32 * 0.5).collect();
+            assert_eq!(row, &want);
+        }
+    }
+}
+
 /// The test team's slot s remembers token s.
 #[test]
 fn a_pending_token_comes_from_its_sequences_slot() {

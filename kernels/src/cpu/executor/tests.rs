@@ -33,7 +33,7 @@ fn program(device: &CpuDevice) -> (CpuProgram, Activation) {
         .flat_map(|i| ((i * 7919 % 1000) as f32 / 500.0 - 1.0).to_le_bytes())
         .collect();
     let host = HostTensor::new(DType::F32, VOCAB, HIDDEN, &values).unwrap();
-    let table = device.pack(&[host], Stacking::Stack, DType::F32).unwrap();
+    let table = device.pack(&[host], Stacking::Stack, DType::F32.into()).unwrap();
     let x = device.tensor(8, HIDDEN).unwrap();
     let gathered = device.tensor(4, HIDDEN).unwrap();
     let logits = device.tensor(4, VOCAB).unwrap();
@@ -60,7 +60,7 @@ fn scratch_is_known_before_the_team_starts_and_grows_with_the_step() {
     let bytes = |max_tokens| {
         let values = [0; VOCAB * HIDDEN * 2];
         let host = HostTensor::new(DType::Bf16, VOCAB, HIDDEN, &values).unwrap();
-        let weight = device.pack(&[host], Stacking::Stack, DType::Bf16).unwrap();
+        let weight = device.pack(&[host], Stacking::Stack, DType::Bf16.into()).unwrap();
         let (x, out) = (device.tensor(max_tokens, HIDDEN), device.tensor(max_tokens, VOCAB));
         let mut program = device.program();
         let (x, out) = (x.unwrap(), out.unwrap());

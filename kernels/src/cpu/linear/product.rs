@@ -8,13 +8,15 @@ use std::ops::Range;
 
 use crate::cpu::buffer::Activation;
 use crate::cpu::isa::Isa;
+use crate::cpu::linear::blocks::{Q4, Q8};
 use crate::cpu::linear::epilogue::Finish;
-use crate::cpu::linear::format::{Bf16Pairs, Bf16Widened, F16, F32, Format};
+use crate::cpu::linear::format::{Bf16Pairs, Bf16Widened, F16, F32, Format, Fp8};
 use crate::cpu::linear::rows::PreparedRows;
 use crate::cpu::linear::tile::{LANES8, LANES16, TILE_MAX, Tile};
 use crate::cpu::weight::{PANEL, Panels};
 use crate::dtype::DType;
 use crate::ops::Epilogue;
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// Bytes of rows that stay in the cache while panels pass by: about a second-level cache. Measured
 /// on Zen 3, 128 KiB to 2 MiB differ by less than the noise.
@@ -68,11 +70,16 @@ impl OutRows {
 impl Product<'_> {
     /// Computes the range of panels for all rows.
     pub(crate) fn run(&self, isa: Isa) {
-        match (self.panels.shape.format, isa.dots_pairs()) {
-            (DType::F32, _) => self.run_format::<F32>(isa),
-            (DType::F16, _) => self.run_format::<F16>(isa),
-            (DType::Bf16, true) => self.run_format::<Bf16Pairs>(isa),
-            (DType::Bf16, false) => self.run_format::<Bf16Widened>(isa),
+        match self.panels.shape.format {
+            WeightFormat::Plain(DType::F32) => self.run_format::<F32>(isa),
+            WeightFormat::Plain(DType::F16) => self.run_format::<F16>(isa),
+            WeightFormat::Plain(DType::Bf16) if isa.dots_pairs() => {
+                self.run_format::<Bf16Pairs>(isa);
+            }
+            WeightFormat::Plain(DType::Bf16) => self.run_format::<Bf16Widened>(isa),
+            WeightFormat::Quantized(Quantization::Q8_0) => self.run_blocks::<Q8>(isa),
+            WeightFormat::Quantized(Quantization::Q4_0) => self.run_blocks::<Q4>(isa),
+            WeightFormat::Quantized(Quantization::Fp8) => self.run_format::<Fp8>(isa),
         }
     }
 
@@ -91,14 +98,24 @@ impl Product<'_> {
         }
     }
 
+    /// The same for blocks, which need as many registers again for integer sums.
+    fn run_blocks<F: Format>(&self, isa: Isa) {
+        match (isa, self.rows) {
+            (_, 0) => {}
+            (Isa::Avx512 | Isa::Emulated512, 1) => self.run_rows::<F, LANES16, 1, 1, 4>(isa),
+            (Isa::Avx512 | Isa::Emulated512, _) => self.run_rows::<F, LANES16, 6, 3, 2>(isa),
+            (_, 1) => self.run_rows::<F, LANES8, 1, 1, 4>(isa),
+            (_, _) => self.run_rows::<F, LANES8, 2, 2, 2>(isa),
+        }
+    }
+
     /// All rows and panels in tiles of `R` rows by `V` vectors of `L` lanes; up to `Q` rows that
     /// are left at the end take a tile of `Q`.
     fn run_rows<F: Format, const L: usize, const R: usize, const Q: usize, const V: usize>(
         &self,
         isa: Isa,
     ) {
-        let row_bytes = self.panels.shape.k_padded() * 4;
-        let block = (ROW_BLOCK_BYTES / row_bytes.max(1)).max(1).next_multiple_of(R);
+        let block = (ROW_BLOCK_BYTES / self.x.row_bytes().max(1)).max(1).next_multiple_of(R);
         let per_tile = V * L / PANEL;
         for first in (0..self.rows).step_by(block) {
             let rows = first..(first + block).min(self.rows);

@@ -9,21 +9,30 @@ use crate::cpu::weight::PackedWeight;
 use crate::dtype::DType;
 use crate::ops::{Activation as Act, Epilogue, Linear};
 use crate::reference::{self, Matrix};
+use crate::weight_format::{Quantization, WeightFormat};
 
-const FORMATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+const FORMATS: [WeightFormat; 6] = [
+    WeightFormat::Plain(DType::F32),
+    WeightFormat::Plain(DType::Bf16),
+    WeightFormat::Plain(DType::F16),
+    WeightFormat::Quantized(Quantization::Q8_0),
+    WeightFormat::Quantized(Quantization::Q4_0),
+    WeightFormat::Quantized(Quantization::Fp8),
+];
 
 /// One linear with all its inputs.
 struct Case {
     rows: usize,
     n: usize,
     k: usize,
-    format: DType,
+    format: WeightFormat,
     biased: bool,
     epilogue: Epilogue,
 }
 
 impl Case {
-    fn plain(rows: usize, n: usize, k: usize, format: DType) -> Self {
+    fn plain(rows: usize, n: usize, k: usize, format: impl Into<WeightFormat>) -> Self {
+        let format = format.into();
         Case { rows, n, k, format, biased: false, epilogue: Epilogue::Store }
     }
 
@@ -58,7 +67,7 @@ impl Case {
 
     fn reference(&self) -> Vec<Vec<f64>> {
         let weight = Matrix::from_fn(self.n, self.k, |n, k| f64::from(self.weight(n, k)));
-        let weight = weight.rounded(self.format);
+        let weight = weight.stored(self.format);
         let bias: Vec<f64> = (0..self.n).map(|n| f64::from(noise(3, n, 0))).collect();
         let row = |row| {
             let x: Vec<f64> = (0..self.k).map(|k| f64::from(noise(2, row, k))).collect();
@@ -93,6 +102,19 @@ fn run_op(
     super::plan(op, rows, &mut plan);
     test_team::run(isa, workers, plan, |ctx| super::run(op, rows, ctx));
     test_team::rows(&op.out, rows)
+}
+
+/// Without a look at the padding, which a row of NaN spoils.
+fn run_rows_of(
+    op: &Linear<crate::cpu::program::CpuProgram>,
+    rows: usize,
+    isa: Isa,
+) -> Vec<Vec<f32>> {
+    let mut plan = ScratchPlan::default();
+    super::plan(op, rows, &mut plan);
+    test_team::run(isa, 2, plan, |ctx| super::run(op, rows, ctx));
+    // SAFETY: nobody writes any more.
+    (0..rows).map(|row| unsafe { op.out.row(row) }[..op.out.cols()].to_vec()).collect()
 }
 
 #[test]
@@ -184,8 +206,8 @@ fn fused_instruction_sets_agree() {
 
 #[test]
 fn a_planted_fault_is_seen() {
-    let case = Case::plain(3, 20, 40, DType::Bf16);
-    for isa in Isa::available() {
+    for (isa, format) in Isa::available().flat_map(|isa| FORMATS.map(|format| (isa, format))) {
+        let case = Case::plain(3, 20, 40, format);
         let op = case.op(case.x());
         // SAFETY: the only owner.
         let x = unsafe { op.x.row_mut(1) };
@@ -193,7 +215,25 @@ fn a_planted_fault_is_seen() {
         let got = run_op(&op, 3, isa, 2);
         let errors: Vec<f64> =
             got.iter().zip(case.reference()).map(|(g, w)| reference::error(g, &w)).collect();
-        assert!(errors[0] < 2e-5 && errors[1] > 0.05 && errors[2] < 2e-5, "{errors:?}");
+        assert!(errors[0] < 2e-5 && errors[1] > 0.05 && errors[2] < 2e-5, "{errors:?} {format:?}");
+    }
+}
+
+/// A row that is not finite gives no number, and its neighbours are as ever.
+#[test]
+fn a_row_that_is_not_finite_poisons_itself_alone() {
+    for (isa, format) in Isa::available().flat_map(|isa| FORMATS.map(|format| (isa, format))) {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let case = Case::plain(3, 20, 70, format);
+            let op = case.op(case.x());
+            // SAFETY: the only owner.
+            unsafe { op.x.row_mut(1)[65] = bad };
+            let got = run_rows_of(&op, 3, isa);
+            assert!(got[1].iter().all(|value| !value.is_finite()), "{format:?} {isa:?}");
+            let want = case.reference();
+            assert!(reference::error(&got[0], &want[0]) < 2e-5);
+            assert!(reference::error(&got[2], &want[2]) < 2e-5);
+        }
     }
 }
 

@@ -74,12 +74,7 @@ impl<F: Format, const L: usize, const R: usize, const V: usize> Kernel for Tile<
             unsafe {
                 F::step::<S, R, V>(
                     &mut acc,
-                    |v| {
-                        let column = v * L;
-                        let panel = (column / PANEL) * self.panel_bytes;
-                        let within = (column % PANEL) * F::COLUMN_BYTES;
-                        self.weights.add(panel + within + step * F::STEP_BYTES)
-                    },
+                    |v| self.panel(v).add(F::HEAD_BYTES + step * F::STEP_BYTES),
                     |r| self.x[r].add(step * F::WORDS),
                 );
             }
@@ -87,9 +82,20 @@ impl<F: Format, const L: usize, const R: usize, const V: usize> Kernel for Tile<
         for (r, acc) in acc.into_iter().enumerate() {
             for (v, acc) in acc.into_iter().enumerate() {
                 let at = (r * V + v) * L;
-                // SAFETY: a slice of L elements.
-                unsafe { S::store(self.results[at..at + L].as_mut_ptr(), acc) };
+                // SAFETY: the panel of the vector, and a slice of L elements.
+                unsafe {
+                    let finished = F::finish::<S>(acc, self.panel(v), v);
+                    S::store(self.results[at..at + L].as_mut_ptr(), finished);
+                }
             }
         }
+    }
+}
+
+impl<F, const L: usize, const R: usize, const V: usize> Tile<'_, F, L, R, V> {
+    /// First byte of the panel that vector `v` lies in.
+    #[inline(always)]
+    fn panel(&self, v: usize) -> *const u8 {
+        self.weights.wrapping_add(v * L / PANEL * self.panel_bytes)
     }
 }

@@ -43,12 +43,11 @@ impl Groups<'_> {
 }
 
 impl MoeScratch {
-    /// Lays out scratch from `start` on: `prepared_rows` rounded rows of `widest` elements, and
-    /// `pairs` pairs. With a null start only the size means anything.
+    /// Lays out scratch from `start` on: `prepared_bytes` for prepared rows, and `pairs` pairs. With
+    /// a null start only the size means anything.
     pub(super) fn lay_out(
         start: *mut u8,
-        prepared_rows: usize,
-        widest: usize,
+        prepared_bytes: usize,
         pairs: usize,
         num_experts: usize,
     ) -> Self {
@@ -58,7 +57,7 @@ impl MoeScratch {
             end += bytes.next_multiple_of(64);
             at
         };
-        let prepared = take(crate::cpu::linear::prepared_bytes(prepared_rows, widest));
+        let prepared = take(prepared_bytes);
         let experts = take(pairs * 4).cast();
         let weights = take(pairs * 4).cast();
         let starts = take((num_experts + 2) * 4).cast();
@@ -72,7 +71,7 @@ impl MoeScratch {
         self.bytes
     }
 
-    /// Rounded rows.
+    /// Prepared rows.
     pub(super) fn prepared(&self) -> *mut u8 {
         self.prepared
     }
@@ -156,9 +155,9 @@ mod tests {
 
     #[test]
     fn pairs_are_sorted_by_expert_then_row() {
-        let bytes = MoeScratch::lay_out(std::ptr::null_mut(), 0, 1, 6, 4).bytes();
+        let bytes = MoeScratch::lay_out(std::ptr::null_mut(), 0, 6, 4).bytes();
         let mut memory = vec![0u64; bytes.div_ceil(8)];
-        let scratch = MoeScratch::lay_out(memory.as_mut_ptr().cast(), 0, 1, 6, 4);
+        let scratch = MoeScratch::lay_out(memory.as_mut_ptr().cast(), 0, 6, 4);
         // SAFETY: the only owner, laid out for six pairs.
         unsafe {
             for (row, chosen) in [[0, 3], [1, 3], [0, 1]].into_iter().enumerate() {

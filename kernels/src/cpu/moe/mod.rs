@@ -14,13 +14,13 @@ mod tests;
 use crate::batch::Batch;
 use crate::cpu::buffer::Activation;
 use crate::cpu::command::{ScratchPlan, WorkerCtx};
-use crate::cpu::linear::{OutRows, PreparedRows, Product, prepares};
+use crate::cpu::linear::{OutRows, PreparedRows, Product, prepared_bytes, prepares};
 use crate::cpu::norm;
 use crate::cpu::program::CpuProgram;
 use crate::cpu::weight::PackedWeight;
 use crate::device::Limits;
-use crate::dtype::DType;
 use crate::ops::{Epilogue, Moe};
+use crate::weight_format::WeightFormat;
 
 use group::{Groups, MoeScratch};
 
@@ -45,9 +45,14 @@ impl MoeOp {
 
     fn scratch_layout(&self, rows_max: usize, start: *mut u8) -> MoeScratch {
         let op = &self.op;
-        let widest = op.x.cols().max(op.inner.cols());
         let pairs = rows_max * op.num_chosen;
-        MoeScratch::lay_out(start, pairs.max(rows_max), widest, pairs, op.gate_up.num_experts())
+        let prepared = [
+            prepared_bytes(op.router.format(), rows_max, op.x.cols()),
+            prepared_bytes(op.gate_up.format(), rows_max, op.x.cols()),
+            prepared_bytes(op.down.format(), pairs, op.inner.cols()),
+        ];
+        let prepared = prepared.into_iter().fold(0, usize::max);
+        MoeScratch::lay_out(start, prepared, pairs, op.gate_up.num_experts())
     }
 
     /// Runs this worker's part of every phase.
@@ -76,7 +81,7 @@ impl MoeOp {
             // SAFETY: choices of all rows are written, and nobody else runs until the barrier.
             unsafe { scratch.sort(rows * op.num_chosen, op.num_chosen) };
         }
-        // The leader sorts while all round rows for the experts.
+        // The leader sorts while all prepare rows for the experts.
         let prepared = prepare(&scratch, &op.normed, op.gate_up.format(), rows, ctx);
         ctx.team.wait();
         // SAFETY: sorted before the barrier, only read from here on.
@@ -144,21 +149,21 @@ impl MoeOp {
     }
 }
 
-/// Rounds this worker's share of `rows` rows into scratch, if the format wants it. A barrier must
+/// Prepares this worker's share of `rows` rows in scratch, if the format wants it. A barrier must
 /// follow before they are read.
 fn prepare(
     scratch: &MoeScratch,
     x: &Activation,
-    format: DType,
+    format: WeightFormat,
     rows: usize,
     ctx: &WorkerCtx<'_>,
 ) -> PreparedRows {
     if !prepares(format) {
         return PreparedRows::in_place(x);
     }
-    let prepared = PreparedRows::in_scratch(scratch.prepared(), x.cols());
+    let prepared = PreparedRows::in_scratch(scratch.prepared(), format, x.cols());
     // SAFETY: planned for all rows; each row is one worker's.
-    unsafe { prepared.round_rows(ctx.isa, x, ctx.team.share(rows)) };
+    unsafe { prepared.prepare(ctx.isa, format, x, ctx.team.share(rows)) };
     prepared
 }
 

@@ -7,7 +7,7 @@ use super::Simd;
 /// Eight lanes that every compiler target has; multiply and add round separately.
 pub(crate) type Portable = Arrays<8, false>;
 
-/// Sixteen lanes with the exact results of AVX-512 F and BF16.
+/// Sixteen lanes with the exact results of AVX-512 F, BF16 and VNNI.
 pub(crate) type Emulated512 = Arrays<16, true>;
 
 /// `N` lanes in an array. `EXACT512` fuses multiply and add and dots pairs as AVX-512 does.
@@ -55,11 +55,29 @@ fn dot_exact<const N: usize>(acc: [f32; N], a: [u32; N], b: [u32; N]) -> [f32; N
     })
 }
 
+/// Four products of an unsigned and a signed byte, no saturation; `offset` is taken from the former.
+#[inline(always)]
+fn dot_bytes<const N: usize>(acc: [u32; N], w: [u32; N], x: [u32; N], offset: i32) -> [u32; N] {
+    std::array::from_fn(|lane| {
+        let (w, x) = (w[lane].to_le_bytes(), x[lane].to_le_bytes());
+        let product = |i: usize| (i32::from(w[i]) - offset) * i32::from(x[i].cast_signed());
+        let sum = product(0) + product(1) + product(2) + product(3);
+        acc[lane].wrapping_add(sum.cast_unsigned())
+    })
+}
+
+/// VPDPBUSD, lane by lane.
+#[inline(never)]
+fn dot_bytes_exact<const N: usize>(acc: [u32; N], w: [u32; N], x: [u32; N]) -> [u32; N] {
+    dot_bytes(acc, w, x, 0)
+}
+
 impl<const N: usize, const EXACT512: bool> Simd for Arrays<N, EXACT512> {
     const LANES: usize = N;
     const DOTS_PAIRS: bool = EXACT512;
     type F32 = [f32; N];
-    type Pairs = [u32; N];
+    type Words = [u32; N];
+    const OFFSET_LEFT: i32 = if EXACT512 { 128 } else { 0 };
 
     #[inline(always)]
     fn splat(value: f32) -> [f32; N] {
@@ -157,15 +175,50 @@ impl<const N: usize, const EXACT512: bool> Simd for Arrays<N, EXACT512> {
     }
 
     #[inline(always)]
-    unsafe fn load_pairs(from: *const u16) -> [u32; N] {
-        // SAFETY: the caller gives 2 N readable elements. Little-endian: the first one is below.
+    unsafe fn load_fp8(from: *const u8) -> [f32; N] {
+        // SAFETY: the caller gives N readable elements.
+        let codes = unsafe { from.cast::<[u8; N]>().read_unaligned() };
+        codes.map(|code| {
+            let (sign, rest) = (u16::from(code & 0x80) << 8, u16::from(code & 0x7f) << 7);
+            f16::from_bits(sign | rest).to_f32()
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(from: *const u8) -> [u32; N] {
+        // SAFETY: the caller gives 4 N readable bytes. Little-endian: the first one is below.
         let words = unsafe { from.cast::<[u32; N]>().read_unaligned() };
         words.map(u32::from_le)
     }
 
     #[inline(always)]
-    fn splat_pair(pair: u32) -> [u32; N] {
-        [pair; N]
+    fn splat_word(word: u32) -> [u32; N] {
+        [word; N]
+    }
+
+    #[inline(always)]
+    fn float_of_words(words: [u32; N]) -> [f32; N] {
+        words.map(|word| word.cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    fn low_nibbles(words: [u32; N]) -> [u32; N] {
+        words.map(|word| word & 0x0f0f_0f0f)
+    }
+
+    #[inline(always)]
+    fn high_nibbles(words: [u32; N]) -> [u32; N] {
+        words.map(|word| word >> 4 & 0x0f0f_0f0f)
+    }
+
+    #[inline(always)]
+    fn dot_quads(acc: [u32; N], w: [u32; N], x: [u32; N]) -> [u32; N] {
+        if EXACT512 { dot_bytes_exact(acc, w, x) } else { dot_bytes(acc, w, x, 0) }
+    }
+
+    #[inline(always)]
+    fn dot_offset_quads(acc: [u32; N], w: [u32; N], x: [u32; N]) -> [u32; N] {
+        if EXACT512 { dot_bytes_exact(acc, w, x) } else { dot_bytes(acc, w, x, 128) }
     }
 
     #[inline(always)]

@@ -15,7 +15,8 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const DOTS_PAIRS: bool = false;
     type F32 = __m256;
-    type Pairs = __m256i;
+    type Words = __m256i;
+    const OFFSET_LEFT: i32 = 0;
 
     #[inline(always)]
     fn splat(value: f32) -> __m256 {
@@ -117,13 +118,59 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_pairs(from: *const u16) -> __m256i {
+    unsafe fn load_words(from: *const u8) -> __m256i {
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
 
     #[inline(always)]
-    fn splat_pair(pair: u32) -> __m256i {
-        unsafe { _mm256_set1_epi32(pair.cast_signed()) }
+    fn splat_word(word: u32) -> __m256i {
+        unsafe { _mm256_set1_epi32(word.cast_signed()) }
+    }
+
+    /// The sign and the other seven bits move to where f16 has them; its exponent's bias is 8 more.
+    #[inline(always)]
+    unsafe fn load_fp8(from: *const u8) -> __m256 {
+        unsafe {
+            let wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(from.cast()));
+            let placed = _mm_slli_epi16::<7>(wide);
+            let mask = _mm_set1_epi16(0xbfffu16.cast_signed());
+            _mm256_cvtph_ps(_mm_and_si128(placed, mask))
+        }
+    }
+
+    #[inline(always)]
+    fn float_of_words(words: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(words) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(words: __m256i) -> __m256i {
+        unsafe { _mm256_and_si256(words, _mm256_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(words: __m256i) -> __m256i {
+        unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(words), _mm256_set1_epi8(15)) }
+    }
+
+    /// Two products of at most 15 · 128 fit 16 bits.
+    #[inline(always)]
+    fn dot_quads(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(w, x);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    /// VPMADDUBSW saturates at 16 bits: it takes magnitudes of weights, at most 128, and signs go to
+    /// x, at most 127, so that two products fit.
+    #[inline(always)]
+    fn dot_offset_quads(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        unsafe {
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
     }
 
     #[inline(always)]

@@ -1,10 +1,10 @@
-//! Sixteen lanes in AVX-512 registers, with the BF16 dot product.
+//! Sixteen lanes in AVX-512 registers, with the dot products of bf16 and of bytes.
 
 use std::arch::x86_64::*;
 
 use super::Simd;
 
-/// AVX-512 F, BW, DQ, VL, BF16.
+/// AVX-512 F, BW, DQ, VL, BF16, VNNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
@@ -27,7 +27,9 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const DOTS_PAIRS: bool = true;
     type F32 = __m512;
-    type Pairs = __m512i;
+    type Words = __m512i;
+    /// VPDPBUSD takes weights as they are.
+    const OFFSET_LEFT: i32 = 128;
 
     #[inline(always)]
     fn splat(value: f32) -> __m512 {
@@ -121,13 +123,49 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_pairs(from: *const u16) -> __m512i {
+    unsafe fn load_words(from: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
 
     #[inline(always)]
-    fn splat_pair(pair: u32) -> __m512i {
-        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    fn splat_word(word: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(word.cast_signed()) }
+    }
+
+    /// The sign and the other seven bits move to where f16 has them; its exponent's bias is 8 more.
+    #[inline(always)]
+    unsafe fn load_fp8(from: *const u8) -> __m512 {
+        unsafe {
+            let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast()));
+            let placed = _mm256_slli_epi16::<7>(wide);
+            let mask = _mm256_set1_epi16(0xbfffu16.cast_signed());
+            _mm512_cvtph_ps(_mm256_and_si256(placed, mask))
+        }
+    }
+
+    #[inline(always)]
+    fn float_of_words(words: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(words) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(words: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(words, _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(words: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(words), _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn dot_quads(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, w, x) }
+    }
+
+    #[inline(always)]
+    fn dot_offset_quads(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, w, x) }
     }
 
     #[inline(always)]

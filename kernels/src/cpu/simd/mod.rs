@@ -28,8 +28,11 @@ pub(crate) trait Simd: Copy + 'static {
     const DOTS_PAIRS: bool;
     /// A vector of f32.
     type F32: Copy;
-    /// A vector of 32-bit words, each a pair of bf16: element 2i below, 2i + 1 above.
-    type Pairs: Copy;
+    /// A vector of 32-bit words: integers, quads of bytes, or pairs of bf16 (element 2i below,
+    /// 2i + 1 above).
+    type Words: Copy;
+    /// What [`Simd::dot_offset_quads`] leaves of the 128 that are in its weights.
+    const OFFSET_LEFT: i32;
 
     /// All lanes `value`.
     fn splat(value: f32) -> Self::F32;
@@ -79,20 +82,37 @@ pub(crate) trait Simd: Copy + 'static {
     /// The largest lane (no NaN).
     fn largest(a: Self::F32) -> f32;
 
-    /// Pairs of bf16 from memory.
+    /// `LANES` e4m3 (no NaN) widened, times 2⁻⁸: exactly.
     ///
     /// # Safety
-    /// `2 · LANES` readable 16-bit words at `from`.
-    unsafe fn load_pairs(from: *const u16) -> Self::Pairs;
-    /// One pair in all lanes.
-    fn splat_pair(pair: u32) -> Self::Pairs;
+    /// `LANES` readable bytes at `from`.
+    unsafe fn load_fp8(from: *const u8) -> Self::F32;
+
+    /// Words from memory, little-endian.
+    ///
+    /// # Safety
+    /// `4 · LANES` readable bytes at `from`.
+    unsafe fn load_words(from: *const u8) -> Self::Words;
+    /// One word in all lanes.
+    fn splat_word(word: u32) -> Self::Words;
+    /// Signed integers as f32; exact up to 2²⁴.
+    fn float_of_words(words: Self::Words) -> Self::F32;
+    /// The lower four bits of each byte.
+    fn low_nibbles(words: Self::Words) -> Self::Words;
+    /// The upper four bits of each byte.
+    fn high_nibbles(words: Self::Words) -> Self::Words;
+    /// `acc + Σ w · x` over the four bytes of a lane, exactly: w unsigned, at most 15, x signed.
+    fn dot_quads(acc: Self::Words, w: Self::Words, x: Self::Words) -> Self::Words;
+    /// `acc + Σ (w − 128 + OFFSET_LEFT) · x` over the four bytes of a lane, exactly: w unsigned, x
+    /// signed, within ±127.
+    fn dot_offset_quads(acc: Self::Words, w: Self::Words, x: Self::Words) -> Self::Words;
     /// The lower element of each pair, widened.
-    fn lower(pairs: Self::Pairs) -> Self::F32;
+    fn lower(pairs: Self::Words) -> Self::F32;
     /// The upper element of each pair, widened.
-    fn upper(pairs: Self::Pairs) -> Self::F32;
+    fn upper(pairs: Self::Words) -> Self::F32;
     /// `acc + upper·upper`, rounded, then `+ lower·lower`, rounded: the order of VDPBF16PS.
     #[inline(always)]
-    fn dot_pairs(acc: Self::F32, a: Self::Pairs, b: Self::Pairs) -> Self::F32 {
+    fn dot_pairs(acc: Self::F32, a: Self::Words, b: Self::Words) -> Self::F32 {
         let acc = Self::fma(Self::upper(a), Self::upper(b), acc);
         Self::fma(Self::lower(a), Self::lower(b), acc)
     }

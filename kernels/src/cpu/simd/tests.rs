@@ -45,7 +45,7 @@ impl Kernel for Probe<'_> {
         // SAFETY: as above.
         let (pairs, wide_bf16, wide_f16) = unsafe {
             (
-                |at: usize| S::load_pairs(self.halves[2 * at..].as_ptr()),
+                |at: usize| S::load_words(self.halves[2 * at..].as_ptr().cast()),
                 |at: usize| S::load_bf16(self.halves[at..].as_ptr()),
                 |at: usize| S::load_f16(self.halves[at..].as_ptr()),
             )
@@ -158,7 +158,7 @@ impl Kernel for Dot {
         let pair = |[lower, upper]: [bf16; 2]| {
             u32::from(lower.to_bits()) | u32::from(upper.to_bits()) << 16
         };
-        let (a, b) = (S::splat_pair(pair(self.a)), S::splat_pair(pair(self.b)));
+        let (a, b) = (S::splat_word(pair(self.a)), S::splat_word(pair(self.b)));
         let mut out = [0.0f32; 16];
         // SAFETY: at most sixteen lanes.
         unsafe { S::store(out.as_mut_ptr(), S::dot_pairs(S::splat(self.acc), a, b)) };
@@ -210,5 +210,125 @@ fn the_emulated_dot_is_the_hardwares() {
         let bits = [Isa::Avx512, Isa::Emulated512]
             .map(|isa| canonical(isa.dispatch(Dot { acc, a, b }).to_bits()));
         assert_eq!(bits[0], bits[1], "{acc} {a:?} {b:?}");
+    }
+}
+
+/// What the operations on bytes give for one word of weights, of a row, and of an accumulator.
+struct Bytes {
+    acc: i32,
+    w: [u8; 4],
+    x: [i8; 4],
+}
+
+#[derive(Debug, PartialEq)]
+struct BytesResults {
+    quads: i32,
+    offset_quads: i32,
+    low: u32,
+    high: u32,
+    float: f32,
+}
+
+impl Kernel for Bytes {
+    type Output = BytesResults;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> BytesResults {
+        let (w, x) = (u32::from_le_bytes(self.w), self.x.map(i8::cast_unsigned));
+        let acc = S::splat_word(self.acc.cast_unsigned());
+        let (w, x) = (S::splat_word(w), S::splat_word(u32::from_le_bytes(x)));
+        // Sums as f32 are exact: they are small.
+        let first = |words: S::Words| {
+            let mut out = [0.0f32; 16];
+            // SAFETY: at most sixteen lanes.
+            unsafe { S::store(out.as_mut_ptr(), S::float_of_words(words)) };
+            out[0]
+        };
+        // Sixteen bits at a time keep words of any bits exact.
+        let bits = |words: S::Words| {
+            let mut out = [0.0f32; 16];
+            // SAFETY: as above.
+            unsafe { S::store(out.as_mut_ptr(), S::upper(words)) };
+            let upper = out[0].to_bits();
+            // SAFETY: as above.
+            unsafe { S::store(out.as_mut_ptr(), S::lower(words)) };
+            upper | out[0].to_bits() >> 16
+        };
+        BytesResults {
+            quads: first(S::dot_quads(acc, S::low_nibbles(w), x)) as i32,
+            offset_quads: first(S::dot_offset_quads(acc, w, x)) as i32
+                - S::OFFSET_LEFT * self.x.iter().map(|x| i32::from(*x)).sum::<i32>(),
+            low: bits(S::low_nibbles(w)),
+            high: bits(S::high_nibbles(w)),
+            float: first(acc),
+        }
+    }
+}
+
+/// The largest products of either sign are among them: VPMADDUBSW would saturate.
+#[test]
+fn dots_of_bytes_are_exact_on_every_instruction_set() {
+    let mut state = 7u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u32
+    };
+    let extremes = [(0, 127), (0, -127), (255, 127), (255, -127), (1, 127), (128, -127)];
+    let extremes = extremes.map(|(w, x)| ([w; 4], [x; 4]));
+    let random = (0..3000).map(|_| {
+        let x = random().to_le_bytes().map(|x| x.cast_signed().max(-127));
+        (random().to_le_bytes(), x)
+    });
+    for (w, x) in extremes.into_iter().chain(random.collect::<Vec<_>>()) {
+        let acc = -5000;
+        let dot = |offset: i32, mask: u8| -> i32 {
+            acc + w
+                .iter()
+                .zip(x)
+                .map(|(w, x)| (i32::from(w & mask) - offset) * i32::from(x))
+                .sum::<i32>()
+        };
+        let word = u32::from_le_bytes(w);
+        let want = BytesResults {
+            quads: dot(0, 15),
+            offset_quads: dot(128, 255),
+            low: word & 0x0f0f_0f0f,
+            high: word >> 4 & 0x0f0f_0f0f,
+            float: -5000.0,
+        };
+        for isa in Isa::available() {
+            assert_eq!(isa.dispatch(Bytes { acc, w, x }), want, "{isa:?} {w:?} {x:?}");
+        }
+    }
+}
+
+/// Widens sixteen codes.
+struct Fp8<'a>(&'a [u8; 16]);
+
+impl Kernel for Fp8<'_> {
+    type Output = [f32; 16];
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> [f32; 16] {
+        let mut out = [0.0; 16];
+        for at in (0..16).step_by(S::LANES) {
+            // SAFETY: sixteen lanes are one or two vectors.
+            unsafe { S::store(out[at..].as_mut_ptr(), S::load_fp8(self.0[at..].as_ptr())) };
+        }
+        out
+    }
+}
+
+#[test]
+fn every_fp8_is_widened_exactly() {
+    for isa in Isa::available() {
+        for first in (0..=255u8).step_by(16) {
+            let codes: [u8; 16] = std::array::from_fn(|i| first + i as u8);
+            for (code, got) in codes.iter().zip(isa.dispatch(Fp8(&codes))) {
+                let want = crate::quantize::e4m3_value(*code) / 256.0;
+                let is_number = code & 0x7f != 0x7f;
+                assert!(!is_number || got == want, "{code} {got} {want} {isa:?}");
+            }
+        }
     }
 }

@@ -157,11 +157,11 @@ pub(super) fn push_rows(batch: &mut Batch, slot: u32, position: u32, ids: &[u32]
 fn weight(device: &CudaDevice, seed: u64, (n, k): (usize, usize), format: DType) -> CudaWeight {
     let bytes: Vec<u8> = noises(seed, n * k).iter().flat_map(|value| value.to_le_bytes()).collect();
     let part = HostTensor { bytes: &bytes, dtype: DType::F32, rows: n, cols: k };
-    device.pack(&[part], Stacking::Stack, format).unwrap()
+    device.pack(&[part], Stacking::Stack, format.into()).unwrap()
 }
 
 fn experts(device: &CudaDevice, seed: u64, (n, k): (usize, usize), format: DType) -> CudaWeight {
-    let mut weight = device.experts(EXPERTS, (n, k), format).unwrap();
+    let mut weight = device.experts(EXPERTS, (n, k), format.into()).unwrap();
     for expert in 0..EXPERTS {
         let values = noises(seed + expert as u64, n * k);
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
