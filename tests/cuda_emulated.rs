@@ -7,16 +7,13 @@
 
 use std::path::PathBuf;
 
-use pagoda_engine::handle::border;
 use pagoda_engine::memory::KvBudget;
 use pagoda_engine::model::files::Checkpoint;
 use pagoda_engine::model::load::{load_checkpoint, load_on};
-use pagoda_engine::model::{LoadOptions, LoadedModel, ModelSource};
-use pagoda_engine::request::{Event, Request, SamplerParams, Segment, StopParams, Tenant};
-use pagoda_engine::scheduler::settings::SchedulerSettings;
-use pagoda_engine::step::{Parts, StepLoop, Turn};
+use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
+use pagoda_tests::answers::{answers, demo_prompt, demo_text};
 use pagoda_tests::golden::{Golden, folder};
 use pagoda_tests::prompts::PromptRun;
 
@@ -67,44 +64,6 @@ fn goldens_hold_on_the_emulated_device() {
 /// Prompts in the built-in model's template.
 const QUESTIONS: [&str; 3] = ["What is 17 + 25?", "Sort 5, 3, 9, 1.", "你好"];
 
-fn answers(loaded: LoadedModel, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
-    let eos = loaded.info.eos_token_ids.clone();
-    let (handle, inbox) = border(loaded.info, SchedulerSettings::default());
-    let clock = Box::new(std::time::Instant::now);
-    let parts = Parts { runner: loaded.runner, inbox, clock, drafts: None, reaper: None };
-    let mut step_loop = StepLoop::new(parts);
-    let request = |prompt: &Vec<u32>| Request {
-        id: "r".into(),
-        input: vec![Segment::Tokens(prompt.clone())],
-        sampler: SamplerParams::default(),
-        stop: StopParams {
-            max_tokens: 12,
-            min_tokens: 0,
-            eos_token_ids: eos.clone(),
-            stop_token_ids: vec![],
-        },
-        n: 1,
-        prompt_logprobs: None,
-        tenant: Tenant { id: "t".into(), cache_salt: Default::default() },
-        priority: 0,
-    };
-    let mut streams: Vec<_> =
-        prompts.iter().map(|prompt| handle.submit(request(prompt)).unwrap()).collect();
-    while step_loop.turn().unwrap() == Turn::Stepped {}
-    let tokens = |stream: &mut pagoda_engine::handle::EventStream| {
-        let mut tokens = Vec::new();
-        while let Some(event) = stream.try_next() {
-            match event {
-                Event::Token { token, .. } => tokens.push(token.id),
-                Event::Failed(error) => panic!("{error}"),
-                _ => {}
-            }
-        }
-        tokens
-    };
-    streams.iter_mut().map(tokens).collect()
-}
-
 #[test]
 fn the_demo_model_answers_as_on_the_cpu() {
     let options = LoadOptions {
@@ -115,24 +74,15 @@ fn the_demo_model_answers_as_on_the_cpu() {
         ..LoadOptions::default()
     };
     let open = || Checkpoint::open(&ModelSource::Demo).unwrap();
-    let text = pagoda_engine::text::TextModel::from_files(&pagoda_engine::text::TextFiles {
-        tokenizer: open().files.tokenizer.as_deref(),
-        config: open().files.tokenizer_config.as_deref(),
-        template: None,
-    })
-    .unwrap();
-    let prompt = |question: &&str| {
-        let chat = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
-        text.tokenizer.encode(&chat, false).unwrap()
-    };
-    let prompts: Vec<Vec<u32>> = QUESTIONS.iter().map(prompt).collect();
-    let on_cpu = answers(load_checkpoint(open(), &options, &|_| ()).unwrap(), &prompts);
+    let text = demo_text(&open().files);
+    let prompts = QUESTIONS.map(|question| demo_prompt(&text, question));
+    let on_cpu = answers(load_checkpoint(open(), &options, &|_| ()).unwrap(), &prompts, 12);
     for deterministic in [true, false] {
         let device = emulated(7).with_options(CudaOptions { deterministic });
         let loaded = load_on(&device, open(), &options, &|_| ()).unwrap();
         // Two steps in flight, those of decode from graphs.
         assert_eq!((loaded.info.depth, loaded.runner.decode_equals_prefill()), (2, deterministic));
-        assert_eq!(answers(loaded, &prompts), on_cpu, "deterministic: {deterministic}");
+        assert_eq!(answers(loaded, &prompts, 12), on_cpu, "deterministic: {deterministic}");
     }
     assert!(on_cpu.iter().all(|tokens| tokens.len() > 2), "{on_cpu:?}");
 }

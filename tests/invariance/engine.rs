@@ -17,6 +17,7 @@ use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::error::KernelError;
 use pagoda_kernels::sampling::Purpose;
+use pagoda_kernels::weight_format::Quantization;
 
 use crate::workload::{Outcome, Request};
 
@@ -33,6 +34,7 @@ pub(crate) struct Setup {
     pub(crate) folder: PathBuf,
     pub(crate) isa: Isa,
     pub(crate) dtype: DType,
+    pub(crate) quantization: Option<Quantization>,
     pub(crate) threads: u32,
     /// Tokens for which the cramped cache has room, if all layers keep all of them.
     pub(crate) cache_tokens: u64,
@@ -83,6 +85,7 @@ impl Engine {
     fn start(setup: &Setup, options: LoadOptions, settings: SchedulerSettings) -> Self {
         let options = LoadOptions {
             dtype: Some(setup.dtype),
+            quantization: setup.quantization,
             max_model_len: Some(MAX_MODEL_LEN),
             threads: Some(setup.threads),
             isa: Some(setup.isa.name().into()),

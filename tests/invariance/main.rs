@@ -1,5 +1,6 @@
 //! The same answer alone or in a crowd: the float bits of every log-probability of 64 mixed
-//! requests equal those of each alone, per instruction set, for 1, 2 and 3 threads, f32 and bf16.
+//! requests equal those of each alone, per instruction set, for 1, 2 and 3 threads, f32 and bf16,
+//! and quantized weights.
 //!
 //! The crowd runs in a cache that is far too small, in steps that are far too short, beside clients
 //! that leave; the test asserts that preemptions, hits on blocks written by decode, cancels in
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 use crowd::Crowd;
 use engine::{Engine, Setup};
@@ -33,17 +35,28 @@ fn checkpoint(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens").join(name)
 }
 
+/// How weights are stored.
+#[derive(Clone, Copy)]
+struct Weights {
+    dtype: DType,
+    quantization: Option<Quantization>,
+}
+
+const F32: Weights = Weights { dtype: DType::F32, quantization: None };
+const BF16: Weights = Weights { dtype: DType::Bf16, quantization: None };
+
 /// Runs the crowd of each model for each thread count, and asserts that the hard cases occurred.
 fn crowds_equal_alone(
     isa: Isa,
-    dtype: DType,
+    weights: Weights,
     models: &[(&str, u64)],
     threads: &[u32],
     scale: &Scale,
 ) {
     let setup = |(model, cache_tokens): (&str, u64)| {
         let folder = checkpoint(model);
-        Setup { folder, isa, dtype, threads: 1, cache_tokens }
+        let Weights { dtype, quantization } = weights;
+        Setup { folder, isa, dtype, quantization, threads: 1, cache_tokens }
     };
     let mut crowd = Crowd::new(*scale);
     for &model in models {
@@ -85,51 +98,61 @@ fn crowd_equals_alone(crowd: &mut Crowd, setup: &Setup, threads: &[u32]) {
 
 #[test]
 fn portable_f32() {
-    crowds_equal_alone(Isa::Portable, DType::F32, &MODELS[..1], &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Portable, F32, &MODELS[..1], &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn portable_bf16() {
-    crowds_equal_alone(Isa::Portable, DType::Bf16, &MODELS[1..2], &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Portable, BF16, &MODELS[1..2], &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn avx2_f32() {
-    crowds_equal_alone(Isa::Avx2, DType::F32, &MODELS, &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Avx2, F32, &MODELS, &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn avx2_bf16() {
-    crowds_equal_alone(Isa::Avx2, DType::Bf16, &MODELS, &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Avx2, BF16, &MODELS, &[1, 2, 3], &Scale::FULL);
 }
 
 #[test]
 fn avx512_f32() {
-    avx512_equals_alone(DType::F32, &Scale::PART);
+    avx512_equals_alone(F32, &Scale::PART);
 }
 
 #[test]
 fn avx512_bf16() {
-    avx512_equals_alone(DType::Bf16, &Scale::PART);
+    avx512_equals_alone(BF16, &Scale::PART);
+}
+
+/// One crowd for each format, with experts: the kernels' own tests take every instruction set.
+#[test]
+fn quantized() {
+    for (quantization, model) in Quantization::ALL.into_iter().zip([2, 0, 1]) {
+        let weights = Weights { dtype: DType::Bf16, quantization: Some(quantization) };
+        let models = &MODELS[model..=model];
+        crowds_equal_alone(Isa::detect(), weights, models, &[2], &Scale::PART);
+    }
 }
 
 #[test]
 #[ignore = "minutes on plain arrays: tests/run --long"]
 fn long_emulated_avx512_f32() {
-    avx512_equals_alone(DType::F32, &Scale::FULL);
+    avx512_equals_alone(F32, &Scale::FULL);
 }
 
 #[test]
 #[ignore = "minutes on plain arrays: tests/run --long"]
 fn long_emulated_avx512_bf16() {
-    avx512_equals_alone(DType::Bf16, &Scale::FULL);
+    avx512_equals_alone(BF16, &Scale::FULL);
 }
 
 /// The AVX-512 kernels: on the hardware where there is one, else the same sources on plain arrays,
 /// which are slow and so run less: one model and thread count, at this scale.
-fn avx512_equals_alone(dtype: DType, emulated: &Scale) {
+fn avx512_equals_alone(weights: Weights, emulated: &Scale) {
     match Isa::Avx512.checked() {
-        Ok(isa) => crowds_equal_alone(isa, dtype, &MODELS, &[1, 2, 3], &Scale::FULL),
-        Err(_) => crowds_equal_alone(Isa::Emulated512, dtype, &MODELS[..1], &[2], emulated),
+        Ok(isa) => crowds_equal_alone(isa, weights, &MODELS, &[1, 2, 3], &Scale::FULL),
+        Err(_) => crowds_equal_alone(Isa::Emulated512, weights, &MODELS[..1], &[2], emulated),
     }
 }

@@ -5,6 +5,9 @@
 /// The step loop against a model whose outcome has a closed form.
 pub mod simulation;
 
+/// Greedy answers of a loaded model.
+pub mod answers;
+
 /// The golden checkpoints and the values that transformers computes from them.
 pub mod golden;
 
