@@ -4,31 +4,12 @@
 // Its lanes read 16 bytes of weight each, side by side, so that a weight is read once, in whole
 // lines. Every result is a sum over lanes of a sum over k in ascending steps: its order depends on
 // K alone, never on the number of rows. With bf16 weights the rows are rounded to bf16 first.
-#include "prelude.cuh"
+#include "linear_epilogue.cuh"
 
 constexpr u32 LINEAR_WARPS = 4;
 constexpr u32 LINEAR_THREADS = LINEAR_WARPS * WARP;
 // Weight rows of a warp.
 constexpr u32 PAIR = 2;
-
-enum EpilogueKind : u32 { STORE = 0, ADD = 1, GLU = 2, SCALE = 3 };
-
-struct Linear {
-    const float* x;      // [rows / rows_per_x, k]
-    const void* weight;  // [n, stride], in the kernel's type, zeros from k to stride
-    const u32* experts;  // [rows] which of the matrices [E, n, stride] a row meets; null: there is one
-    const float* bias;   // [n] or null
-    float* out;          // [rows, n], or [rows, n / 2] with GLU
-    u32 rows;
-    u32 rows_per_x;      // neighbouring results that one row of x gives, with experts; else 1
-    u32 n;
-    u32 k;
-    u32 stride;
-    u32 epilogue;
-    u32 activation;
-    float scale;
-    float soft_cap;      // 0: none
-};
 
 // Elements of 16 bytes.
 template <class T>
@@ -42,31 +23,6 @@ __device__ __forceinline__ void widen_piece(uint4 piece, float (&to)[PIECE<T>]) 
             to[i] = float_of_bits(words[i]);
         } else {
             to[i] = widen(T{(u16)(words[i / 2] >> (i % 2 * 16))});
-        }
-    }
-}
-
-__device__ __forceinline__ void finish(const Linear& p, u32 row, u32 n, float first, float second) {
-    if (p.bias) {
-        first += p.bias[n];
-        if (n + 1 < p.n) second += p.bias[n + 1];
-    }
-    if (p.epilogue == GLU) {
-        p.out[(u64)row * (p.n / 2) + n / 2] = activate(p.activation, first) * second;
-        return;
-    }
-    float* out = p.out + (u64)row * p.n + n;
-    float values[PAIR] = {first, second};
-    for (u32 i = 0; i < PAIR && n + i < p.n; i++) {
-        switch (p.epilogue) {
-            case ADD:
-                out[i] += values[i];
-                break;
-            case SCALE:
-                out[i] = soft_capped(values[i] * p.scale, p.soft_cap);
-                break;
-            default:
-                out[i] = values[i];
         }
     }
 }
@@ -109,8 +65,10 @@ __device__ void linear(const Linear& p) {
         }
     }
     for (u32 row = 0; row < ROWS; row++) {
-        float first = warp_sum(sums[row][0]), second = warp_sum(sums[row][1]);
-        if (lane_index() == 0 && first_row + row < p.rows) finish(p, first_row + row, n, first, second);
+        Columns<PAIR> results;
+        for (u32 i = 0; i < PAIR; i++) results.at[i] = warp_sum(sums[row][i]);
+        if (lane_index() != 0 || first_row + row >= p.rows) continue;
+        finish(p, first_row + row, n, sum_of(results, bias_of<PAIR>(p, n)), before<PAIR>(p, first_row + row, n));
     }
 }
 

@@ -21,11 +21,14 @@ using i32 = int;
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffff;
 
-// Before a loop whose index must be known to the compiler, so that an array stays in registers.
+// UNROLL: before a loop whose index must be known to the compiler, so that an array stays in registers.
+// ROLLED: before one whose body is large and runs seldom.
 #if ON_DEVICE
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1")
 #else
 #define UNROLL
+#define ROLLED
 #endif
 
 // Larger than every float.

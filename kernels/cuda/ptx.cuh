@@ -16,6 +16,10 @@ __device__ __forceinline__ T shuffle(T value, u32 lane) { return __shfl_sync(ALL
 template <class T>
 __device__ __forceinline__ T shuffle_up(T value, u32 distance) { return __shfl_up_sync(ALL_LANES, value, distance); }
 
+// A bit for each lane of the warp.
+__device__ __forceinline__ u32 lanes_where(bool value) { return __ballot_sync(ALL_LANES, value); }
+__device__ __forceinline__ u32 count_bits(u32 bits) { return __popc(bits); }
+
 extern __shared__ __align__(1024) u8 dynamic_shared[];
 __device__ __forceinline__ u8* shared_bytes() { return dynamic_shared; }
 
@@ -30,6 +34,12 @@ __device__ __forceinline__ u16 bf16_of_float(float value) {
 __device__ __forceinline__ u16 f16_of_float(float value) {
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+// Two neighbours, the first in the lower bits.
+__device__ __forceinline__ u32 bf16_pair_of_floats(float first, float second) {
+    u32 bits;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
     return bits;
 }
 __device__ __forceinline__ float float_of_f16(u16 bits) {
@@ -60,6 +70,8 @@ __device__ __forceinline__ u32 high_product(u32 a, u32 b) { return __umulhi(a, b
 
 __device__ __forceinline__ u32 add_atomic(u32* to, u32 value) { return atomicAdd(to, value); }
 __device__ __forceinline__ void or_atomic(u32* to, u32 value) { atomicOr(to, value); }
+// What the thread wrote before it, whoever sees a later write of the thread sees too, in any block.
+__device__ __forceinline__ void fence_device() { __threadfence(); }
 
 // Copies 16 bytes to shared memory while the thread goes on; `bytes` 0 writes zeros and reads nothing.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, u32 bytes) {
@@ -126,6 +138,13 @@ inline T shuffle_up(T value, u32 distance) {
     return emulate::exchange(value, [distance](unsigned lane) { return lane < distance ? lane : lane - distance; });
 }
 
+inline u32 lanes_where(bool value) {
+    u32 lanes = 0;
+    for (u32 lane = 0; lane < WARP; lane++) lanes |= shuffle((u32)value, lane) << lane;
+    return lanes;
+}
+inline u32 count_bits(u32 bits) { return (u32)__builtin_popcount(bits); }
+
 inline u8* shared_bytes() { return emulate::shared_memory; }
 
 inline float float_of_bits(u32 bits) {
@@ -143,6 +162,9 @@ inline u16 bf16_of_float(float value) {
     u32 bits = bits_of_float(value);
     if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
     return (u16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline u32 bf16_pair_of_floats(float first, float second) {
+    return bf16_of_float(first) | (u32)bf16_of_float(second) << 16;
 }
 inline float float_of_f16(u16 bits) {
     float sign = bits & 0x8000 ? -1.0f : 1.0f;
@@ -181,6 +203,7 @@ inline float erf_of(float value) { return erff(value); }
 inline u32 high_product(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 
 inline void or_atomic(u32* to, u32 value) { *to |= value; }
+inline void fence_device() {}
 inline u32 add_atomic(u32* to, u32 value) {
     u32 before = *to;
     *to += value;
@@ -213,10 +236,16 @@ inline Copies& own_copies() {
     return own;
 }
 
-// Row `row` of matrix `i`, as its lane named it.
-inline const uint16_t* matrix_row(const void* address, unsigned i, unsigned row) {
+// Reads from the rows of four matrices that the lanes of a warp named, all lanes at once:
+// `row(8 * i + r)` is row r of matrix i.
+template <class Read>
+inline void read_matrices(const void* address, Read read) {
+    const uint64_t* rows = &block.exchange[block.current - block.current % WARP];
     if ((uintptr_t)address % 16 != 0) fail("a row of a matrix at %p", address);
-    return (const uint16_t*)exchange((uintptr_t)address, [=](unsigned) { return 8 * i + row; });
+    block.exchange[block.current] = (uintptr_t)address;
+    meet_warp([] {});
+    read([rows](unsigned row) { return (const uint16_t*)rows[row]; });
+    meet_warp([] {});
 }
 
 // What each lane brings to a product of matrices.
@@ -276,18 +305,22 @@ inline void wait_copies() {
 
 inline void load_matrices(u32 (&to)[4], const void* row) {
     unsigned lane = thread_index() % WARP;
-    for (unsigned i = 0; i < 4; i++) {
-        const u16* from = emulate::matrix_row(row, i, lane / 4) + 2 * (lane % 4);
-        to[i] = from[0] | (u32)from[1] << 16;
-    }
+    emulate::read_matrices(row, [&](auto row) {
+        for (unsigned i = 0; i < 4; i++) {
+            const u16* from = row(8 * i + lane / 4) + 2 * (lane % 4);
+            to[i] = from[0] | (u32)from[1] << 16;
+        }
+    });
 }
 inline void load_matrices_transposed(u32 (&to)[4], const void* row) {
     unsigned lane = thread_index() % WARP;
-    for (unsigned i = 0; i < 4; i++) {
-        const u16* first = emulate::matrix_row(row, i, 2 * (lane % 4));
-        const u16* second = emulate::matrix_row(row, i, 2 * (lane % 4) + 1);
-        to[i] = first[lane / 4] | (u32)second[lane / 4] << 16;
-    }
+    emulate::read_matrices(row, [&](auto row) {
+        for (unsigned i = 0; i < 4; i++) {
+            const u16* first = row(8 * i + 2 * (lane % 4));
+            const u16* second = row(8 * i + 2 * (lane % 4) + 1);
+            to[i] = first[lane / 4] | (u32)second[lane / 4] << 16;
+        }
+    });
 }
 
 inline void multiply_bf16(float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0, u32 b1) {

@@ -8,7 +8,8 @@
 //!
 //! Rounding points are part of each contract, so that fused, unfused and the float64 reference
 //! agree: activations are f32 between ops; a linear with bf16 weights rounds its input rows to
-//! bf16 (nearest even) once and accumulates in f32; with f16 or f32 weights it keeps f32 rows;
+//! bf16 (nearest even) once and accumulates in f32; with f16 or f32 weights it keeps f32 rows, of
+//! which matrix units keep 22 bits with f16 (two halves, each cut off at 65504) and nothing less;
 //! K and V are rounded to the cache's type when stored and attention reads only the cache.
 //! With q8_0 and q4_0 weights a linear quantizes its input rows once, 32 elements along K to a scale:
 //! `scale = max|x| / 127`, `q = round(x / scale)` (f32, nearest even, within ±127); a row that is not
@@ -17,7 +18,8 @@
 //!
 //! Letters: T rows of a step, R logits rows, H hidden, Nq/Nkv query/KV heads, D head size, I
 //! intermediate, V vocabulary, E experts, A experts chosen. Rows never interact except through the
-//! cache, and every output element has one order of accumulation that depends on nothing but K.
+//! cache, and every output element has one order of accumulation that depends on the weight's shape
+//! alone; a device may offer a mode in which the number of rows chooses it, too.
 
 /// A recorder of ops on one device. Handles are cheap to clone.
 pub trait Ops {

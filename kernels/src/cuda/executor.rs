@@ -4,23 +4,25 @@
 //! copies, a graph or launches, copies back, a mark. `finish` waits for its own step's mark, so the
 //! next step, which takes its tokens on the device, is on its way meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::admission::Admission;
 use crate::batch::Batch;
-use crate::cuda::CudaOptions;
 use crate::cuda::attention::{Attention, AttentionKernels, AttentionPiece};
 use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, MarkIndex};
 use crate::cuda::embed::Embed;
+use crate::cuda::expert_products::ExpertProducts;
 use crate::cuda::gather::Gather;
 use crate::cuda::graphs::{Graphs, StepShape, buckets};
 use crate::cuda::inputs::Inputs;
 use crate::cuda::linear::Linear;
+use crate::cuda::linear_choice::{ProductShape, Target};
 use crate::cuda::memory::{CudaTensor, CudaWeight};
 use crate::cuda::moe::{Combine, Route};
 use crate::cuda::norm::{Norm, Put};
+use crate::cuda::products::Products;
 use crate::cuda::program::{Command, CudaProgram, Recorded};
 use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
@@ -33,7 +35,6 @@ use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape};
 /// Replays a program, two steps at a time.
 pub struct CudaExecutor {
     driver: Arc<dyn Driver>,
-    options: CudaOptions,
     limits: Limits,
     // Before what its launches use.
     graphs: Graphs,
@@ -43,6 +44,7 @@ pub struct CudaExecutor {
     inputs: Inputs,
     sampler: Sampler,
     attention: Vec<AttentionLayers>,
+    products: Products,
     routed: Routed,
     /// Oldest first.
     launched: VecDeque<Launched>,
@@ -70,15 +72,16 @@ struct AttentionLayers {
 struct Routed {
     experts: DeviceBuffer,
     weights: DeviceBuffer,
+    products: ExpertProducts,
 }
 
 impl CudaExecutor {
-    /// Allocates for steps within `limits`. `blocks` run on the device at once.
+    /// Allocates for steps within `limits`, whose kernels are chosen for `target`.
     pub(crate) fn start(
         driver: &Arc<dyn Driver>,
         program: CudaProgram,
         limits: Limits,
-        (options, blocks): (CudaOptions, u32),
+        target: Target,
     ) -> Result<Self, KernelError> {
         let Recorded { commands, bounds, groups } = program.finish()?;
         let admission = Admission::new(limits, bounds, &groups)?;
@@ -86,20 +89,28 @@ impl CudaExecutor {
         let inputs = Inputs::new(&mut plan, &limits, &groups);
         let sampler = Sampler::new(driver, &mut plan, &limits)?;
         let mut attention: Vec<AttentionLayers> = Vec::new();
-        let mut chosen_max = 0;
+        let (mut chosen_max, mut experts_max) = (0, 0);
+        let mut products = HashSet::new();
         for command in &commands {
             match command {
-                Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
-                    attention.push(AttentionLayers::new(driver, op, &limits, blocks, &mut plan)?);
+                Command::Linear(op, rows) => {
+                    products.insert(shape(&op.weight, rows.max(&limits)));
                 }
-                Command::Moe(op) => chosen_max = op.num_chosen.max(chosen_max),
+                Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
+                    attention.push(AttentionLayers::new(driver, op, &limits, target, &mut plan)?);
+                }
+                Command::Moe(op) => {
+                    chosen_max = op.num_chosen.max(chosen_max);
+                    experts_max = op.gate_up.num_experts().max(experts_max);
+                    products.insert(shape(&op.router, limits.max_tokens));
+                }
                 _ => {}
             }
         }
-        let routed = || DeviceBuffer::new(driver, limits.max_tokens * chosen_max * 4, "routing");
+        let pairs = limits.max_tokens * chosen_max;
+        let routed = || DeviceBuffer::new(driver, pairs * 4, "routing");
         Ok(CudaExecutor {
             driver: Arc::clone(driver),
-            options,
             limits,
             graphs: Graphs::new(driver),
             commands,
@@ -108,7 +119,12 @@ impl CudaExecutor {
             inputs,
             sampler,
             attention,
-            routed: Routed { experts: routed()?, weights: routed()? },
+            products: Products::new(driver, target, &products)?,
+            routed: Routed {
+                experts: routed()?,
+                weights: routed()?,
+                products: ExpertProducts::new(driver, target, pairs, experts_max)?,
+            },
             launched: VecDeque::with_capacity(SETS),
         })
     }
@@ -187,7 +203,7 @@ impl CudaExecutor {
                     let bias = op.bias.as_ref().map_or(DevicePointer::NULL, |bias| bias.pointer());
                     let linear = linear(&op.x, &op.weight, &op.out, shape.rows(*rows));
                     let linear = Linear { bias, ..linear }.with_epilogue(op.epilogue);
-                    linear.launch(driver, op.weight.format())
+                    self.products.launch(&linear, op.weight.format())
                 }
                 Command::QkRopeStore(op) => self.qk_rope_store(op, tokens),
                 Command::Attention(op) => self.attend(op),
@@ -301,11 +317,12 @@ impl CudaExecutor {
         let driver = &*self.driver;
         let (experts, weights) = (self.routed.experts.pointer(), self.routed.weights.pointer());
         let num_chosen = op.num_chosen as u32;
+        let num_experts = op.gate_up.num_experts() as u32;
         let route = Route {
             scores: op.scores.pointer(),
             experts,
             weights,
-            num_experts: op.gate_up.num_experts() as u32,
+            num_experts,
             num_chosen,
             routing: u32::from(op.routing == Routing::Sigmoid),
             renormalize: u32::from(op.renormalize),
@@ -324,13 +341,16 @@ impl CudaExecutor {
             cols: op.x.cols() as u32,
             num_chosen,
         };
+        let products = &self.routed.products;
         // SAFETY: the caller's promise; choices were planned for all rows.
         unsafe {
-            linear(&op.normed, &op.router, &op.scores, rows).launch(driver, op.router.format())?;
+            let scores = linear(&op.normed, &op.router, &op.scores, rows);
+            self.products.launch(&scores, op.router.format())?;
             route.launch(driver, rows)?;
+            let ways = products.prepare(experts, pairs, num_experts, op.gate_up.format())?;
             let glu = Epilogue::Glu(op.activation);
-            gate_up.with_epilogue(glu).launch(driver, op.gate_up.format())?;
-            down.launch(driver, op.down.format())?;
+            products.launch(&gate_up.with_epilogue(glu), &ways, op.gate_up.format())?;
+            products.launch(&down, &ways, op.down.format())?;
             combine.launch(driver, rows)
         }
     }
@@ -344,7 +364,7 @@ impl Executor for CudaExecutor {
     /// Products of few rows and of many may be different kernels, unless asked to be one. Attention
     /// is one arithmetic for both: it cuts keys at multiples of its unit.
     fn decode_equals_prefill(&self) -> bool {
-        self.options.deterministic
+        self.products.are_deterministic()
     }
 
     fn launch(&mut self, step: Step) -> Result<(), KernelError> {
@@ -391,17 +411,17 @@ impl AttentionLayers {
         driver: &Arc<dyn Driver>,
         op: &ops::Attention<CudaProgram>,
         limits: &Limits,
-        blocks: u32,
+        target: Target,
         plan: &mut StagingPlan,
     ) -> Result<Self, KernelError> {
         let heads = op.heads;
-        let kernels = AttentionKernels::new(heads, op.kv.spec().dtype, driver.shared_bytes_max())?;
+        let kernels = AttentionKernels::new(heads, op.kv.spec().dtype, target.shared_bytes_max)?;
         let shape = PlanShape {
             group: (heads.num_q / heads.num_kv) as u32,
             num_kv: heads.num_kv as u32,
             window: op.window,
             rows: kernels.tile_rows(),
-            blocks,
+            blocks: target.attention_blocks(),
         };
         let room = shape.room(limits);
         let floats = room.partial_floats(&shape, heads.head_dim);
@@ -429,6 +449,11 @@ fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm
         cols: x.cols() as u32,
         eps: norm.eps,
     }
+}
+
+fn shape(weight: &CudaWeight, rows: usize) -> ProductShape {
+    let (n, k) = (weight.rows() as u32, weight.cols() as u32);
+    ProductShape { rows: rows as u32, n, k, format: weight.format() }
 }
 
 /// A product without bias, whose results are stored.

@@ -1,12 +1,14 @@
-//! `linear`: launches of linear.cu.
+//! `linear`: launches of linear.cu and linear_tiled.cu.
+//!
+//! Which one is `linear_choice`'s to say, and `products`' to do.
 
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
-use crate::cuda::source::LINEAR;
+use crate::cuda::source::{LINEAR, LINEAR_TILED};
 use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::ops::{Activation, Epilogue};
 
-/// Mirrors `Linear` of linear.cu.
+/// Mirrors `Linear` of linear_epilogue.cuh.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Linear {
@@ -81,12 +83,12 @@ impl Linear {
         }
     }
 
-    /// Multiplies with a weight of `format`. The order of sums is one for every number of rows, so
-    /// the kernel may be chosen by it.
+    /// Multiplies a few rows at a time with a weight of `format`. The order of sums is one for every
+    /// number of rows.
     ///
     /// # Safety
-    /// Every pointer has what linear.cu says for its rows.
-    pub(crate) unsafe fn launch(
+    /// Every pointer has what linear_epilogue.cuh says for its rows.
+    pub(crate) unsafe fn launch_rows(
         &self,
         driver: &dyn Driver,
         format: DType,
@@ -108,7 +110,23 @@ impl Linear {
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &Kernel::new(&LINEAR, name, THREADS), grid, self) }
     }
+
+    /// Multiplies with one f32 weight, by tiles.
+    ///
+    /// # Safety
+    /// As [`Self::launch_rows`].
+    pub(crate) unsafe fn launch_tiled(&self, driver: &dyn Driver) -> Result<(), KernelError> {
+        let blocks = [self.n.div_ceil(TILE), self.rows.div_ceil(TILE), 1];
+        let grid = Grid { blocks, shared_bytes: TILED_SHARED_BYTES };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &Kernel::new(&LINEAR_TILED, "linear_tiled_f32", 256), grid, self) }
+    }
 }
+
+/// Rows and columns of a tile of linear_tiled.cu.
+const TILE: u32 = 64;
+/// Sixteen k of rows and of columns, with room that sets them apart.
+const TILED_SHARED_BYTES: usize = 2 * 16 * (64 + 4) * 4;
 
 /// Shared memory that a block may take so that two of them fit an SM.
 const SHARED_BYTES_MAX: usize = 112 << 10;

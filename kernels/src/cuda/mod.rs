@@ -1,8 +1,8 @@
 //! The CUDA device: handwritten kernels, run by NVIDIA's driver or by the host's emulation.
 //!
 //! Load: [`CudaDevice`] copies weights to the device. Record: [`CudaProgram`] holds a list of ops.
-//! Run: [`CudaExecutor`] brings a batch over and launches the list. A result's order of summation
-//! depends on shapes alone, never on the number of rows, blocks or their timing.
+//! Run: [`CudaExecutor`] brings a batch over and launches the list. A result's order of summation never
+//! depends on timing; whether it may depend on the rows beside it is [`CudaOptions`]' to say.
 
 /// What runs kernels.
 mod driver;
@@ -30,15 +30,19 @@ mod attention;
 mod attention_plan;
 mod embed;
 mod emulated_map;
+mod expert_products;
 mod gather;
 mod graphs;
 mod host_buffer;
 mod inputs;
 mod linear;
+mod linear_choice;
+mod linear_tensor;
 mod measure;
 mod moe;
 mod norm;
 mod plain;
+mod products;
 mod rope_store;
 mod sample;
 mod sample_slots;
@@ -61,6 +65,7 @@ use crate::weight_format::WeightFormat;
 use driver::Driver;
 use emulated::Emulated;
 use executor::CudaExecutor;
+use linear_choice::Target;
 use measure::Measure;
 use memory::{CudaKv, CudaTensor, CudaVector, CudaWeight};
 use nvidia::{Arch, KernelReport, Places};
@@ -70,10 +75,8 @@ use program::CudaProgram;
 #[derive(Clone, Debug)]
 pub struct CudaDevice {
     driver: Arc<dyn Driver>,
-    options: CudaOptions,
     block_size: usize,
-    /// Blocks that run at once.
-    blocks: u32,
+    target: Target,
     /// Of the code: other cards add up in other ways.
     arch: Option<Arch>,
 }
@@ -81,8 +84,8 @@ pub struct CudaDevice {
 /// What may be chosen of a GPU's arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CudaOptions {
-    /// Kernels are chosen by op, shape of the weight and types alone, never by the rows of a step:
-    /// the same answer alone or in a crowd, at some cost.
+    /// The order of sums is chosen by op, shape of the weight and types alone, never by the rows of a
+    /// step: the same answer alone or in a crowd, decoded or prefilled, at some cost.
     pub deterministic: bool,
 }
 
@@ -90,23 +93,22 @@ pub struct CudaOptions {
 const BLOCK_SIZE: usize = 64;
 const _: () = assert!(BLOCK_SIZE >= attention::BLOCK_SIZE_MIN);
 
-/// Blocks at once that plans of the emulated device aim at: few, so that tiles are split in small
-/// tests too.
-const EMULATED_BLOCKS: u32 = 16;
+/// Of the emulated device, for plans: few, so that tiles are split in small tests too.
+const EMULATED_MULTIPROCESSORS: u32 = 8;
 
 impl CudaDevice {
     /// The host's emulation, which compiles into `folder` and orders threads by `seed`. For tests
     /// without a GPU; needs a C++ compiler; far too slow to serve.
     pub fn emulated(folder: &Path, seed: u64) -> Self {
         let driver = Arc::new(Emulated::new(folder, seed));
-        let options = CudaOptions::default();
-        CudaDevice { driver, options, block_size: BLOCK_SIZE, blocks: EMULATED_BLOCKS, arch: None }
+        let target = Target::of(&*driver, EMULATED_MULTIPROCESSORS);
+        CudaDevice { driver, block_size: BLOCK_SIZE, target, arch: None }
     }
 
     /// The same device, computing as `options` say.
     #[must_use]
     pub fn with_options(self, options: CudaOptions) -> Self {
-        CudaDevice { options, ..self }
+        CudaDevice { target: Target { options, ..self.target }, ..self }
     }
 
     /// Takes a GPU, and makes all kernels ready for it. Tells in a line if minutes may go by.
@@ -125,10 +127,9 @@ impl CudaDevice {
             )));
         }
         let (nvidia, report) = nvidia::open(gpu.index, places, &source::SOURCES, told)?;
-        let blocks = nvidia.gpu().multiprocessors * BLOCKS_PER_MULTIPROCESSOR;
+        let target = Target::of(&nvidia, nvidia.gpu().multiprocessors);
         let (driver, arch) = (Arc::new(nvidia), Some(report.arch));
-        let options = CudaOptions::default();
-        Ok((CudaDevice { driver, options, block_size, blocks, arch }, report))
+        Ok((CudaDevice { driver, block_size, target, arch }, report))
     }
 }
 
@@ -140,9 +141,6 @@ pub struct GpuOptions {
     /// Tokens per KV block: a power of two from 16 to 256; 64 if left open.
     pub block_size: Option<usize>,
 }
-
-/// Of attention, whose plans aim at keeping all SMs busy: what shared memory allows at least.
-const BLOCKS_PER_MULTIPROCESSOR: u32 = 2;
 
 impl Device for CudaDevice {
     type Program = CudaProgram;
@@ -158,7 +156,7 @@ impl Device for CudaDevice {
 
     fn numerics(&self) -> String {
         let arch = self.arch.map_or_else(|| "emulated".to_owned(), |arch| arch.to_string());
-        let mode = if self.options.deterministic { "deterministic" } else { "fast" };
+        let mode = if self.target.options.deterministic { "deterministic" } else { "fast" };
         format!("cuda-{arch}-unit{}-{mode}", attention::UNIT)
     }
 
@@ -213,13 +211,12 @@ impl Device for CudaDevice {
     fn scratch_bytes(&self, program: CudaProgram, limits: &Limits) -> Result<u64, KernelError> {
         let measure = Arc::new(Measure::of(&*self.driver));
         let driver: Arc<dyn Driver> = Arc::clone(&measure) as Arc<dyn Driver>;
-        drop(CudaExecutor::start(&driver, program, *limits, (self.options, self.blocks))?);
+        drop(CudaExecutor::start(&driver, program, *limits, self.target)?);
         Ok(measure.bytes())
     }
 
     fn executor(&self, program: CudaProgram, limits: Limits) -> Result<CudaExecutor, KernelError> {
-        let mode = (self.options, self.blocks);
-        let mut executor = CudaExecutor::start(&self.driver, program, limits, mode)?;
+        let mut executor = CudaExecutor::start(&self.driver, program, limits, self.target)?;
         executor.capture()?;
         Ok(executor)
     }

@@ -1,7 +1,7 @@
-//! `moe`: launches of moe.cu around those of linear.cu.
+//! `moe`: launches of moe.cu and moe_group.cu around products.
 
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
-use crate::cuda::source::MOE;
+use crate::cuda::source::{MOE, MOE_GROUP};
 use crate::error::KernelError;
 
 /// Mirrors `Route` of moe.cu.
@@ -59,5 +59,43 @@ impl Combine {
         let grid = Grid { blocks: [rows, parts, 1], shared_bytes: 0 };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &COMBINE, grid, self) }
+    }
+}
+
+/// Mirrors `Group` of moe_group.cu.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Group {
+    pub(crate) experts: DevicePointer,
+    pub(crate) order: DevicePointer,
+    pub(crate) tiles: DevicePointer,
+    pub(crate) num_pairs: u32,
+    pub(crate) num_experts: u32,
+    pub(crate) num_tiles: u32,
+    pub(crate) tile_rows: u32,
+}
+
+/// Bytes of `RowTile` of linear_tile.cuh.
+pub(crate) const ROW_TILE_BYTES: usize = 16;
+
+static GROUP: Kernel<Group> = Kernel::new(&MOE_GROUP, "moe_group", 256);
+
+impl Group {
+    /// Tiles that pairs may fill: whole ones, and a last one for each expert that has any.
+    pub(crate) fn tiles_max(num_pairs: u32, num_experts: u32, tile_rows: u32) -> u32 {
+        num_pairs / tile_rows + num_experts.min(num_pairs)
+    }
+
+    /// Puts pairs in order.
+    ///
+    /// # Safety
+    /// Every pointer has what moe_group.cu says; experts are below `num_experts`; there are as many
+    /// tiles as [`Self::tiles_max`] says.
+    pub(crate) unsafe fn launch(&self, driver: &dyn Driver) -> Result<(), KernelError> {
+        // A count for each expert, two sums, and what each of eight warps finds.
+        let shared_bytes = (self.num_experts as usize + 2 + 8) * 4;
+        let grid = Grid { blocks: [self.num_experts, 1, 1], shared_bytes };
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &GROUP, grid, self) }
     }
 }

@@ -43,12 +43,17 @@ macro_rules! source {
 }
 
 /// What sources include, in no order.
-pub(crate) static HEADERS: [Source; 15] = [
+pub(crate) static HEADERS: [Source; 20] = [
     source!("prelude.cuh"),
     source!("ptx.cuh"),
     source!("ptx90.cuh"),
     source!("emulation/emulate.h"),
     source!("emulation/hopper.h"),
+    source!("halves.cuh"),
+    source!("linear_epilogue.cuh"),
+    source!("linear_tile.cuh"),
+    source!("linear_tensor.cuh"),
+    source!("linear_result.cuh"),
     source!("attention_tile.cuh"),
     source!("attention_ring.cuh"),
     source!("attention_plain.cuh"),
@@ -66,7 +71,11 @@ pub(crate) static ATTENTION_SIZED: Source = source!("attention_sized.cu");
 pub(crate) static EMBED: Source = source!("embed.cu");
 pub(crate) static GATHER: Source = source!("gather.cu");
 pub(crate) static LINEAR: Source = source!("linear.cu");
+pub(crate) static LINEAR_TENSOR: Source = source!("linear_tensor.cu");
+pub(crate) static LINEAR_TENSOR_F16: Source = source!("linear_tensor_f16.cu");
+pub(crate) static LINEAR_TILED: Source = source!("linear_tiled.cu");
 pub(crate) static MOE: Source = source!("moe.cu");
+pub(crate) static MOE_GROUP: Source = source!("moe_group.cu");
 pub(crate) static NORM: Source = source!("norm.cu");
 pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
@@ -75,8 +84,21 @@ pub(crate) static SAMPLE: Source = source!("sample.cu");
 pub(crate) static SUITE_HOPPER: Source = source!("suite_hopper.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 9] =
-    [&ATTENTION_SIZED, &ATTENTION, &SAMPLE, &LINEAR, &MOE, &ROPE_STORE, &NORM, &EMBED, &GATHER];
+pub(crate) static SOURCES: [&Source; 13] = [
+    &ATTENTION_SIZED,
+    &LINEAR_TENSOR,
+    &LINEAR_TENSOR_F16,
+    &ATTENTION,
+    &SAMPLE,
+    &LINEAR,
+    &LINEAR_TILED,
+    &MOE,
+    &MOE_GROUP,
+    &ROPE_STORE,
+    &NORM,
+    &EMBED,
+    &GATHER,
+];
 
 #[cfg(test)]
 mod tests {

@@ -1,31 +1,35 @@
-//! linear.cu.
+//! linear.cu and linear_tiled.cu; what linear_tensor.rs checks as well.
 
 use super::*;
 use crate::cuda::linear::{Linear, stride_of};
+use crate::cuda::linear_choice::{Cut, Method};
+use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::ops::{Activation, Epilogue};
 use crate::reference::{self, Matrix, error};
 
 /// A product to check.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    rows: usize,
-    n: usize,
-    k: usize,
-    format: DType,
-    biased: bool,
-    epilogue: Epilogue,
+pub(super) struct Case {
+    pub(super) rows: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) format: DType,
+    pub(super) biased: bool,
+    pub(super) epilogue: Epilogue,
+    pub(super) method: Method,
 }
 
 impl Case {
-    fn plain(rows: usize, n: usize, k: usize, format: DType) -> Self {
-        Case { rows, n, k, format, biased: false, epilogue: Epilogue::Store }
+    pub(super) fn plain(rows: usize, n: usize, k: usize, format: DType) -> Self {
+        let (biased, epilogue, method) = (false, Epilogue::Store, Method::Rows);
+        Case { rows, n, k, format, biased, epilogue, method }
     }
 
     fn out_cols(&self) -> usize {
         if matches!(self.epilogue, Epilogue::Glu(_)) { self.n / 2 } else { self.n }
     }
 
-    fn run(&self, bed: &Bed) -> Result<Vec<f32>, KernelError> {
+    pub(super) fn run(&self, bed: &Bed) -> Result<Vec<f32>, KernelError> {
         let Case { rows, n, k, format, .. } = *self;
         let stride = stride_of(k, format);
         let weight: Vec<f32> = (0..n * stride)
@@ -41,9 +45,30 @@ impl Case {
         let pointers = [x.pointer(), weight.pointer(), out.pointer()];
         let bias = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
         let linear = Linear { bias, ..Linear::plain(pointers, rows, (n, k), format) };
-        // SAFETY: buffers of these shapes.
-        unsafe { linear.with_epilogue(self.epilogue).launch(&*bed.driver, format) }?;
+        let linear = linear.with_epilogue(self.epilogue);
+        match self.method {
+            // SAFETY: buffers of these shapes.
+            Method::Rows => unsafe { linear.launch_rows(&*bed.driver, format) }?,
+            // SAFETY: as above.
+            Method::Tiled => unsafe { linear.launch_tiled(&*bed.driver) }?,
+            Method::Tensor(cut) => self.run_cut(bed, linear, &cut)?,
+        }
         Ok(read_floats(&out, len))
+    }
+
+    /// With room for chunks that is all NaN, and arrivals that must be zeros again.
+    fn run_cut(&self, bed: &Bed, linear: Linear, cut: &Cut) -> Result<(), KernelError> {
+        let partials = bed.poison(cut.partial_floats(linear.rows, linear.n));
+        let tiles = cut.tiling.tiles(linear.rows, linear.n) as usize;
+        let arrivals = bed.words(&vec![0; tiles]);
+        let meeting = Meeting { partials: partials.pointer(), arrivals: arrivals.pointer() };
+        let product = TensorLinear::dense(linear, cut, meeting);
+        // SAFETY: buffers of these shapes.
+        unsafe { product.launch(&*bed.driver, cut, self.format) }?;
+        if read_words(&arrivals, tiles).iter().any(|&word| word != 0) {
+            return Err(KernelError::Fault("arrivals were left behind".into()));
+        }
+        Ok(())
     }
 
     fn reference(&self) -> Vec<f64> {
@@ -62,7 +87,7 @@ impl Case {
             .collect()
     }
 
-    fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {
+    pub(super) fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {
         Ok(error(&self.run(bed)?, &self.reference()) < 2e-5)
     }
 }
@@ -81,19 +106,19 @@ fn shapes_formats_and_rows() {
     }
 }
 
+pub(super) const EPILOGUES: [Epilogue; 7] = [
+    Epilogue::Store,
+    Epilogue::Add,
+    Epilogue::Glu(Activation::Silu),
+    Epilogue::Glu(Activation::GeluTanh),
+    Epilogue::Glu(Activation::Gelu),
+    Epilogue::Scale { scale: 0.3, soft_cap: Some(0.5) },
+    Epilogue::Scale { scale: 2.0, soft_cap: None },
+];
+
 #[test]
 fn biases_and_epilogues() {
-    let cap = Some(0.5);
-    let epilogues = [
-        Epilogue::Store,
-        Epilogue::Add,
-        Epilogue::Glu(Activation::Silu),
-        Epilogue::Glu(Activation::GeluTanh),
-        Epilogue::Glu(Activation::Gelu),
-        Epilogue::Scale { scale: 0.3, soft_cap: cap },
-        Epilogue::Scale { scale: 2.0, soft_cap: None },
-    ];
-    for epilogue in epilogues {
+    for epilogue in EPILOGUES {
         for (biased, n) in [(true, 22), (false, 10)] {
             let case = Case { biased, epilogue, ..Case::plain(5, n, 80, DType::Bf16) };
             assert!(case.is_right(&Bed::new(1, None)).unwrap(), "{case:?}");
@@ -119,14 +144,46 @@ fn planted_faults_show() {
         Fault { from: "is_row && i < p.k", to: "is_row" },
         Fault { from: "rows + row * p.stride + k", to: "rows + row * p.k + k" },
         Fault { from: "    sync_block();\n", to: "" },
-        Fault { from: "first += p.bias[n];", to: "first += p.bias[n + 1];" },
+        Fault {
+            from: "load_columns<COUNT>(p.bias, n, p.n)",
+            to: "load_columns<COUNT>(p.bias, 0, p.n)",
+        },
         Fault { from: "k += WARP * PIECE<T>", to: "k += WARP * PIECE<T> + PIECE<T>" },
-        Fault { from: "first_row + row < p.rows) finish", to: "true) finish" },
-        Fault { from: "n + i < p.n", to: "true" },
+        Fault { from: " || first_row + row >= p.rows", to: "" },
+        Fault { from: "if (column + i < num_columns) row[column + i]", to: "row[column + i]" },
     ];
     let cases = [
         Case { biased: true, ..Case::plain(3, 11, 1001, DType::Bf16) },
         Case { biased: true, ..Case::plain(5, 7, 45, DType::Bf16) },
     ];
     assert_caught(&faults, |bed| Ok(cases[0].is_right(bed)? && cases[1].is_right(bed)?));
+}
+
+#[test]
+fn f32_weights_by_tiles() {
+    for (rows, n, k) in [(17, 64, 64), (64, 10, 33), (65, 70, 50), (130, 131, 16)] {
+        for seed in SEEDS {
+            for epilogue in [Epilogue::Store, Epilogue::Add] {
+                let plain = Case::plain(rows, n, k, DType::F32);
+                let case = Case { method: Method::Tiled, biased: n > 64, epilogue, ..plain };
+                assert!(case.is_right(&Bed::new(seed, None)).unwrap(), "{case:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn planted_faults_of_tiles_show() {
+    let faults = [
+        Fault { from: " && first_k + k < num_k", to: "" },
+        Fault { from: "        sync_block();\n        load_tile(x", to: "        load_tile(x" },
+        Fault { from: "p.stride);\n        sync_block();", to: "p.stride);" },
+        Fault { from: "if (to >= p.rows) return;", to: "" },
+        Fault { from: "sums[i][2], sums[i][3]", to: "sums[i][3], sums[i][2]" },
+        Fault { from: "k += DEPTH", to: "k += 2 * DEPTH" },
+        Fault { from: "first_column, k, p.stride", to: "first_row, k, p.stride" },
+    ];
+    let plain = Case::plain(123, 35, 50, DType::F32);
+    let case = Case { method: Method::Tiled, biased: true, ..plain };
+    assert_caught(&faults, |bed| case.is_right(bed));
 }

@@ -7,6 +7,8 @@ mod emulator;
 mod executor;
 mod hopper;
 mod linear;
+mod linear_choice;
+mod linear_tensor;
 mod moe;
 mod norm;
 mod rope_store;

@@ -1,8 +1,12 @@
-//! moe.cu, and linear.cu with experts.
+//! moe.cu and moe_group.cu, and products with experts.
 
 use super::*;
+use crate::cuda::CudaOptions;
+use crate::cuda::expert_products::ExpertProducts;
 use crate::cuda::linear::{Linear, stride_of};
-use crate::cuda::moe::{Combine, Route};
+use crate::cuda::linear_choice::{TILINGS, Target};
+use crate::cuda::linear_tensor::{Groups, TensorLinear};
+use crate::cuda::moe::{Combine, Group, ROW_TILE_BYTES, Route};
 use crate::ops::Routing;
 use crate::reference::{self, Matrix, error};
 
@@ -69,48 +73,220 @@ fn scores_without_numbers_still_choose_experts() {
     assert_eq!(read_words(&experts, 2), [0, 1]);
 }
 
-/// One product with experts: rows of `x` each meet two of four matrices.
-fn multiplies(bed: &Bed) -> Result<bool, KernelError> {
-    let (n, k, num_experts, format) = (10, 72, 4, DType::Bf16);
-    let stride = stride_of(k, format);
-    let chosen = [1, 3, 0, 2, 0, 1, 2, 3, 3, 1];
-    let (x, weight) = (noises(1, ROWS * k), noises(2, num_experts * n * k));
-    let out = bed.poison(chosen.len() * n);
-    let (on_x, on_weight) = (bed.floats(&x), bed.numbers(&weight, format));
-    let on_chosen = bed.words(&chosen);
-    assert_eq!(stride, k);
-    let pointers = [on_x.pointer(), on_weight.pointer(), out.pointer()];
-    let linear = Linear {
-        experts: on_chosen.pointer(),
-        rows_per_x: 2,
-        ..Linear::plain(pointers, chosen.len(), (n, k), format)
-    };
-    // SAFETY: buffers of these shapes.
-    unsafe { linear.launch(&*bed.driver, format) }?;
-    let mut want = Vec::new();
-    for (row, &expert) in chosen.iter().enumerate() {
-        let x: Vec<f64> = x[row / 2 * k..][..k].iter().map(|&x| f64::from(x)).collect();
-        let matrix = &weight[expert as usize * n * k..][..n * k];
-        let data = matrix.iter().map(|&w| f64::from(w)).collect();
-        let weight = Matrix { rows: n, cols: k, data }.rounded(format);
-        want.extend(reference::linear(&x, &weight, None, format));
+/// A product with experts: each row of `x` meets `num_chosen` of the matrices.
+#[derive(Clone, Copy, Debug)]
+struct Mixed {
+    rows: usize,
+    num_chosen: usize,
+    num_experts: usize,
+    n: usize,
+    k: usize,
+    format: DType,
+    deterministic: bool,
+}
+
+const FEW: Mixed = Mixed {
+    rows: ROWS,
+    num_chosen: 2,
+    num_experts: 12,
+    n: 10,
+    k: 72,
+    format: DType::Bf16,
+    deterministic: false,
+};
+
+impl Mixed {
+    /// Experts of all rows; some have none, some have many.
+    fn chosen(&self) -> Vec<u32> {
+        let choices = (0..self.rows * self.num_chosen).map(|i| noise(3, i).powi(2));
+        choices.map(|choice| (choice * self.num_experts as f32) as u32).collect()
     }
-    Ok(error(&read_floats(&out, want.len()), &want) < 2e-5)
+
+    fn run(&self, bed: &Bed) -> Result<Vec<f32>, KernelError> {
+        let Mixed { n, k, num_experts, format, .. } = *self;
+        let (x, weight) = (noises(1, self.rows * k), noises(2, num_experts * n * k));
+        let chosen = self.chosen();
+        let out = bed.poison(chosen.len() * n);
+        let (on_x, on_weight) = (bed.floats(&x), bed.numbers(&weight, format));
+        let on_chosen = bed.words(&chosen);
+        assert_eq!(stride_of(k, format), k);
+        let pointers = [on_x.pointer(), on_weight.pointer(), out.pointer()];
+        let linear = Linear {
+            experts: on_chosen.pointer(),
+            rows_per_x: self.num_chosen as u32,
+            ..Linear::plain(pointers, chosen.len(), (n, k), format)
+        };
+        let options = CudaOptions { deterministic: self.deterministic };
+        let target = Target { options, ..Target::of(&*bed.driver, 16) };
+        let products = ExpertProducts::new(&bed.driver, target, chosen.len(), num_experts)?;
+        let (pairs, experts) = (chosen.len() as u32, num_experts as u32);
+        // SAFETY: buffers of these shapes.
+        let ways = unsafe { products.prepare(on_chosen.pointer(), pairs, experts, format) }?;
+        // SAFETY: as above.
+        unsafe { products.launch(&linear, &ways, format) }?;
+        Ok(read_floats(&out, chosen.len() * n))
+    }
+
+    fn want(&self) -> Vec<f64> {
+        let Mixed { n, k, num_experts, format, .. } = *self;
+        let (x, weight) = (noises(1, self.rows * k), noises(2, num_experts * n * k));
+        let row = |(row, &expert): (usize, &u32)| {
+            let x = &x[row / self.num_chosen * k..][..k];
+            let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+            let matrix = &weight[expert as usize * n * k..][..n * k];
+            let data = matrix.iter().map(|&w| f64::from(w)).collect();
+            let weight = Matrix { rows: n, cols: k, data }.rounded(format);
+            reference::linear(&x, &weight, None, format)
+        };
+        self.chosen().iter().enumerate().flat_map(row).collect()
+    }
+
+    fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {
+        Ok(error(&self.run(bed)?, &self.want()) < 2e-5)
+    }
 }
 
 #[test]
 fn rows_meet_their_experts() {
     for seed in SEEDS {
-        assert!(multiplies(&Bed::new(seed, None)).unwrap());
+        assert!(FEW.is_right(&Bed::new(seed, None)).unwrap());
     }
     let faults = [
         Fault { from: "p.experts[first_row]", to: "p.experts[0]" },
         Fault { from: "(matrix * p.n + n) * p.stride", to: "(matrix * p.k + n) * p.stride" },
         Fault { from: "((first_row + row) / p.rows_per_x)", to: "(first_row + row)" },
         Fault { from: "n + 1 < p.n ? n + 1 : n", to: "n" },
-        Fault { from: "first_row + row < p.rows) finish", to: "first_row < 2) finish" },
+        Fault { from: " || first_row + row >= p.rows", to: " || first_row > 2" },
     ];
-    assert_caught(&faults, multiplies);
+    assert_caught(&faults, |bed| FEW.is_right(bed));
+}
+
+/// As many pairs as make tiles of 16, 32 and 64 rows, and more than one of them.
+const MANY: [Mixed; 3] = [
+    Mixed { rows: 40, num_chosen: 2, num_experts: 11, ..FEW },
+    Mixed { rows: 70, num_chosen: 1, num_experts: 5, n: 130, format: DType::F16, ..FEW },
+    Mixed { rows: 90, num_chosen: 3, num_experts: 9, ..FEW },
+];
+
+#[test]
+fn many_rows_meet_their_experts_by_expert() {
+    for (mixed, seed) in MANY.into_iter().zip(1..) {
+        assert!(mixed.is_right(&Bed::new(seed, None)).unwrap(), "{mixed:?}");
+    }
+    let plain = Mixed { format: DType::F32, ..MANY[0] };
+    assert!(plain.is_right(&Bed::new(1, None)).unwrap());
+}
+
+#[test]
+fn deterministic_rows_have_the_same_bits_among_many() {
+    let many = Mixed { deterministic: true, ..MANY[2] };
+    let all = many.run(&Bed::new(1, None)).unwrap();
+    for rows in [1, 4, 50] {
+        let some = Mixed { rows, ..many }.run(&Bed::new(2, None)).unwrap();
+        assert_eq!(some, all[..some.len()], "{rows}");
+    }
+}
+
+const TILE_ROWS: u32 = 16;
+
+impl Mixed {
+    /// Rows in ascending order of expert, and tiles of them: expert, first row, rows, 0.
+    fn groups(&self) -> (Vec<u32>, Vec<[u32; 4]>) {
+        let chosen = self.chosen();
+        let mut order: Vec<u32> = (0..chosen.len() as u32).collect();
+        order.sort_by_key(|&pair| chosen[pair as usize]);
+        let (mut tiles, mut first) = (Vec::new(), 0);
+        for rows in order.chunk_by(|&a, &b| chosen[a as usize] == chosen[b as usize]) {
+            for tile in rows.chunks(TILE_ROWS as usize) {
+                tiles.push([chosen[tile[0] as usize], first, tile.len() as u32, 0]);
+                first += tile.len() as u32;
+            }
+        }
+        (order, tiles)
+    }
+
+    /// Whether the device groups the rows so.
+    fn are_grouped(&self, bed: &Bed) -> Result<bool, KernelError> {
+        let chosen = self.chosen();
+        let (num_pairs, num_experts) = (chosen.len() as u32, self.num_experts as u32);
+        let num_tiles = Group::tiles_max(num_pairs, num_experts, TILE_ROWS);
+        let (experts, order) = (bed.words(&chosen), bed.poison(chosen.len()));
+        let tiles = bed.poison(num_tiles as usize * ROW_TILE_BYTES / 4);
+        let group = Group {
+            experts: experts.pointer(),
+            order: order.pointer(),
+            tiles: tiles.pointer(),
+            num_pairs,
+            num_experts,
+            num_tiles,
+            tile_rows: TILE_ROWS,
+        };
+        // SAFETY: buffers of these numbers.
+        unsafe { group.launch(&*bed.driver) }?;
+        let (want_order, want_tiles) = self.groups();
+        let words = read_words(&tiles, num_tiles as usize * 4);
+        let (tiles, rest) = words.as_chunks().0.split_at(want_tiles.len());
+        let is_rest_empty = rest.iter().all(|tile: &[u32; 4]| tile[2] == 0);
+        Ok(read_words(&order, chosen.len()) == want_order && tiles == want_tiles && is_rest_empty)
+    }
+
+    /// Whether rows that the host grouped meet their experts.
+    fn multiply_by_group(&self, bed: &Bed) -> Result<bool, KernelError> {
+        let Mixed { n, k, num_experts, format, .. } = *self;
+        let (order, tiles) = self.groups();
+        let words = tiles.concat();
+        let (on_order, on_tiles) = (bed.words(&order), bed.words(&words));
+        let groups = Groups {
+            order: on_order.pointer(),
+            tiles: on_tiles.pointer(),
+            num_tiles: tiles.len() as u32,
+        };
+        let (x, weight) = (noises(1, self.rows * k), noises(2, num_experts * n * k));
+        let (on_x, on_weight) = (bed.floats(&x), bed.numbers(&weight, format));
+        let out = bed.poison(order.len() * n);
+        let pointers = [on_x.pointer(), on_weight.pointer(), out.pointer()];
+        let plain = Linear::plain(pointers, order.len(), (n, k), format);
+        let linear = Linear { rows_per_x: self.num_chosen as u32, ..plain };
+        let (product, cut) = TensorLinear::grouped(linear, TILINGS[0], groups);
+        // SAFETY: buffers of these shapes.
+        unsafe { product.launch(&*bed.driver, &cut, format) }?;
+        Ok(error(&read_floats(&out, order.len() * n), &self.want()) < 2e-5)
+    }
+}
+
+#[test]
+fn rows_are_grouped_by_expert() {
+    for (mixed, seed) in MANY.into_iter().chain([FEW, Mixed { rows: 300, ..FEW }]).zip(1..) {
+        assert!(mixed.are_grouped(&Bed::new(seed, None)).unwrap(), "{mixed:?}");
+    }
+}
+
+#[test]
+fn planted_faults_of_grouping_show() {
+    let faults = [
+        Fault { from: "counts[i] = 0;", to: "" },
+        Fault { from: "i < expert; i += GROUP", to: "i <= expert; i += GROUP" },
+        Fault { from: "if (warp < warp_index())", to: "if (warp <= warp_index())" },
+        Fault { from: "own & ((1u << lane_index()) - 1)", to: "own" },
+        Fault { from: "min_of(share.count - row, p.tile_rows)", to: "p.tile_rows" },
+        Fault { from: "count_bits(own);\n        sync_block();", to: "count_bits(own);" },
+        Fault { from: "== p.num_experts ? p.num_tiles", to: "== p.num_experts ? end_tile" },
+    ];
+    let many = Mixed { rows: 300, ..FEW };
+    assert_caught(&faults, |bed| many.are_grouped(bed));
+}
+
+#[test]
+fn planted_faults_of_grouped_products_show() {
+    assert!(MANY[0].multiply_by_group(&Bed::new(1, None)).unwrap());
+    let faults = [
+        Fault { from: "row / p.linear.rows_per_x", to: "row" },
+        Fault { from: "tile.expert * p.linear.n", to: "0 * p.linear.n" },
+        Fault { from: "first_row = tile.first", to: "first_row = 0" },
+        Fault { from: "num_rows = tile.num_rows", to: "num_rows = M::ROWS" },
+        Fault { from: "p.order[tile.first_row + i]", to: "tile.first_row + i" },
+    ];
+    assert_caught(&faults, |bed| MANY[0].multiply_by_group(bed));
 }
 
 fn combines(bed: &Bed) -> Result<bool, KernelError> {

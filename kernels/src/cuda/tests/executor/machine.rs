@@ -6,6 +6,7 @@ use super::super::noises;
 use crate::batch::{Batch, NO_SLOT};
 use crate::cuda::driver::Driver;
 use crate::cuda::executor::CudaExecutor;
+use crate::cuda::linear_choice::Target;
 use crate::cuda::memory::{CudaKv, CudaTensor, CudaVector, CudaWeight};
 use crate::cuda::program::CudaProgram;
 use crate::cuda::{CudaDevice, CudaOptions};
@@ -25,9 +26,9 @@ const BLOCK: usize = 64;
 /// Of the second layer.
 const WINDOW: u32 = 100;
 /// Blocks that plans aim at: long rows of few sequences are split.
-const BLOCKS: u32 = 16;
+const MULTIPROCESSORS: u32 = 8;
 /// Pieces that plans may cut beyond tiles.
-pub(super) const CUTS: u32 = BLOCKS / HEADS.num_kv as u32;
+pub(super) const CUTS: u32 = 2 * MULTIPROCESSORS / HEADS.num_kv as u32;
 
 pub(super) const LIMITS: Limits = Limits {
     max_tokens: 24,
@@ -65,8 +66,9 @@ pub(super) struct Outcome {
 impl Machine {
     pub(super) fn new(driver: Arc<dyn Driver>, format: DType, mode: Mode) -> Self {
         let options = CudaOptions { deterministic: true };
-        let (block_size, blocks) = (BLOCK, BLOCKS);
-        let device = CudaDevice { driver: driver.clone(), options, block_size, blocks, arch: None };
+        let target = Target { options, ..Target::of(&*driver, MULTIPROCESSORS) };
+        let (block_size, arch) = (BLOCK, None);
+        let device = CudaDevice { driver: driver.clone(), block_size, target, arch };
         let cache = || {
             let (num_layers, num_blocks) = (1, BLOCKS_EACH * LIMITS.max_seqs);
             let Heads { num_kv: num_kv_heads, head_dim, .. } = HEADS;
@@ -77,7 +79,7 @@ impl Machine {
         let program = record(&device, format, &caches);
         let executor = match mode {
             Mode::Graphs => device.executor(program, LIMITS),
-            Mode::Eager => CudaExecutor::start(&driver, program, LIMITS, (options, blocks)),
+            Mode::Eager => CudaExecutor::start(&driver, program, LIMITS, target),
         };
         let machine = Machine { executor: executor.unwrap(), driver, caches };
         machine.fill_caches(format);

@@ -1,0 +1,78 @@
+//! Every product of a program: each goes the way that was chosen for its shape, through memory that was
+//! allocated when the executor started.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::cuda::driver::{DeviceBuffer, Driver};
+use crate::cuda::linear::Linear;
+use crate::cuda::linear_choice::{Method, ProductShape, Target, choose};
+use crate::cuda::linear_tensor::{Meeting, TensorLinear};
+use crate::dtype::DType;
+use crate::error::KernelError;
+
+/// Multiplies.
+#[derive(Debug)]
+pub(crate) struct Products {
+    driver: Arc<dyn Driver>,
+    target: Target,
+    partials: DeviceBuffer,
+    arrivals: DeviceBuffer,
+}
+
+impl Products {
+    /// Room for products of these shapes and of fewer rows.
+    pub(crate) fn new(
+        driver: &Arc<dyn Driver>,
+        target: Target,
+        shapes: &HashSet<ProductShape>,
+    ) -> Result<Self, KernelError> {
+        let floats = shapes.iter().map(|shape| partial_floats_max(&target, *shape)).max();
+        // Not empty: a device has no empty memory.
+        let bytes = floats.unwrap_or(0).max(1) * 4;
+        Ok(Products {
+            driver: Arc::clone(driver),
+            target,
+            partials: DeviceBuffer::new(driver, bytes, "sums of products")?,
+            arrivals: DeviceBuffer::new(driver, target.meetings_max() as usize * 4, "arrivals")?,
+        })
+    }
+
+    /// Whether a row's results do not depend on the rows beside it.
+    pub(crate) fn are_deterministic(&self) -> bool {
+        self.target.options.deterministic
+    }
+
+    /// Multiplies rows with a weight of `format`.
+    ///
+    /// # Safety
+    /// Every pointer has what linear_epilogue.cuh says for its rows, and the shape is one of those that there
+    /// is room for.
+    pub(crate) unsafe fn launch(&self, linear: &Linear, format: DType) -> Result<(), KernelError> {
+        let Linear { rows, n, k, .. } = *linear;
+        let driver = &*self.driver;
+        // SAFETY: the caller's promise; a cut's sums fit the room for its shape.
+        unsafe {
+            match choose(&self.target, ProductShape { rows, n, k, format }) {
+                Method::Rows => linear.launch_rows(driver, format),
+                Method::Tiled => linear.launch_tiled(driver),
+                Method::Tensor(cut) => {
+                    let partials = self.partials.pointer();
+                    let meeting = Meeting { partials, arrivals: self.arrivals.pointer() };
+                    TensorLinear::dense(*linear, &cut, meeting).launch(driver, &cut, format)
+                }
+            }
+        }
+    }
+}
+
+/// Floats that products of a shape leave in memory for their last block, for the worst number of rows.
+fn partial_floats_max(target: &Target, shape: ProductShape) -> usize {
+    // Tiles have sixteen rows or a multiple, so that between multiples nothing changes.
+    let rows = (16..shape.rows).step_by(16).chain([shape.rows]);
+    let floats = rows.map(|rows| match choose(target, ProductShape { rows, ..shape }) {
+        Method::Tensor(cut) => cut.partial_floats(rows, shape.n),
+        Method::Rows | Method::Tiled => 0,
+    });
+    floats.max().unwrap_or(0)
+}

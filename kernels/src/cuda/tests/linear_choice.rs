@@ -1,0 +1,109 @@
+//! How products are cut: shapes of real models on a device of an H200's size.
+
+use crate::cuda::CudaOptions;
+use crate::cuda::linear_choice::{Cut, Method, ProductShape, TILINGS, Target, WIDE, choose};
+use crate::dtype::DType;
+
+const MULTIPROCESSORS: u32 = 132;
+/// Rows and columns of weights: a router, projections of 1B and 8B models, a head.
+const WEIGHTS: [(u32, u32); 9] = [
+    (8, 64),
+    (128, 2048),
+    (2048, 2048),
+    (3072, 2048),
+    (4096, 14336),
+    (6144, 4096),
+    (28672, 4096),
+    (128_256, 4096),
+    (4096, 40),
+];
+
+fn target(deterministic: bool) -> Target {
+    let options = CudaOptions { deterministic };
+    Target { multiprocessors: MULTIPROCESSORS, shared_bytes_max: 232_448, options }
+}
+
+fn shape(rows: u32, (n, k): (u32, u32), format: DType) -> ProductShape {
+    ProductShape { rows, n, k, format }
+}
+
+fn cut(target: &Target, shape: ProductShape) -> Cut {
+    match choose(target, shape) {
+        Method::Tensor(cut) => cut,
+        other => panic!("{other:?} for {shape:?}"),
+    }
+}
+
+#[test]
+fn rows_choose_the_kernel() {
+    let method = |rows, format| choose(&target(false), shape(rows, (4096, 4096), format));
+    for format in [DType::Bf16, DType::F16] {
+        assert_eq!([1, 4].map(|rows| method(rows, format)), [Method::Rows; 2]);
+        for (rows, tile) in [(5, 16), (16, 16), (17, 32), (33, 64), (64, 64), (65, 128)] {
+            let cut = cut(&target(false), shape(rows, (4096, 4096), format));
+            assert_eq!(cut.tiling.rows, tile, "{rows}");
+        }
+    }
+    assert_eq!([1, 16].map(|rows| method(rows, DType::F32)), [Method::Rows; 2]);
+    assert_eq!([17, 4000].map(|rows| method(rows, DType::F32)), [Method::Tiled; 2]);
+    assert_eq!(choose(&target(true), shape(4000, (4096, 4096), DType::F32)), Method::Rows);
+}
+
+#[test]
+fn large_products_fill_the_device_with_the_largest_tiles() {
+    let wide = |rows, n| cut(&target(false), shape(rows, (n, 4096), DType::Bf16)).tiling == WIDE;
+    assert!(wide(2048, 4096) && wide(512, 28672));
+    assert!(!wide(512, 4096) && !wide(64, 128_256));
+}
+
+#[test]
+fn few_tiles_are_spread_over_the_device() {
+    for rows in [8, 64, 128] {
+        let cut = cut(&target(false), shape(rows, (4096, 14336), DType::Bf16));
+        assert_eq!((cut.chunks, cut.is_spread), (4, true));
+    }
+    // A chunk keeps the ring busy, and there are only so many.
+    assert_eq!(cut(&target(false), shape(8, (128, 2048), DType::Bf16)).chunks, 8);
+    assert_eq!(cut(&target(false), shape(8, (128, 20480), DType::Bf16)).chunks, 16);
+    assert_eq!(cut(&target(false), shape(8, (4096, 40), DType::Bf16)).chunks, 1);
+}
+
+#[test]
+fn deterministic_products_have_one_order_for_all_rows() {
+    for weight in WEIGHTS {
+        for format in [DType::Bf16, DType::F16] {
+            let chunks = |rows| cut(&target(true), shape(rows, weight, format)).chunks;
+            let one = chunks(1);
+            assert!((2..5000).all(|rows| chunks(rows) == one), "{weight:?}");
+        }
+        let f32 = |rows| choose(&target(true), shape(rows, weight, DType::F32));
+        assert!((1..5000).all(|rows| f32(rows) == Method::Rows));
+    }
+}
+
+#[test]
+fn what_is_chosen_can_run() {
+    let small = |target: Target| Target { shared_bytes_max: 101_376, ..target };
+    for target in [target(false), target(true), small(target(false)), small(target(true))] {
+        for weight in WEIGHTS {
+            for format in [DType::Bf16, DType::F16] {
+                for rows in 5..3000 {
+                    let cut = cut(&target, shape(rows, weight, format));
+                    let (n, k) = weight;
+                    let tiles = cut.tiling.tiles(rows, n);
+                    assert!(cut.shared_bytes(format) <= target.shared_bytes_max);
+                    assert!(cut.chunks <= k.div_ceil(64), "an empty chunk: {cut:?}");
+                    assert!(!cut.is_spread || tiles <= target.meetings_max());
+                    // Within what is cheap to keep: a few tiles for each block of the device.
+                    let bytes = cut.partial_floats(rows, n) * 4;
+                    assert!(bytes <= (target.meetings_max() as usize) << 16, "{bytes} {cut:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tilings_ascend() {
+    assert!(TILINGS.is_sorted_by_key(|tiling| tiling.rows));
+}
