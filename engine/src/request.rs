@@ -158,10 +158,21 @@ pub enum SubmitError {
         /// Blocks there are.
         total: u32,
     },
+    /// Client: the answer could take more memory than one request may, even alone.
+    #[error(
+        "the answer could take {mib} MiB of memory and at most {mib_max} MiB are served: ask for \
+         fewer choices, tokens or log-probabilities"
+    )]
+    AnswerTooLarge {
+        /// What it could take.
+        mib: u64,
+        /// What one request may take.
+        mib_max: u64,
+    },
     /// Client: an empty prompt, or a token id that the vocabulary lacks.
     #[error("{0}")]
     Invalid(String),
-    /// Capacity: the waiting queue is full; retry later.
+    /// Capacity: the waiting queue, or the room for answers, is full; retry later.
     #[error("the server is busy: {queued} requests are waiting")]
     Busy {
         /// Requests waiting.

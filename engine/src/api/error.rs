@@ -98,7 +98,7 @@ pub enum ApiError {
     /// A key came and is none of ours.
     #[error("Incorrect API key provided.")]
     WrongKey,
-    /// The waiting queue, or the memory for bodies, is full.
+    /// The waiting queue, or the memory for bodies or answers, is full.
     #[error("The engine is currently overloaded, please try again later")]
     Busy {
         /// Suggested wait.
@@ -203,12 +203,22 @@ impl From<SubmitError> for ApiError {
             SubmitError::NeverFits { .. } => {
                 ApiError::invalid("max_tokens", "context_length_exceeded", error.to_string())
             }
+            SubmitError::AnswerTooLarge { .. } => {
+                ApiError::invalid("n", "answer_too_large", sentence(&error.to_string()))
+            }
             SubmitError::Invalid(message) => ApiError::invalid("prompt", "invalid_value", message),
             SubmitError::Busy { retry_after_s, .. } => ApiError::Busy { retry_after_s },
             SubmitError::Draining => ApiError::ShuttingDown,
             SubmitError::Stopped => ApiError::Engine,
         }
     }
+}
+
+/// `text` as a sentence of its own.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(chars).chain(['.']).collect()
 }
 
 impl From<StepError> for ApiError {

@@ -217,7 +217,9 @@ impl Instance {
     fn count_refused(&self, error: &SubmitError) {
         match error {
             SubmitError::Busy { .. } => self.metrics.refused_busy.increment(1),
-            SubmitError::ContextLength { .. } | SubmitError::NeverFits { .. } => {
+            SubmitError::ContextLength { .. }
+            | SubmitError::NeverFits { .. }
+            | SubmitError::AnswerTooLarge { .. } => {
                 self.metrics.refused_too_long.increment(1);
             }
             SubmitError::Invalid(_) | SubmitError::Draining | SubmitError::Stopped => {}

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use super::room::EventRoom;
-use super::stream::{CHOICES_MAX, EventBounds, EventStream, event_ring, ring_capacity};
+use super::room::AnswerRoom;
+use super::stream::{CHOICES_MAX, EventBounds, EventStream, ITEM_BYTES, event_ring, ring_capacity};
 use crate::kv::block_table::BlockTable;
 use crate::kv::key::{KeyChain, KeyHasher};
 use crate::model::info::InstanceInfo;
@@ -22,13 +22,33 @@ pub struct Checked {
     request: Request,
     prompt: Arc<[u32]>,
     ring_capacity: usize,
+    answer_items: usize,
 }
 
-/// Checks `request` against the instance. Errors are the client's.
+/// Bounds of a request that do not come from the model.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Choices.
+    pub choices_max: u32,
+    /// Items of its ring and its answer together.
+    pub answer_items_max: usize,
+}
+
+impl RequestLimits {
+    /// After the settings, with a budget of which one request takes at most `answer_items_max`.
+    pub fn new(settings: &SchedulerSettings, answer_items_max: usize) -> Self {
+        let choices_max = settings.max_choices.min(settings.max_queued_requests).min(CHOICES_MAX);
+        RequestLimits { choices_max, answer_items_max }
+    }
+}
+
+/// Checks `request`, of whose events an answer of at most `answer_bytes` is made, against the
+/// instance. Errors are the client's.
 pub fn check(
     info: &InstanceInfo,
-    settings: &SchedulerSettings,
+    limits: RequestLimits,
     request: Request,
+    answer_bytes: u64,
 ) -> Result<Checked, SubmitError> {
     let prompt_len = request.input.iter().map(|Segment::Tokens(tokens)| tokens.len()).sum();
     if prompt_len == 0 {
@@ -40,7 +60,7 @@ pub fn check(
         let reason = format!("token id {token} is not below the vocabulary size {}", info.vocab);
         return Err(SubmitError::Invalid(reason));
     }
-    let most_choices = settings.max_choices.min(settings.max_queued_requests).min(CHOICES_MAX);
+    let most_choices = limits.choices_max;
     if request.n == 0 || request.n > most_choices {
         return Err(SubmitError::Invalid(format!("n must be in 1..={most_choices}")));
     }
@@ -57,12 +77,22 @@ pub fn check(
         prompt_rows: request.prompt_logprobs.map_or(0, |_| prompt.len() as u32),
         prompt_top: request.prompt_logprobs.unwrap_or(0),
     };
-    match ring_capacity(bounds) {
-        Some(ring_capacity) if ring_capacity <= settings.max_event_items => {
-            Ok(Checked { request, prompt, ring_capacity })
-        }
-        _ => Err(SubmitError::Invalid("n × max_tokens × log-probabilities is too large".into())),
+    let answer_items = usize::try_from(answer_bytes.div_ceil(ITEM_BYTES as u64)).ok();
+    let Some((ring_capacity, answer_items, all)) = ring_capacity(bounds)
+        .zip(answer_items)
+        .and_then(|(ring, answer)| Some((ring, answer, ring.checked_add(answer)?)))
+    else {
+        return Err(too_large(usize::MAX, limits));
+    };
+    if all > limits.answer_items_max {
+        return Err(too_large(all, limits));
     }
+    Ok(Checked { request, prompt, ring_capacity, answer_items })
+}
+
+fn too_large(items: usize, limits: RequestLimits) -> SubmitError {
+    let mib = |items: usize| (items.saturating_mul(ITEM_BYTES) >> 20) as u64;
+    SubmitError::AnswerTooLarge { mib: mib(items), mib_max: mib(limits.answer_items_max) }
 }
 
 fn flatten(input: &[Segment]) -> Arc<[u32]> {
@@ -105,18 +135,23 @@ impl Checked {
         self.prompt.len() as u64
     }
 
-    /// Items that its ring must hold.
-    pub fn num_event_items(&self) -> usize {
-        self.ring_capacity
+    /// Items of room that it takes: what its ring must hold and what its answer takes beside it.
+    pub fn num_room_items(&self) -> usize {
+        self.ring_capacity + self.answer_items
     }
 
-    /// Allocates all that the engine thread needs for it; `room` is that of its events, `draining`
+    /// Of these, what its answer takes.
+    pub fn num_answer_items(&self) -> usize {
+        self.answer_items
+    }
+
+    /// Allocates all that the engine thread needs for it; `room` is that of its ring, `draining`
     /// says whether the instance was told to end.
     pub fn build(
         self,
         info: &InstanceInfo,
         hasher: &KeyHasher,
-        room: EventRoom,
+        room: AnswerRoom,
         draining: Arc<AtomicBool>,
     ) -> (SequenceGroup, EventStream) {
         let Checked { request, prompt, .. } = self;

@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use self::admission::RequestLimits;
 use crate::kv::key::KeyHasher;
 use crate::model::info::InstanceInfo;
 use crate::request::{Request, SubmitError};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::sequence::SequenceGroup;
 
+pub use self::room::AnswerRoom;
 pub use self::stats::{EngineStats, TIME_BUCKETS, TimeReading};
 pub use self::stream::EventStream;
 
@@ -30,7 +32,7 @@ mod queue;
 /// Signs of life of the engine thread.
 pub mod pulse;
 
-/// A budget of events that may be on their way back.
+/// A budget of memory for answers.
 pub mod room;
 
 /// Events on their way back.
@@ -57,8 +59,8 @@ pub struct Shared {
     pub stats: stats::LiveStats,
     /// Signs of life of the engine thread.
     pub pulse: pulse::Pulse,
-    /// Room for the events of open requests.
-    events: Arc<room::EventBudget>,
+    /// Room for the answers to open requests.
+    answers: Arc<room::AnswerBudget>,
     started_at: Instant,
     /// Set once; every open request's sink asks it.
     draining: Arc<AtomicBool>,
@@ -91,7 +93,7 @@ pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle,
     // Each message holds a place in the queue; the spare one is for `Wake`.
     let (sender, messages) = sync_channel(settings.max_queued_requests as usize + 1);
     let shared = Arc::new(Shared {
-        events: room::EventBudget::new(settings.max_event_items),
+        answers: room::AnswerBudget::new(settings.max_answer_items),
         info,
         settings,
         hasher,
@@ -108,25 +110,38 @@ impl EngineHandle {
     /// Admits a request or says why not. Events come through the stream; dropping it cancels.
     ///
     /// Errors: the client's (empty prompt, unknown token, too long, can never fit), capacity
-    /// (the queue, or the room for events, is full), ours (the engine has stopped or drains).
+    /// (the queue, or the room for answers, is full), ours (the engine has stopped or drains).
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        self.submit_for(request, 0).map(|(stream, _none)| stream)
+    }
+
+    /// [`EngineHandle::submit`] for a caller that makes an answer of at most `answer_bytes` of the
+    /// events, with the room for that, to be held until the answer is gone.
+    pub fn submit_for(
+        &self,
+        request: Request,
+        answer_bytes: u64,
+    ) -> Result<(EventStream, AnswerRoom), SubmitError> {
         if !self.is_serving() {
             return Err(self.gone());
         }
-        let checked = admission::check(&self.shared.info, &self.shared.settings, request)?;
+        let answers = &self.shared.answers;
+        let limits = RequestLimits::new(&self.shared.settings, answers.request_items_max());
+        let checked = admission::check(&self.shared.info, limits, request, answer_bytes)?;
         let (sequences, tokens) = (u64::from(checked.num_choices()), checked.num_prompt_tokens());
         if !self.shared.stats.take_places(sequences, tokens, &self.shared.settings) {
             return Err(self.busy());
         }
-        let Some(room) = self.shared.events.take(checked.num_event_items()) else {
+        let Some(room) = answers.take(checked.num_room_items()) else {
             self.shared.stats.give_places_back(sequences, tokens);
             return Err(self.busy());
         };
+        let answer_room = room.split(checked.num_answer_items());
         let (info, hasher) = (&self.shared.info, &self.shared.hasher);
         let draining = self.shared.draining.clone();
         let (group, stream) = checked.build(info, hasher, room, draining);
         match self.inbox.try_send(Message::Submit(Box::new(group))) {
-            Ok(()) => Ok(stream),
+            Ok(()) => Ok((stream, answer_room)),
             Err(refused) => {
                 self.shared.stats.give_places_back(sequences, tokens);
                 Err(match refused {

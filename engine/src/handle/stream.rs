@@ -2,7 +2,7 @@
 //!
 //! One single-producer ring a request, allocated by the submitting thread and sized so that it can
 //! never fill ([`ring_capacity`]): the engine thread never waits for a reader, however slow. What
-//! all rings hold together is bounded by the [`super::room::EventBudget`], of which a request takes
+//! all rings hold together is bounded by the [`super::room::AnswerBudget`], of which a request takes
 //! its part before it is admitted. Items in the ring are flat; [`EventStream`] puts events together
 //! on the reading side, so the engine thread allocates nothing. Dropping the [`EventStream`]
 //! cancels the request, which the engine thread sees within one step; [`EventStream::stop`] ends
@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use super::room::EventRoom;
+use super::room::AnswerRoom;
 use crate::request::{Event, FinishReason, StepError, TokenOut};
 
 /// One flat item of the ring. The top list of a token stands before the token, so that an event is
@@ -77,7 +77,7 @@ pub fn ring_capacity(bounds: EventBounds) -> Option<usize> {
 /// A stream of `num_choices` choices and its sink over a ring that fills `room`. Once `draining`, a
 /// sink that goes without a word was shut down.
 pub fn event_ring(
-    room: EventRoom,
+    room: AnswerRoom,
     num_choices: u32,
     draining: Arc<AtomicBool>,
 ) -> (EventSink, EventStream) {
@@ -87,9 +87,9 @@ pub fn event_ring(
         failure: OnceLock::new(),
         draining,
         stopped: (0..num_choices).map(|_| AtomicBool::new(false)).collect(),
-        _room: room,
+        room,
     });
-    let sink = EventSink { producer, link: WakeOnDrop(link.clone()) };
+    let sink = EventSink { producer, num_pushed: 0, link: WakeOnDrop(link.clone()) };
     let stream = EventStream {
         consumer,
         link,
@@ -111,7 +111,7 @@ struct Link {
     draining: Arc<AtomicBool>,
     /// Set by the reader: it wants no more of this choice.
     stopped: Box<[AtomicBool]>,
-    _room: EventRoom,
+    room: AnswerRoom,
 }
 
 /// The engine thread's end. Pushing never waits and never allocates; [`EventSink::wake`] tells the
@@ -120,6 +120,7 @@ struct Link {
 pub struct EventSink {
     // Fields drop in this order: the reader is woken once the ring counts as abandoned.
     producer: Producer<Item>,
+    num_pushed: usize,
     link: WakeOnDrop,
 }
 
@@ -176,13 +177,16 @@ impl EventSink {
     fn push(&mut self, item: Item) {
         let pushed = self.producer.push(item);
         assert!(pushed.is_ok(), "the ring holds every item its request can bring");
+        self.num_pushed += 1;
     }
 }
 
 /// Says why before the ring counts as abandoned. Asked here and not by the reader, who may look
-/// long after the end.
+/// long after the end. The part of the ring that was never written is no memory: its room goes back
+/// however slow the reader is.
 impl Drop for EventSink {
     fn drop(&mut self) {
+        self.link.0.room.keep(self.num_pushed);
         if self.link.0.draining.load(Relaxed) {
             let _ = self.link.0.failure.set(StepError::ShuttingDown);
         }
@@ -294,10 +298,10 @@ impl EventStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handle::room::EventBudget;
+    use crate::handle::room::AnswerBudget;
 
     fn event_ring(items: usize, num_choices: u32) -> (EventSink, EventStream) {
-        let room = EventBudget::new(items).take(items).unwrap();
+        let room = AnswerBudget::new(4 * items).take(items).unwrap();
         super::event_ring(room, num_choices, Arc::default())
     }
 
@@ -363,6 +367,25 @@ mod tests {
         assert!(matches!(stream.try_next(), Some(Event::Token { .. })));
         assert_eq!(stream.try_next(), Some(Event::Failed(StepError::ShuttingDown)));
         assert_eq!(stream.try_next(), None);
+    }
+
+    #[test]
+    fn room_that_was_not_needed_goes_back_when_the_engine_has_finished() {
+        let budget = AnswerBudget::new(400);
+        let (mut sink, mut stream) =
+            super::event_ring(budget.take(100).unwrap(), 1, Arc::default());
+        sink.token(0, flat(1), &[]);
+        sink.finished(0, FinishReason::Eos);
+        let left = || {
+            let all: Vec<AnswerRoom> = std::iter::from_fn(|| budget.take(1)).collect();
+            all.len()
+        };
+        assert_eq!(left(), 300);
+        drop(sink);
+        assert_eq!(left(), 398, "only what was written is held");
+        while stream.try_next().is_some() {}
+        drop(stream);
+        assert_eq!(left(), 400);
     }
 
     #[test]

@@ -87,32 +87,57 @@ fn the_queue_is_bounded_by_sequences_and_by_tokens() {
     assert_eq!((stats.waiting, stats.waiting_tokens, stats.refused), (3, 50, 2));
 }
 
-#[test]
-fn events_of_all_requests_share_one_budget() {
-    let settings = SchedulerSettings { max_event_items: 100, ..SchedulerSettings::default() };
-    let (handle, inbox) = border(info(), settings);
-    let alone = handle.submit(request(10, 99)).unwrap_err();
-    assert!(matches!(alone, SubmitError::Invalid(_)), "more than there is: {alone:?}");
-    let first = handle.submit(request(10, 50)).unwrap();
-    let busy = handle.submit(request(10, 50)).unwrap_err();
-    assert!(matches!(busy, SubmitError::Busy { retry_after_s: 1.., .. }), "{busy:?}");
-    assert_eq!(handle.stats().waiting, 1, "who was refused waits for nothing");
-    drop(first);
-    assert!(handle.submit(request(10, 50)).is_err(), "the engine still holds its end");
-    drop(inbox.messages.try_recv());
-    assert!(handle.submit(request(10, 50)).is_ok());
+fn small_room() -> SchedulerSettings {
+    SchedulerSettings { max_answer_items: 200, ..SchedulerSettings::default() }
 }
 
 #[test]
-fn many_choices_with_log_probabilities_over_a_long_context_are_admitted() {
+fn answers_of_all_requests_share_one_budget() {
+    let (handle, inbox) = border(info(), small_room());
+    let alone = handle.submit(request(10, 49)).unwrap_err();
+    assert!(matches!(alone, SubmitError::AnswerTooLarge { .. }), "more than a quarter: {alone:?}");
+    let open: Vec<EventStream> = (0..3).map(|_| handle.submit(request(10, 48)).unwrap()).collect();
+    let busy = handle.submit(request(10, 30)).unwrap_err();
+    assert!(matches!(busy, SubmitError::Busy { retry_after_s: 1.., .. }), "{busy:?}");
+    assert_eq!(handle.stats().waiting, 3, "who was refused waits for nothing");
+    drop(open);
+    assert!(handle.submit(request(10, 30)).is_err(), "the engine still holds its end");
+    drop(inbox.messages.try_recv());
+    assert!(handle.submit(request(10, 30)).is_ok());
+}
+
+#[test]
+fn what_an_answer_takes_is_held_beside_its_ring_until_it_is_gone() {
+    let (handle, inbox) = border(info(), small_room());
+    let submit = |bytes| handle.submit_for(request(10, 8), bytes);
+    let refused = submit(41 * 16).unwrap_err();
+    assert!(matches!(refused, SubmitError::AnswerTooLarge { .. }), "{refused:?}");
+    assert!(submit(u64::MAX).is_err());
+    let (streams, rooms): (Vec<_>, Vec<_>) = (0..3).map(|_| submit(40 * 16).unwrap()).unzip();
+    assert!(rooms.iter().all(|room| room.items() == 40));
+    assert!(matches!(submit(40 * 16), Err(SubmitError::Busy { .. })));
+    drop(streams);
+    while inbox.messages.try_recv().is_ok() {}
+    let (_stream, _room) = submit(40 * 16).unwrap();
+    assert!(submit(5 * 16).is_err(), "three answers are still being sent");
+    drop(rooms);
+    assert!(submit(40 * 16).is_ok());
+}
+
+#[test]
+fn choices_with_log_probabilities_over_a_long_context_are_admitted() {
     let mut info = InstanceInfo { max_model_len: 131_072, max_logprobs: 20, ..info() };
     info.groups.truncate(1);
     info.groups[0].num_blocks = 10_000;
-    let mut large = request(1_000, 130_000);
-    (large.n, large.sampler.num_logprobs) = (8, Some(20));
-    let settings = SchedulerSettings::default();
-    let checked = admission::check(&info, &settings, large).unwrap();
-    assert!(checked.num_event_items() > 8 * 21 * 130_000);
+    let (handle, _inbox) = border(info, SchedulerSettings::default());
+    let ask = |n| {
+        let mut large = request(1_000, 130_000);
+        (large.n, large.sampler.num_logprobs) = (n, Some(20));
+        handle.submit(large)
+    };
+    assert!(ask(3).is_ok());
+    let refused = ask(4).unwrap_err();
+    assert_eq!(refused, SubmitError::AnswerTooLarge { mib: 166, mib_max: 128 });
 }
 
 #[test]

@@ -17,10 +17,11 @@ pub struct SchedulerSettings {
     pub max_step: Option<Duration>,
     /// Whether blocks are shared by equal prefixes.
     pub prefix_cache: bool,
-    /// Items that the event rings of all open requests hold together, 16 bytes each: a request
-    /// takes all that it can bring (a token is one, and one an alternative). A request that brings
-    /// more alone is refused, one for which too few are left is told to retry.
-    pub max_event_items: usize,
+    /// Items of 16 bytes that the answers to all open requests take together: a request takes its
+    /// event ring, sized for all that it can bring (a token is one, and one an alternative), and
+    /// what is made of it. One that takes more than a quarter is refused, one for which too few
+    /// are left is told to retry.
+    pub max_answer_items: usize,
 }
 
 impl Default for SchedulerSettings {
@@ -31,7 +32,7 @@ impl Default for SchedulerSettings {
             max_choices: 128,
             max_step: None,
             prefix_cache: true,
-            max_event_items: 1 << 25,
+            max_answer_items: 1 << 25,
         }
     }
 }
