@@ -46,6 +46,8 @@ struct Behaviour {
 struct Function {
     emulate::Kernel* kernel;
     size_t shared_max = SHARED_WITHOUT_ASKING;
+    // A driver would load it late; here whoever did not ask for it before is refused.
+    bool loaded = false;
 };
 
 struct Module {
@@ -320,7 +322,10 @@ EXPORT int cuMemHostAlloc(void** pointer, size_t bytes, unsigned flags) {
 EXPORT int cuMemFreeHost(void* pointer) {
     Call call("cuMemFreeHost");
     // Nobody waits here: whoever frees too early frees what a copy still uses.
-    if (call.in_context().need(call.s.host.erase((uint64_t)pointer))) return call.code;
+    auto host = call.s.host.find((uint64_t)pointer);
+    if (call.in_context().need(host != call.s.host.end())) return call.code;
+    memset(pointer, 0xff, host->second);
+    call.s.host.erase(host);
     free(pointer);
     return SUCCESS;
 }
@@ -375,18 +380,22 @@ EXPORT int cuFuncGetName(const char** name, Function* function) {
     *name = function->kernel->name;
     return call.in_context().code;
 }
-EXPORT int cuFuncLoad(Function*) { return Call("cuFuncLoad").in_context().code; }
+EXPORT int cuFuncLoad(Function* function) {
+    Call call("cuFuncLoad");
+    function->loaded = true;
+    return call.in_context().code;
+}
 EXPORT int cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* bytes) {
     Call call("cuFuncGetParamInfo");
     *offset = 0;
     *bytes = function->kernel->parameter_bytes;
-    return call.in_context().need(index == 0);
+    return call.in_context().need(index == 0 && function->loaded);
 }
-EXPORT int cuFuncGetAttribute(int* value, unsigned attribute, Function*) {
+EXPORT int cuFuncGetAttribute(int* value, unsigned attribute, Function* function) {
     Call call("cuFuncGetAttribute", std::to_string(attribute));
     // As if every kernel had a KiB of its own.
     *value = 1024;
-    return call.in_context().need(attribute == 1);
+    return call.in_context().need(attribute == 1 && function->loaded);
 }
 EXPORT int cuFuncSetAttribute(Function* function, unsigned attribute, int value) {
     Call call("cuFuncSetAttribute", std::to_string(attribute) + " " + std::to_string(value));
@@ -402,7 +411,7 @@ EXPORT int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z
     words << function->kernel->name << " " << x << " " << y << " " << z << " " << threads << " " << shared_bytes;
     Call call("cuLaunchKernel", words.str());
     call.in_context().need(stream == &call.s.stream, INVALID_HANDLE);
-    call.need(parameters && !extra && x && y && z && y < 65536 && z < 65536 && threads_y == 1 && threads_z == 1);
+    call.need(function->loaded && parameters && !extra && x && y && z && y < 65536 && z < 65536 && threads_y == 1 && threads_z == 1);
     if (call.need(shared_bytes <= function->shared_max)) return call.code;
     if (call.need(threads == function->kernel->threads, OUT_OF_RESOURCES)) return call.code;
     const unsigned char* first = (const unsigned char*)parameters[0];

@@ -42,8 +42,9 @@ impl Modules {
         let handles = functions(api, module).map_err(refused)?;
         let mut functions = HashMap::with_capacity(handles.len());
         for handle in handles {
+            load_function(api, handle).map_err(refused)?;
             let Some(parameter_bytes) = parameter_bytes(api, handle) else { continue };
-            let shared_bytes_max = prepare(api, handle, shared_bytes_max).map_err(refused)?;
+            let shared_bytes_max = allow(api, handle, shared_bytes_max).map_err(refused)?;
             let function = Function { handle, parameter_bytes, shared_bytes_max };
             functions.insert(name(api, handle).map_err(refused)?, function);
         }
@@ -87,6 +88,13 @@ fn name(api: &Api, handle: Handle) -> Result<String, Refused> {
     Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
+/// The driver loads code when it is first used, unless told to.
+fn load_function(api: &Api, handle: Handle) -> Result<(), Refused> {
+    // SAFETY: a function of ours.
+    let code = unsafe { (api.function_load)(handle) };
+    api.check("cuFuncLoad", code)
+}
+
 /// Bytes of the one parameter. `None`: none of our kernels, which all have one.
 fn parameter_bytes(api: &Api, handle: Handle) -> Option<usize> {
     let (mut offset, mut bytes) = (0, 0);
@@ -95,12 +103,8 @@ fn parameter_bytes(api: &Api, handle: Handle) -> Option<usize> {
     (code == 0).then_some(bytes)
 }
 
-/// Loads a function now, and lets it ask for all shared memory there is. Gives how much that is.
-fn prepare(api: &Api, handle: Handle, shared_bytes_max: usize) -> Result<usize, Refused> {
-    // The driver loads code when it is first used, unless told to.
-    // SAFETY: a function of ours.
-    let code = unsafe { (api.function_load)(handle) };
-    api.check("cuFuncLoad", code)?;
+/// Lets a function ask for all shared memory there is. Gives how much that is.
+fn allow(api: &Api, handle: Handle, shared_bytes_max: usize) -> Result<usize, Refused> {
     let mut declared: c_int = 0;
     // SAFETY: writes one number.
     let code =

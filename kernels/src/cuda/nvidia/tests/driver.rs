@@ -244,6 +244,64 @@ fn a_graph_runs_its_launches_again_with_the_parameters_they_had() {
     assert!(reason.contains("graph 0 is not there"), "{reason}");
 }
 
+/// Runs on a thread that has called nothing yet.
+fn on_a_new_thread<T: Send>(call: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(call).join().unwrap())
+}
+
+#[test]
+fn every_call_may_be_the_first_of_its_thread() {
+    let machine = Machine::new("memory 1048576");
+    let driver = open(&machine);
+    let (x, weight) = (noises(1, ROWS as usize * COLS), noises(2, COLS));
+    let (x, weight) = (upload(&driver, &x).unwrap(), upload(&driver, &weight).unwrap());
+    let out = on_a_new_thread(|| DeviceBuffer::new(&driver, COLS * 4, "a test").unwrap());
+    let free = on_a_new_thread(|| driver.memory().unwrap().unwrap().free);
+    let host = on_a_new_thread(|| HostBuffer::new(&driver, 64).unwrap());
+    on_a_new_thread(|| out.upload(0, &[1; 8]).unwrap());
+    on_a_new_thread(|| driver.mark(MarkIndex(0)).unwrap());
+    on_a_new_thread(|| driver.wait(MarkIndex(0)).unwrap());
+    // SAFETY: buffers of a row at least, and 64 bytes on either side.
+    unsafe {
+        on_a_new_thread(|| driver.copy_in(out.pointer(), host.pointer(0), 64).unwrap());
+        on_a_new_thread(|| driver.copy_out(host.pointer(0), out.pointer(), 64).unwrap());
+        on_a_new_thread(|| norm_of(&x, &weight, &out).launch(&*driver, Put::Store, 1).unwrap());
+    }
+    let mut row = vec![0; COLS * 4];
+    on_a_new_thread(|| out.download(0, &mut row).unwrap());
+    assert_eq!(row, normed(&driver).unwrap()[..COLS * 4]);
+    on_a_new_thread(|| driver.begin_capture().unwrap());
+    let graph = on_a_new_thread(|| driver.end_capture().unwrap());
+    // SAFETY: an empty graph.
+    on_a_new_thread(|| unsafe { driver.replay(graph) }.unwrap());
+    on_a_new_thread(|| driver.release_graph(graph));
+    on_a_new_thread(|| drop(host));
+    on_a_new_thread(|| drop(out));
+    assert_eq!(driver.memory().unwrap().unwrap().free, free + COLS as u64 * 4);
+}
+
+#[test]
+fn bytes_are_ours_again_when_an_upload_returns_and_host_memory_outlives_its_copies() {
+    let machine = Machine::new("");
+    let driver = open(&machine);
+    let buffer = DeviceBuffer::new(&driver, 64, "a test").unwrap();
+    let mut bytes = [1; 64];
+    buffer.upload(0, &bytes).unwrap();
+    bytes.fill(2);
+    let mut read = [0; 64];
+    buffer.download(0, &mut read).unwrap();
+    assert_eq!(read, [1; 64]);
+    let mut host = HostBuffer::new(&driver, 64).unwrap();
+    // SAFETY: nothing was asked for yet, and 64 bytes on either side.
+    unsafe {
+        host.write(0, &[3u32; 16]);
+        driver.copy_in(buffer.pointer(), host.pointer(0), 64).unwrap();
+    }
+    drop(host);
+    buffer.download(0, &mut read).unwrap();
+    assert_eq!(bytes_of(&[3u32; 16]), read);
+}
+
 /// Why a GPU cannot be used.
 fn refusal(machine: &Machine) -> String {
     match open_with(&machine.lasting_places(), &[&NORM]) {
