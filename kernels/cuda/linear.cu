@@ -1,8 +1,9 @@
 // Products of few rows with a weight: out = epilogue(x * weight^T + bias), bound by reading weights.
 //
-// A warp computes a pair of neighbouring weight rows (which a GLU joins) for up to ROWS rows of x.
-// Its lanes read 16 bytes of weight each, side by side, so that a weight is read once, in whole
-// lines. Every result is a sum over lanes of a sum over k in ascending steps: its order depends on
+// x of the grid counts groups of ROWS rows of x, y groups of weight rows: blocks that read the same
+// weight run side by side. A warp computes a pair of neighbouring weight rows (which a GLU joins) for up
+// to ROWS rows of x. Its lanes read 16 bytes of weight each, side by side, and several such pieces before
+// the first is used, so that enough of the weight is under way to fill the memory's time. Every result is a sum over lanes of a sum over k in ascending steps: its order depends on
 // K alone, never on the number of rows. With bf16 weights the rows are rounded to bf16 first.
 #include "linear_epilogue.cuh"
 
@@ -18,6 +19,7 @@ constexpr u32 PIECE = 16 / sizeof(T);
 template <class T>
 __device__ __forceinline__ void widen_piece(uint4 piece, float (&to)[PIECE<T>]) {
     const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+    UNROLL
     for (u32 i = 0; i < PIECE<T>; i++) {
         if constexpr (sizeof(T) == 4) {
             to[i] = float_of_bits(words[i]);
@@ -40,13 +42,32 @@ __device__ __forceinline__ void load_rows(const Linear& p, u32 first_row, X* row
     sync_block();
 }
 
+// As many elements of a row of x as a piece of weight has: whole reads of 16 bytes, which the row's
+// stride allows.
+template <class T, class X>
+__device__ __forceinline__ void load_x(const X* from, float (&to)[PIECE<T>]) {
+    UNROLL
+    for (u32 i = 0; i < PIECE<T> / PIECE<X>; i++) {
+        float part[PIECE<X>];
+        widen_piece<X>(((const uint4*)from)[i], part);
+        UNROLL
+        for (u32 j = 0; j < PIECE<X>; j++) to[i * PIECE<X> + j] = part[j];
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void load_pair(const T* const (&weight)[PAIR], u32 k, uint4 (&pieces)[PAIR]) {
+    UNROLL
+    for (u32 i = 0; i < PAIR; i++) pieces[i] = load_once((const uint4*)(weight[i] + k));
+}
+
 template <class T, class X, u32 ROWS>
 __device__ void linear(const Linear& p) {
     X* rows = (X*)shared_bytes();
-    u32 first_row = blockIdx.y * ROWS;
+    u32 first_row = blockIdx.x * ROWS;
     load_rows<T, X, ROWS>(p, first_row, rows);
 
-    u32 n = (blockIdx.x * LINEAR_WARPS + warp_index()) * PAIR;
+    u32 n = (blockIdx.y * LINEAR_WARPS + warp_index()) * PAIR;
     if (n >= p.n) return;
     // Rows of one block share a weight, so with experts a block has one row.
     u64 matrix = p.experts ? p.experts[first_row] : 0;
@@ -54,15 +75,35 @@ __device__ void linear(const Linear& p) {
     const T* weight[PAIR] = {(const T*)p.weight + (matrix * p.n + n) * p.stride,
                              (const T*)p.weight + (matrix * p.n + (n + 1 < p.n ? n + 1 : n)) * p.stride};
     float sums[ROWS][PAIR] = {};
-    for (u32 k = lane_index() * PIECE<T>; k < p.stride; k += WARP * PIECE<T>) {
+    auto add = [&](const uint4 (&pieces)[PAIR], u32 k) {
         float w[PAIR][PIECE<T>];
-        for (u32 i = 0; i < PAIR; i++) widen_piece<T>(load_once((const uint4*)(weight[i] + k)), w[i]);
+        UNROLL
+        for (u32 i = 0; i < PAIR; i++) widen_piece<T>(pieces[i], w[i]);
+        UNROLL
         for (u32 row = 0; row < ROWS; row++) {
-            const X* x = rows + row * p.stride + k;
+            float x[PIECE<T>];
+            load_x<T, X>(rows + row * p.stride + k, x);
+            UNROLL
             for (u32 j = 0; j < PIECE<T>; j++) {
-                for (u32 i = 0; i < PAIR; i++) sums[row][i] = fused(w[i][j], widen(x[j]), sums[row][i]);
+                UNROLL
+                for (u32 i = 0; i < PAIR; i++) sums[row][i] = fused(w[i][j], x[j], sums[row][i]);
             }
         }
+    };
+    // More would take the registers of too many sums.
+    constexpr u32 STEP = WARP * PIECE<T>, AHEAD = ROWS > 2 ? 2 : 4;
+    u32 k = lane_index() * PIECE<T>;
+    for (; k + (AHEAD - 1) * STEP < p.stride; k += AHEAD * STEP) {
+        uint4 pieces[AHEAD][PAIR];
+        UNROLL
+        for (u32 a = 0; a < AHEAD; a++) load_pair<T>(weight, k + a * STEP, pieces[a]);
+        UNROLL
+        for (u32 a = 0; a < AHEAD; a++) add(pieces[a], k + a * STEP);
+    }
+    for (; k < p.stride; k += STEP) {
+        uint4 pieces[PAIR];
+        load_pair<T>(weight, k, pieces);
+        add(pieces, k);
     }
     for (u32 row = 0; row < ROWS; row++) {
         Columns<PAIR> results;

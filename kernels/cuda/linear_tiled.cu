@@ -1,7 +1,7 @@
 // Products of many rows with an f32 weight: out = epilogue(x * weight^T + bias), by tiles.
 //
 // A block computes 64 rows by 64 columns, so that an element of the weight is read once for 64 rows.
-// A result is one sum over k in ascending order. x counts tiles of columns, y of rows.
+// A result is one sum over k in ascending order. x counts tiles of rows, y of columns.
 #include "linear_epilogue.cuh"
 
 constexpr u32 TILED_THREADS = 256;
@@ -29,7 +29,7 @@ __device__ __forceinline__ void load_tile(float* to, const float* matrix, u32 st
 __device__ void linear_tiled(const Linear& p) {
     float* x = (float*)shared_bytes();
     float* weight = x + DEPTH * TILED_STRIDE;
-    u32 first_row = blockIdx.y * SIDE, first_column = blockIdx.x * SIDE;
+    u32 first_row = blockIdx.x * SIDE, first_column = blockIdx.y * SIDE;
     u32 row = thread_index() / (SIDE / OWN) * OWN, column = thread_index() % (SIDE / OWN) * OWN;
     float sums[OWN][OWN] = {};
     for (u32 k = 0; k < p.k; k += DEPTH) {

@@ -105,7 +105,7 @@ impl Linear {
             .or_else(|| variants.iter().rev().find(|(rows, _)| *rows <= most))
             .copied()
             .ok_or_else(|| too_wide(self.k))?;
-        let blocks = [self.n.div_ceil(BLOCK_COLS), self.rows.div_ceil(rows), 1];
+        let blocks = [self.rows.div_ceil(rows), self.n.div_ceil(BLOCK_COLS), 1];
         let grid = Grid { blocks, shared_bytes: rows as usize * row_bytes };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &Kernel::new(&LINEAR, name, THREADS), grid, self) }
@@ -116,7 +116,7 @@ impl Linear {
     /// # Safety
     /// As [`Self::launch_rows`].
     pub(crate) unsafe fn launch_tiled(&self, driver: &dyn Driver) -> Result<(), KernelError> {
-        let blocks = [self.n.div_ceil(TILE), self.rows.div_ceil(TILE), 1];
+        let blocks = [self.rows.div_ceil(TILE), self.n.div_ceil(TILE), 1];
         let grid = Grid { blocks, shared_bytes: TILED_SHARED_BYTES };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &Kernel::new(&LINEAR_TILED, "linear_tiled_f32", 256), grid, self) }

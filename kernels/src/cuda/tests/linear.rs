@@ -140,7 +140,7 @@ fn a_rows_bits_do_not_depend_on_its_company() {
 #[test]
 fn planted_faults_show() {
     let faults = [
-        Fault { from: "words[i / 2] >> (i % 2 * 16)", to: "words[i / 2] >> ((i + 1) % 2 * 16)" },
+        Fault { from: "words[i / 2] >> (i % 2 * 16)", to: "words[i / 2]" },
         Fault { from: "is_row && i < p.k", to: "is_row" },
         Fault { from: "rows + row * p.stride + k", to: "rows + row * p.k + k" },
         Fault { from: "    sync_block();\n", to: "" },
@@ -148,7 +148,7 @@ fn planted_faults_show() {
             from: "load_columns<COUNT>(p.bias, n, p.n)",
             to: "load_columns<COUNT>(p.bias, 0, p.n)",
         },
-        Fault { from: "k += WARP * PIECE<T>", to: "k += WARP * PIECE<T> + PIECE<T>" },
+        Fault { from: "k += AHEAD * STEP", to: "k += STEP" },
         Fault { from: " || first_row + row >= p.rows", to: "" },
         Fault { from: "if (column + i < num_columns) row[column + i]", to: "row[column + i]" },
     ];
