@@ -5,6 +5,7 @@ import json
 import os
 import struct
 
+import httpx
 import pytest
 
 from conftest import sdk
@@ -100,3 +101,23 @@ def test_peak_memory_is_weights_cache_and_200_mb(tmp_path, load_format):
     assert WEIGHT_BYTES < after_load <= peak, "the weights are not in memory"
     allowed = WEIGHT_BYTES + KV_BYTES + OVERHEAD_BYTES
     assert peak <= allowed, f"{peak >> 20} MiB, {allowed >> 20} MiB are allowed"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_many_choices_repeat_is_in_memory_once(stream):
+    choices, tokens = 64, 1500
+    body = {"prompt": [7] * tokens, "n": choices, "max_tokens": 1, "echo": True, "logprobs": 20,
+            "stream": stream}
+    with Server() as server:
+        small = {**body, "n": 1, "stream": False}
+        one = httpx.post(server.url + "/v1/completions", json=small, timeout=300)
+        before, received = peak_bytes(server.process), 0
+        with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=300) as answer:
+            assert answer.status_code == 200
+            for part in answer.iter_raw():
+                received += len(part)
+        grown = peak_bytes(server.process) - before
+    assert received > choices * (len(one.content) - 1000) > 10 << 20
+    # Each choice has its own sequence and socket buffers hold some; the rest is one prompt's part.
+    assert grown < received / 2, f"{grown >> 20} MiB for an answer of {received >> 20} MiB"

@@ -6,6 +6,7 @@
 
 use hyper::StatusCode;
 
+use crate::api::options::Options;
 use crate::request::{StepError, SubmitError};
 
 /// A request that got no answer, or lost it midway.
@@ -118,6 +119,9 @@ pub enum ApiError {
     Internal,
 }
 
+/// Code of an answer that takes more memory than one request may.
+const ANSWER_TOO_LARGE: &str = "answer_too_large";
+
 /// Who has to act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -141,6 +145,17 @@ impl ApiError {
             ApiError::ContextLength { param, .. } => *param = field,
             ApiError::Invalid { param, .. } if param == "prompt" => *param = field.to_string(),
             _ => {}
+        }
+        self
+    }
+
+    /// The same error, told about another field than `n` where only one choice was asked for.
+    pub fn of_one_choice(mut self, options: &Options) -> Self {
+        if let ApiError::Invalid { param, code: ANSWER_TOO_LARGE, .. } = &mut self
+            && options.n == 1
+        {
+            let field = if options.logprobs.is_some() { "logprobs" } else { "max_tokens" };
+            *param = field.to_string();
         }
         self
     }
@@ -204,7 +219,7 @@ impl From<SubmitError> for ApiError {
                 ApiError::invalid("max_tokens", "context_length_exceeded", error.to_string())
             }
             SubmitError::AnswerTooLarge { .. } => {
-                ApiError::invalid("n", "answer_too_large", sentence(&error.to_string()))
+                ApiError::invalid("n", ANSWER_TOO_LARGE, sentence(&error.to_string()))
             }
             SubmitError::Invalid(message) => ApiError::invalid("prompt", "invalid_value", message),
             SubmitError::Busy { retry_after_s, .. } => ApiError::Busy { retry_after_s },

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::api::error::ApiError;
 use crate::api::instance::Instance;
 use crate::api::options::Options;
-use crate::handle::EventStream;
+use crate::handle::{AnswerRoom, EventStream};
 use crate::metrics::Outcome;
 use crate::request::{Event, FinishReason, TokenOut};
 use crate::text::{TextOptions, TextStream};
@@ -69,11 +69,30 @@ pub enum EndReason {
     Length,
 }
 
+/// Most bytes of memory that an answer takes beside its events.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnswerBytes {
+    /// For each token of the prompt, however many choices there are.
+    pub of_prompt_token: u64,
+    /// For each generated token of each choice.
+    pub of_token: u64,
+}
+
+impl AnswerBytes {
+    /// All of it.
+    pub fn of(self, prompt_tokens: u32, num_choices: u32, max_tokens: u32) -> u64 {
+        let generated = u64::from(num_choices) * u64::from(max_tokens);
+        let prompt = u64::from(prompt_tokens).saturating_mul(self.of_prompt_token);
+        prompt.saturating_add(generated.saturating_mul(self.of_token))
+    }
+}
+
 /// An answer that is being generated. Dropping it cancels.
 pub struct Generation {
     instance: Arc<Instance>,
     /// `None` once nothing more can come.
     events: Option<EventStream>,
+    room: Option<AnswerRoom>,
     choices: Vec<Choice>,
     /// Tokens that end a choice: their text is never shown.
     terminal: Vec<u32>,
@@ -97,7 +116,7 @@ impl Generation {
     /// Puts text onto a stream of events.
     pub(super) fn new(
         instance: Arc<Instance>,
-        events: EventStream,
+        (events, room): (EventStream, AnswerRoom),
         options: &Options,
         start: Start,
     ) -> Self {
@@ -122,6 +141,7 @@ impl Generation {
         }
         Generation {
             events: Some(events),
+            room: Some(room),
             choices: (0..options.n).map(choice).collect(),
             terminal,
             stop: options.stop.clone(),
@@ -136,6 +156,11 @@ impl Generation {
     /// The model that answers.
     pub fn instance(&self) -> &Arc<Instance> {
         &self.instance
+    }
+
+    /// Room for the answer, to be held until that is gone.
+    pub fn take_room(&mut self) -> Option<AnswerRoom> {
+        self.room.take()
     }
 
     /// The next piece; `None` once all choices have ended or the engine failed.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::api::error::ApiError;
-use crate::api::generation::{Generation, Start};
+use crate::api::generation::{AnswerBytes, Generation, Start};
 use crate::api::options::Options;
 use crate::api::room::Room;
 use crate::handle::EngineHandle;
@@ -68,6 +68,8 @@ pub struct Work {
     pub options: Options,
     /// Whether the answer is a text of its own or goes on with the prompt's.
     pub start: Start,
+    /// What the answer takes in memory.
+    pub answer: AnswerBytes,
 }
 
 impl Instance {
@@ -206,9 +208,10 @@ impl Instance {
             tenant: Tenant { id: work.tenant, cache_salt: salt.into() },
             priority: work.options.priority,
         };
-        let events = self.engine.submit(request).map_err(|error| {
+        let answer_bytes = work.answer.of(prompt_tokens, work.options.n, max_tokens);
+        let events = self.engine.submit_for(request, answer_bytes).map_err(|error| {
             self.count_refused(&error);
-            ApiError::from(error)
+            ApiError::from(error).of_one_choice(&work.options)
         })?;
         self.metrics.admitted(prompt_tokens, max_tokens, work.options.n);
         Ok(Generation::new(self.clone(), events, &work.options, work.start))

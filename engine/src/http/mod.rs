@@ -18,6 +18,9 @@ pub mod keys;
 /// Answers.
 pub mod reply;
 
+/// JSON as text in blocks.
+pub mod json_text;
+
 /// `X-Request-Id`.
 pub mod request_id;
 

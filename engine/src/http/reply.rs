@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, stream};
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -105,6 +105,17 @@ pub fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Reply {
         // Our own wire structs serialise; a map with non-string keys would be a defect.
         Err(_) => with_type(StatusCode::INTERNAL_SERVER_ERROR, "application/json", "{}"),
     }
+}
+
+/// A JSON answer whose text is written while it is sent.
+pub fn json_blocks<B>(status: StatusCode, blocks: B) -> Reply
+where
+    B: Iterator<Item = Bytes> + Send + 'static,
+{
+    let mut reply = Response::new(ReplyBody::frames(Box::pin(stream::iter(blocks))));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
 }
 
 /// An answer of any fixed type.

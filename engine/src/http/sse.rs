@@ -1,45 +1,50 @@
 //! Server-sent events: one JSON value a frame.
 //!
-//! JSON holds no raw line break, so one `data:` line carries any value. A frame is written whole,
-//! never split, so that it leaves in one write.
+//! JSON holds no raw line break, so one `data:` line carries any value. A frame is written whole, so
+//! that it leaves in one write unless it is longer than a block of text.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use crate::http::json_text::JsonText;
 use crate::http::reply::{Frames, Reply, ReplyBody};
 
 /// The frame that ends a stream in OpenAI's shape.
-pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+pub const DONE: &str = "data: [DONE]\n\n";
 
-/// Frames of one stream; keeps its buffer between frames.
+/// Frames of one stream.
 #[derive(Debug, Default)]
 pub struct Encoder {
-    buffer: BytesMut,
+    frames: JsonText,
+    /// A value that is being written.
+    value: Vec<u8>,
 }
 
 impl Encoder {
     /// Adds `data: {…}` and the empty line to what [`Encoder::take`] returns.
     pub fn push<T: serde::Serialize>(&mut self, value: &T) {
-        let start = self.buffer.len();
-        self.buffer.put_slice(b"data: ");
-        let written = serde_json::to_writer((&mut self.buffer).writer(), value);
-        if written.is_err() {
+        self.value.clear();
+        if serde_json::to_writer(&mut self.value, value).is_err() {
             // Our own wire structs serialise; never let half a frame out.
-            self.buffer.truncate(start);
             return;
         }
-        self.buffer.put_slice(b"\n\n");
+        self.frames.raw("data: ").bytes(&self.value).raw("\n\n");
+    }
+
+    /// Adds a value that is written already.
+    pub fn push_text(&mut self, value: JsonText) {
+        self.frames.raw("data: ").share(&value.into_shared()).raw("\n\n");
     }
 
     /// Adds the end mark.
     pub fn push_done(&mut self) {
-        self.buffer.put_slice(&DONE);
+        self.frames.raw(DONE);
     }
 
-    /// All frames since the last call.
-    pub fn take(&mut self) -> Bytes {
-        self.buffer.split().freeze()
+    /// All frames since the last call, in blocks.
+    pub fn take(&mut self) -> Vec<Bytes> {
+        self.frames.take()
     }
 }
 
@@ -65,7 +70,7 @@ mod tests {
         let mut encoder = Encoder::default();
         encoder.push(&serde_json::json!({"a": 1}));
         encoder.push_done();
-        assert_eq!(&encoder.take()[..], b"data: {\"a\":1}\n\ndata: [DONE]\n\n");
+        assert_eq!(encoder.take().concat(), b"data: {\"a\":1}\n\ndata: [DONE]\n\n");
         assert!(encoder.take().is_empty());
     }
 
@@ -77,7 +82,7 @@ mod tests {
             for text in &texts {
                 encoder.push(text);
             }
-            let bytes = encoder.take();
+            let bytes = encoder.take().concat();
             let stream = std::str::from_utf8(&bytes).unwrap();
             let read: Vec<String> = stream
                 .split_terminator("\n\n")

@@ -9,6 +9,9 @@ mod client;
 /// What clients of the OpenAI API see.
 mod openai;
 
+/// Answers that are large.
+mod answers;
+
 /// Clients that leave, stall, or send too much.
 mod misbehaving;
 

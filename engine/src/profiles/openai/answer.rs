@@ -10,9 +10,13 @@ use serde::Serialize;
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Generation, Piece};
 use crate::api::instance::Instance;
+use crate::handle::AnswerRoom;
 use crate::http::access::Tally;
+use crate::http::json_text::JsonText;
 use crate::http::reply::Reply;
 use crate::metrics::HttpMetrics;
+use crate::profiles::openai::prompt_part::{PromptPart, WrittenPart};
+use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -39,6 +43,14 @@ impl Head {
             model: instance.name().to_string(),
             system_fingerprint: format!("fp_{}", &numerics.to_hex()[..10]),
         }
+    }
+}
+
+impl Head {
+    /// Adds the object up to the bracket that opens its choices.
+    pub fn open(&self, text: &mut JsonText) {
+        let object = serde_json::to_string(self).unwrap_or_default();
+        text.raw(object.strip_suffix('}').unwrap_or_default()).raw(",\"choices\":[");
     }
 }
 
@@ -88,33 +100,35 @@ impl Usage {
 pub struct CollectedChoice {
     /// Its text.
     pub text: String,
-    /// Its tokens.
+    /// Its tokens, if the answer shows them.
     pub tokens: Vec<TokenOut>,
     /// Why it ended; set when it has.
     pub reason: Option<EndReason>,
 }
 
 /// A generation, collected.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Collected {
     /// In order.
     pub choices: Vec<CollectedChoice>,
-    /// Log-probabilities of the prompt from its second token on, if they were asked for.
-    pub prompt: Vec<TokenOut>,
+    /// What is told of the prompt.
+    pub prompt: WrittenPart,
     /// What it cost.
     pub usage: Usage,
+    /// Room for the answer, to be held until that is gone.
+    pub room: Option<AnswerRoom>,
 }
 
 /// Waits for the end of all, in the order in which they come. The first that fails ends the others.
 pub async fn collect_all(
-    generations: Vec<Generation>,
-    num_choices: u32,
+    generations: Vec<(Generation, PromptPart)>,
+    wire: &Wire,
     tally: &Tally,
 ) -> Result<Vec<Collected>, ApiError> {
     let mut all: Vec<Collected> = Vec::new();
     all.resize_with(generations.len(), Collected::default);
-    let numbered = |(prompt_idx, generation)| async move {
-        collect(generation, num_choices, tally).await.map(|collected| (prompt_idx, collected))
+    let numbered = |(prompt_idx, (generation, part))| async move {
+        collect(generation, part, wire, tally).await.map(|collected| (prompt_idx, collected))
     };
     let mut pending: FuturesUnordered<_> =
         generations.into_iter().enumerate().map(numbered).collect();
@@ -128,20 +142,26 @@ pub async fn collect_all(
 /// Waits for the end. Dropping the future drops the generation, which cancels it.
 pub async fn collect(
     mut generation: Generation,
-    num_choices: u32,
+    mut part: PromptPart,
+    wire: &Wire,
     tally: &Tally,
 ) -> Result<Collected, ApiError> {
-    let mut collected = Collected::default();
-    collected.choices.resize_with(num_choices as usize, CollectedChoice::default);
+    let mut collected = Collected { room: generation.take_room(), ..Collected::default() };
+    let keeps_tokens = wire.shows_tokens();
+    collected.choices.resize_with(wire.options.n as usize, CollectedChoice::default);
     while let Some(piece) = generation.next().await {
+        // A long backlog shall not hold up others.
+        tokio::task::coop::consume_budget().await;
         collected.usage.count(&piece, tally);
         match piece {
             Piece::Started { .. } => {}
-            Piece::Prompt { token, .. } => collected.prompt.push(token),
+            Piece::Prompt { token, .. } => part.push(&token),
             Piece::Token { choice, token, text } => {
                 if let Some(choice) = collected.choices.get_mut(choice as usize) {
                     choice.text.push_str(&text);
-                    choice.tokens.push(token);
+                    if keeps_tokens {
+                        choice.tokens.push(token);
+                    }
                 }
             }
             Piece::Ended { choice, text, reason } => {
@@ -153,6 +173,7 @@ pub async fn collect(
             Piece::Failed(error) => return Err(error),
         }
     }
+    collected.prompt = part.finish();
     Ok(collected)
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Start};
 use crate::api::instance::{Conversation, Instance, Intake, Work};
-use crate::http::reply::{Reply, json};
+use crate::http::json_text::JsonText;
+use crate::http::reply::Reply;
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
     Collected, CollectedChoice, Head, StopReason, Usage, collect, finish_reason, note_ignored,
@@ -16,8 +16,10 @@ use crate::profiles::openai::answer::{
 };
 use crate::profiles::openai::completions::truncated;
 use crate::profiles::openai::fields::{Operation, parse};
-use crate::profiles::openai::logprobs::{self, ChatLogprobs, PromptLogprobs, TokenNames};
+use crate::profiles::openai::logprobs::{self, ChatLogprobs, Column, TokenNames};
+use crate::profiles::openai::prompt_part::{PromptPart, WrittenPart, answer_bytes};
 use crate::profiles::openai::stream::{self, ChoiceAt, Chunks, Frame};
+use crate::profiles::openai::whole::{Sections, Shape, WholeAnswer};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 
@@ -38,100 +40,104 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     let intake = Intake {
         add_special: wire.add_special.unwrap_or(false),
         must_fit: wire.truncate.is_none(),
-        room,
+        room: room.clone(),
     };
+    let wire = Arc::new(wire);
     let prompt = truncated(&wire, &instance, instance.render(conversation, intake).await?);
-    let prompt_ids = wire.return_token_ids.then(|| prompt.clone());
+    let part = PromptPart::new(&wire, &instance, &prompt, &room).await?;
+    drop(room);
     let work = Work {
         id: context.id.clone(),
         tenant: context.caller.tenant.clone(),
         prompt,
         options: wire.options.clone(),
         start: Start::Text,
+        answer: answer_bytes(&wire),
     };
     let generation = instance.generate(work).map_err(|error| error.of_prompt("messages"))?;
     let mut reply = if wire.stream {
-        let chunks = ChatChunks::new(&wire, &instance, prompt_ids);
+        let chunks = ChatChunks::new(&wire, &instance, part.finish());
         stream::reply(vec![generation], chunks, &wire, context.tally.clone()).await?
     } else {
-        let collected = collect(generation, wire.options.n, &context.tally).await?;
-        whole(&wire, &instance, collected, prompt_ids)
+        whole(&wire, &instance, collect(generation, part, &wire, &context.tally).await?)
     };
     note_ignored(&mut reply, &wire.ignored, &context.metrics);
     Ok(reply)
 }
 
-#[derive(Serialize)]
-struct ChatCompletion {
-    #[serde(flatten)]
+fn whole(wire: &Arc<Wire>, instance: &Arc<Instance>, collected: Collected) -> Reply {
+    let Collected { choices, prompt, usage, room } = collected;
+    let head = Head::new("chatcmpl", "chat.completion", instance);
+    let shape = ChatShape { head, wire: wire.clone(), prompt, usage };
+    WholeAnswer::new(shape, wire, instance, choices, room.into_iter().collect()).reply()
+}
+
+/// The shape of whole answers.
+struct ChatShape {
     head: Head,
-    choices: Vec<Choice>,
+    wire: Arc<Wire>,
+    prompt: WrittenPart,
     usage: Usage,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Serialize)]
-struct Choice {
-    index: usize,
-    message: AnswerMessage,
-    logprobs: Option<ChatLogprobs>,
-    finish_reason: &'static str,
-    stop_reason: Option<StopReason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token_ids: Option<Vec<u32>>,
-}
+impl Shape for ChatShape {
+    fn open(&self) -> JsonText {
+        let mut text = JsonText::default();
+        self.head.open(&mut text);
+        text
+    }
 
-#[derive(Serialize)]
-struct AnswerMessage {
-    role: &'static str,
-    content: String,
-    refusal: Option<()>,
-}
-
-fn whole(
-    wire: &Wire,
-    instance: &Instance,
-    collected: Collected,
-    prompt_token_ids: Option<Vec<u32>>,
-) -> Reply {
-    let names = TokenNames::of(wire, instance);
-    let choice = |(index, choice): (usize, CollectedChoice)| {
-        let reason = choice.reason.unwrap_or(EndReason::Length);
-        let ids = || choice.tokens.iter().map(|token| token.id).collect();
-        Choice {
-            index,
-            logprobs: chat_logprobs(wire, &choice.tokens, names),
-            finish_reason: finish_reason(&reason),
-            stop_reason: stop_reason(&reason),
-            token_ids: wire.return_token_ids.then(ids),
-            message: AnswerMessage { role: "assistant", content: choice.text, refusal: None },
+    fn choice(&self, index: usize, choice: &CollectedChoice) -> Sections {
+        let mut sections = Sections::default();
+        let text = sections.text();
+        text.raw("{\"index\":").value(&index);
+        text.raw(",\"message\":{\"role\":\"assistant\",\"content\":").value(&choice.text);
+        text.raw(",\"refusal\":null},\"logprobs\":");
+        if self.wire.options.logprobs.is_some() {
+            text.raw("{\"content\":[");
+            sections.rows(Column::Chat, false);
+            sections.text().raw("],\"refusal\":null}");
+        } else {
+            text.raw("null");
         }
-    };
-    let prompt = collected.prompt;
-    let completion = ChatCompletion {
-        head: Head::new("chatcmpl", "chat.completion", instance),
-        choices: collected.choices.into_iter().enumerate().map(choice).collect(),
-        usage: collected.usage,
-        prompt_logprobs: wire.prompt_logprobs.map(|_| logprobs::prompt(&prompt, names)),
-        prompt_token_ids,
-    };
-    json(StatusCode::OK, &completion)
+        let reason = choice.reason.as_ref().unwrap_or(&EndReason::Length);
+        let text = sections.text();
+        text.raw(",\"finish_reason\":").value(finish_reason(reason));
+        text.raw(",\"stop_reason\":").value(&stop_reason(reason));
+        if self.wire.return_token_ids {
+            text.raw(",\"token_ids\":[");
+            sections.rows(Column::Id, false);
+            sections.text().raw("]");
+        }
+        sections.text().raw("}");
+        sections
+    }
+
+    fn close(&self) -> JsonText {
+        let mut text = JsonText::default();
+        text.raw("],\"usage\":").value(&self.usage);
+        if let Some(logprobs) = &self.prompt.logprobs {
+            text.raw(",\"prompt_logprobs\":[").share(logprobs).raw("]");
+        }
+        if let Some(ids) = &self.prompt.ids {
+            text.raw(",\"prompt_token_ids\":[").share(ids).raw("]");
+        }
+        text.raw("}");
+        text
+    }
 }
 
-fn chat_logprobs(wire: &Wire, tokens: &[TokenOut], names: TokenNames<'_>) -> Option<ChatLogprobs> {
+fn chat_logprobs(wire: &Wire, token: &TokenOut, names: TokenNames<'_>) -> Option<ChatLogprobs> {
     let num_top = wire.options.logprobs?;
-    Some(logprobs::chat(tokens, num_top, names))
+    Some(logprobs::chat(token, num_top, names))
 }
 
 /// Chunks of a streamed chat answer.
 struct ChatChunks {
-    wire: Wire,
+    wire: Arc<Wire>,
     instance: Arc<Instance>,
     head: Head,
-    prompt_token_ids: Option<Vec<u32>>,
+    prompt: WrittenPart,
 }
 
 #[derive(Serialize)]
@@ -141,8 +147,6 @@ struct Chunk<'a> {
     choices: Vec<ChunkChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -166,12 +170,12 @@ struct Delta {
 }
 
 impl ChatChunks {
-    fn new(wire: &Wire, instance: &Arc<Instance>, prompt_token_ids: Option<Vec<u32>>) -> Self {
+    fn new(wire: &Arc<Wire>, instance: &Arc<Instance>, prompt: WrittenPart) -> Self {
         ChatChunks {
             wire: wire.clone(),
             instance: instance.clone(),
             head: Head::new("chatcmpl", "chat.completion.chunk", instance),
-            prompt_token_ids,
+            prompt,
         }
     }
 
@@ -188,16 +192,29 @@ impl ChatChunks {
 
     fn push(&self, choice: ChunkChoice, frame: &mut Frame<'_>) {
         let (choices, usage) = (vec![choice], frame.usage());
-        frame.push(&Chunk { head: &self.head, choices, usage, prompt_token_ids: None });
+        frame.push(&Chunk { head: &self.head, choices, usage });
     }
 }
 
 impl Chunks for ChatChunks {
     fn started(&mut self, _prompt_idx: usize, frame: &mut Frame<'_>) {
         let delta = || Delta { role: Some("assistant"), content: Some(String::new()) };
-        let choices = (0..self.wire.options.n).map(|index| Self::choice(index, delta())).collect();
-        let prompt_token_ids = self.prompt_token_ids.take();
-        frame.push(&Chunk { head: &self.head, choices, usage: frame.usage(), prompt_token_ids });
+        let choices: Vec<ChunkChoice> =
+            (0..self.wire.options.n).map(|index| Self::choice(index, delta())).collect();
+        let mut text = JsonText::default();
+        self.head.open(&mut text);
+        for (index, choice) in choices.iter().enumerate() {
+            text.raw(if index == 0 { "" } else { "," }).value(choice);
+        }
+        text.raw("]");
+        if let Some(usage) = frame.usage() {
+            text.raw(",\"usage\":").value(&usage);
+        }
+        if let Some(ids) = self.prompt.ids.take() {
+            text.raw(",\"prompt_token_ids\":[").share(&ids).raw("]");
+        }
+        text.raw("}");
+        frame.push_text(text);
     }
 
     /// The public API has no place for them in a stream.
@@ -208,7 +225,7 @@ impl Chunks for ChatChunks {
         let delta = Delta { role: None, content: Some(text) };
         let choice = ChunkChoice {
             token_ids: self.wire.return_token_ids.then(|| vec![token.id]),
-            logprobs: chat_logprobs(&self.wire, &[token], names),
+            logprobs: chat_logprobs(&self.wire, &token, names),
             ..Self::choice(at.choice, delta)
         };
         self.push(choice, frame);
@@ -226,6 +243,6 @@ impl Chunks for ChatChunks {
 
     fn usage(&mut self, usage: Usage, frame: &mut Frame<'_>) {
         let (choices, usage) = (Vec::new(), Some(Some(usage)));
-        frame.push(&Chunk { head: &self.head, choices, usage, prompt_token_ids: None });
+        frame.push(&Chunk { head: &self.head, choices, usage });
     }
 }

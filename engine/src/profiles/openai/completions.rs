@@ -2,23 +2,26 @@
 
 use std::sync::Arc;
 
-use hyper::StatusCode;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Start};
 use crate::api::instance::{Instance, Intake, Work};
 use crate::api::room::Room;
-use crate::http::reply::{Reply, json};
+use crate::http::json_text::JsonText;
+use crate::http::reply::Reply;
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
-    Collected, CollectedChoice, Head, StopReason, Usage, collect_all, finish_reason, note_ignored,
-    stop_reason,
+    CollectedChoice, Head, StopReason, Usage, collect_all, finish_reason, note_ignored, stop_reason,
 };
 use crate::profiles::openai::fields::{Operation, parse};
-use crate::profiles::openai::logprobs::{self, PromptLogprobs, TextLogprobs, TokenNames};
+use crate::profiles::openai::logprobs::{
+    Column, TEXT_COLUMNS, TextLogprobs, TokenNames, WrittenColumns,
+};
+use crate::profiles::openai::prompt_part::{PromptPart, WrittenPart, answer_bytes};
 use crate::profiles::openai::prompts::Prompt;
 use crate::profiles::openai::stream::{self, ChoiceAt, Chunks, Frame};
+use crate::profiles::openai::whole::{Sections, Shape, WholeAnswer};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 
@@ -30,32 +33,44 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     drop(body);
     let prompts = wire.finish_completions(context.limits.choices_max)?;
     let instance = context.api.instance(wire.model.as_deref())?;
-    let (mut generations, mut shown) = (Vec::new(), Vec::new());
+    let wire = Arc::new(wire);
+    let (mut generations, mut parts) = (Vec::new(), Vec::new());
     let mut prompt_ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         prompt_ids.push(ids_of(&wire, &instance, prompt, &room).await?);
     }
     for prompt in prompt_ids {
-        shown.push(Shown::of(&wire, &instance, &prompt, &room).await?);
+        parts.push(PromptPart::new(&wire, &instance, &prompt, &room).await?);
         generations.push(instance.generate(Work {
             id: context.id.clone(),
             tenant: context.caller.tenant.clone(),
             prompt,
             options: wire.options.clone(),
             start: Start::Continuation,
+            answer: answer_bytes(&wire),
         })?);
     }
     drop(room);
     let mut reply = if wire.stream {
-        let chunks = TextChunks::new(&wire, &instance, shown);
+        let chunks = TextChunks::new(&wire, &instance, parts);
         stream::reply(generations, chunks, &wire, context.tally.clone()).await?
     } else {
-        let mut answer = WholeAnswer::new(&wire, &instance);
-        let collected = collect_all(generations, wire.options.n, &context.tally).await?;
-        for (collected, shown) in collected.into_iter().zip(shown) {
-            answer.add(collected, shown);
+        let generations = generations.into_iter().zip(parts).collect();
+        let collected = collect_all(generations, &wire, &context.tally).await?;
+        let mut shape = TextShape {
+            head: Head::new("cmpl", "text_completion", &instance),
+            wire: wire.clone(),
+            parts: Vec::new(),
+            usage: Usage::default(),
+        };
+        let (mut choices, mut rooms) = (Vec::new(), Vec::new());
+        for prompt in collected {
+            shape.usage.add(prompt.usage);
+            shape.parts.push(prompt.prompt);
+            choices.extend(prompt.choices);
+            rooms.extend(prompt.room);
         }
-        answer.reply()
+        WholeAnswer::new(shape, &wire, &instance, choices, rooms).reply()
     };
     note_ignored(&mut reply, &wire.ignored, &context.metrics);
     Ok(reply)
@@ -90,33 +105,6 @@ pub(super) fn truncated(wire: &Wire, instance: &Instance, mut ids: Vec<u32>) -> 
     ids
 }
 
-/// What of the prompt is in the answer.
-#[derive(Clone, Default)]
-struct Shown {
-    /// With `echo`: its text.
-    text: String,
-    /// With `echo` or `return_token_ids`: its ids.
-    ids: Vec<u32>,
-}
-
-impl Shown {
-    async fn of(
-        wire: &Wire,
-        instance: &Instance,
-        ids: &[u32],
-        room: &Room,
-    ) -> Result<Self, ApiError> {
-        let mut shown = Shown::default();
-        if wire.echo {
-            shown.text = instance.detokenize(ids.to_vec(), room.clone()).await?;
-        }
-        if wire.echo || wire.return_token_ids {
-            shown.ids = ids.to_vec();
-        }
-        Ok(shown)
-    }
-}
-
 #[derive(Serialize)]
 struct Completion<'a> {
     #[serde(flatten)]
@@ -134,10 +122,6 @@ struct Choice {
     finish_reason: Option<&'static str>,
     stop_reason: Option<StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_logprobs: Option<PromptLogprobs>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prompt_token_ids: Option<Vec<u32>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
 }
 
@@ -149,90 +133,87 @@ impl Choice {
             logprobs: None,
             finish_reason: None,
             stop_reason: None,
-            prompt_logprobs: None,
-            prompt_token_ids: None,
             token_ids: None,
         }
     }
 }
 
-/// Log-probabilities of an echoed prompt; `offset` ends after it.
-fn echo_logprobs(
-    wire: &Wire,
-    names: TokenNames<'_>,
-    shown: &Shown,
-    prompt: &[TokenOut],
-    offset: &mut usize,
-) -> Option<TextLogprobs> {
-    let num_top = wire.options.logprobs?;
-    let mut logprobs = TextLogprobs::default();
-    if wire.echo {
-        // The prompt is shown whole.
-        let names = TokenNames { skip_special: false, ..names };
-        if let Some(first) = shown.ids.first() {
-            logprobs.push_first(*first, names, offset);
+/// Adds a choice up to its end reasons: text and log-probabilities of the prompt, and those of
+/// `choice` if there is one.
+fn begin_choice(
+    sections: &mut Sections,
+    index: usize,
+    part: &WrittenPart,
+    columns: Option<&WrittenColumns>,
+    choice: Option<&CollectedChoice>,
+) {
+    sections.text().raw("{\"index\":").value(&index).raw(",\"text\":\"").share(&part.text);
+    let own = choice.map_or("", |choice| &choice.text);
+    sections.text().inner(own).raw("\",\"logprobs\":");
+    let Some(columns) = columns else {
+        sections.text().raw("null");
+        return;
+    };
+    sections.begin_at(columns.offset);
+    let mut before = "{\"";
+    for ((name, column), prompt) in TEXT_COLUMNS.into_iter().zip(&columns.texts) {
+        sections.text().raw(before).raw(name).raw("\":[").share(prompt);
+        if choice.is_some() {
+            sections.rows(column, !prompt.is_empty());
         }
-        for token in prompt {
-            logprobs.push(token, num_top, names, offset);
-        }
+        before = "],\"";
     }
-    Some(logprobs)
+    sections.text().raw("]}");
 }
 
-struct WholeAnswer<'a> {
-    wire: &'a Wire,
-    instance: &'a Instance,
-    choices: Vec<Choice>,
+/// The shape of whole answers.
+struct TextShape {
+    head: Head,
+    wire: Arc<Wire>,
+    /// One a prompt.
+    parts: Vec<WrittenPart>,
     usage: Usage,
 }
 
-impl<'a> WholeAnswer<'a> {
-    fn new(wire: &'a Wire, instance: &'a Instance) -> Self {
-        WholeAnswer { wire, instance, choices: Vec::new(), usage: Usage::default() }
+impl Shape for TextShape {
+    fn open(&self) -> JsonText {
+        let mut text = JsonText::default();
+        self.head.open(&mut text);
+        text
     }
 
-    fn add(&mut self, collected: Collected, shown: Shown) {
-        self.usage.add(collected.usage);
-        for choice in collected.choices {
-            let choice = self.choice(choice, &collected.prompt, &shown);
-            self.choices.push(choice);
+    fn choice(&self, index: usize, choice: &CollectedChoice) -> Sections {
+        let mut sections = Sections::default();
+        let Some(part) = self.parts.get(index / self.wire.options.n as usize) else {
+            return sections;
+        };
+        begin_choice(&mut sections, index, part, part.columns.as_ref(), Some(choice));
+        let reason = choice.reason.as_ref().unwrap_or(&EndReason::Length);
+        let text = sections.text();
+        text.raw(",\"finish_reason\":").value(finish_reason(reason));
+        text.raw(",\"stop_reason\":").value(&stop_reason(reason));
+        if let Some(logprobs) = &part.logprobs {
+            text.raw(",\"prompt_logprobs\":[").share(logprobs).raw("]");
         }
+        if let Some(ids) = &part.ids {
+            text.raw(",\"prompt_token_ids\":[").share(ids).raw("],\"token_ids\":[");
+            sections.rows(Column::Id, false);
+            sections.text().raw("]");
+        }
+        sections.text().raw("}");
+        sections
     }
 
-    fn choice(&self, choice: CollectedChoice, prompt: &[TokenOut], shown: &Shown) -> Choice {
-        let wire = self.wire;
-        let names = TokenNames::of(wire, self.instance);
-        let reason = choice.reason.unwrap_or(EndReason::Length);
-        let mut offset = 0;
-        let mut logprobs = echo_logprobs(wire, names, shown, prompt, &mut offset);
-        if let (Some(logprobs), Some(num_top)) = (&mut logprobs, wire.options.logprobs) {
-            for token in &choice.tokens {
-                logprobs.push(token, num_top, names, &mut offset);
-            }
-        }
-        let ids = || choice.tokens.iter().map(|token| token.id).collect();
-        Choice {
-            text: format!("{}{}", shown.text, choice.text),
-            logprobs,
-            finish_reason: Some(finish_reason(&reason)),
-            stop_reason: stop_reason(&reason),
-            prompt_logprobs: wire.prompt_logprobs.map(|_| logprobs::prompt(prompt, names)),
-            prompt_token_ids: wire.return_token_ids.then(|| shown.ids.clone()),
-            token_ids: wire.return_token_ids.then(ids),
-            ..Choice::new(self.choices.len())
-        }
-    }
-
-    fn reply(self) -> Reply {
-        let head = Head::new("cmpl", "text_completion", self.instance);
-        let usage = Some(Some(self.usage));
-        json(StatusCode::OK, &Completion { head: &head, choices: self.choices, usage })
+    fn close(&self) -> JsonText {
+        let mut text = JsonText::default();
+        text.raw("],\"usage\":").value(&self.usage).raw("}");
+        text
     }
 }
 
 /// Chunks of a streamed completion.
 struct TextChunks {
-    wire: Wire,
+    wire: Arc<Wire>,
     instance: Arc<Instance>,
     head: Head,
     prompts: Vec<StreamedPrompt>,
@@ -240,53 +221,39 @@ struct TextChunks {
 
 /// How far the answer to one prompt is.
 struct StreamedPrompt {
-    shown: Shown,
-    /// Log-probabilities of the prompt that have come.
-    prompt: Vec<TokenOut>,
-    /// Whether the echo was sent.
-    echoed: bool,
+    /// What is told of it, until that was sent.
+    part: Option<PromptPart>,
     /// Characters before each choice's next token.
     offsets: Vec<usize>,
 }
 
 impl TextChunks {
-    fn new(wire: &Wire, instance: &Arc<Instance>, shown: Vec<Shown>) -> Self {
+    fn new(wire: &Arc<Wire>, instance: &Arc<Instance>, parts: Vec<PromptPart>) -> Self {
         let offsets = vec![0; wire.options.n as usize];
-        let prompt = |shown| StreamedPrompt {
-            shown,
-            prompt: Vec::new(),
-            echoed: false,
-            offsets: offsets.clone(),
-        };
+        let prompt = |part| StreamedPrompt { part: Some(part), offsets: offsets.clone() };
         TextChunks {
             wire: wire.clone(),
             instance: instance.clone(),
             head: Head::new("cmpl", "text_completion", instance),
-            prompts: shown.into_iter().map(prompt).collect(),
+            prompts: parts.into_iter().map(prompt).collect(),
         }
     }
 
     /// The prompt as the first chunk of each choice: once its log-probabilities have all come,
     /// which is before the first token or the end.
     fn echo(&mut self, prompt_idx: usize, frame: &mut Frame<'_>) {
-        let (wire, n) = (&self.wire, self.wire.options.n as usize);
         let Some(prompt) = self.prompts.get_mut(prompt_idx) else { return };
-        if std::mem::replace(&mut prompt.echoed, true) || !(wire.echo || wire.return_token_ids) {
+        let Some(part) = prompt.part.take() else { return };
+        if !(self.wire.echo || self.wire.return_token_ids) {
             return;
         }
-        let names = TokenNames::of(wire, &self.instance);
-        let mut choices = Vec::with_capacity(n);
-        for (choice, offset) in prompt.offsets.iter_mut().enumerate() {
-            let logprobs = echo_logprobs(wire, names, &prompt.shown, &prompt.prompt, offset);
-            choices.push(Choice {
-                text: prompt.shown.text.clone(),
-                logprobs: logprobs.filter(|_| wire.echo),
-                prompt_token_ids: wire.return_token_ids.then(|| prompt.shown.ids.clone()),
-                ..Choice::new(prompt_idx * n + choice)
-            });
+        let part = part.finish();
+        let columns = part.columns.as_ref().filter(|_| self.wire.echo);
+        prompt.offsets.fill(columns.map_or(0, |columns| columns.offset));
+        for choice in 0..prompt.offsets.len() {
+            let index = prompt_idx * prompt.offsets.len() + choice;
+            frame.push_text(echo_chunk(&self.head, index, &part, columns, frame.usage()));
         }
-        prompt.prompt = Vec::new();
-        frame.push(&Completion { head: &self.head, choices, usage: frame.usage() });
     }
 
     fn logprobs(&mut self, at: ChoiceAt, token: &TokenOut) -> Option<TextLogprobs> {
@@ -308,13 +275,38 @@ impl TextChunks {
     }
 }
 
+/// A chunk that tells the prompt as the beginning of a choice.
+fn echo_chunk(
+    head: &Head,
+    index: usize,
+    part: &WrittenPart,
+    columns: Option<&WrittenColumns>,
+    usage: Option<Option<Usage>>,
+) -> JsonText {
+    let mut sections = Sections::default();
+    head.open(sections.text());
+    begin_choice(&mut sections, index, part, columns, None);
+    let mut text = sections.into_text();
+    text.raw(",\"finish_reason\":null,\"stop_reason\":null");
+    if let Some(ids) = &part.ids {
+        text.raw(",\"prompt_token_ids\":[").share(ids).raw("]");
+    }
+    text.raw("}]");
+    if let Some(usage) = usage {
+        text.raw(",\"usage\":").value(&usage);
+    }
+    text.raw("}");
+    text
+}
+
 impl Chunks for TextChunks {
     /// The echo waits for the prompt's log-probabilities, which come after this.
     fn started(&mut self, _prompt_idx: usize, _frame: &mut Frame<'_>) {}
 
     fn prompt(&mut self, prompt_idx: usize, token: TokenOut) {
-        if let Some(prompt) = self.prompts.get_mut(prompt_idx) {
-            prompt.prompt.push(token);
+        let prompt = self.prompts.get_mut(prompt_idx);
+        if let Some(part) = prompt.and_then(|prompt| prompt.part.as_mut()) {
+            part.push(&token);
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 
 use crate::api::instance::Instance;
+use crate::http::json_text::{List, SharedText};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 use crate::text::Tokenizer;
@@ -87,21 +88,24 @@ struct ChatTopToken {
     bytes: Vec<u8>,
 }
 
-/// Chat's shape of `tokens` with `num_top` alternatives each.
-pub fn chat(tokens: &[TokenOut], num_top: u32, names: TokenNames<'_>) -> ChatLogprobs {
+/// Chat's shape of one token with `num_top` alternatives.
+pub fn chat(token: &TokenOut, num_top: u32, names: TokenNames<'_>) -> ChatLogprobs {
+    ChatLogprobs { content: vec![chat_token(token, num_top, names)], refusal: None }
+}
+
+fn chat_token(token: &TokenOut, num_top: u32, names: TokenNames<'_>) -> ChatToken {
     let bytes = |id: u32| names.tokenizer.token_bytes(id).to_vec();
     let top_token = |&(id, logprob): &(u32, f32)| ChatTopToken {
         token: names.text(id),
         logprob: finite(logprob),
         bytes: bytes(id),
     };
-    let token = |token: &TokenOut| ChatToken {
+    ChatToken {
         token: names.text(token.id),
         logprob: finite(token.logprob),
         bytes: bytes(token.id),
         top_logprobs: token.top.iter().take(num_top as usize).map(top_token).collect(),
-    };
-    ChatLogprobs { content: tokens.iter().map(token).collect(), refusal: None }
+    }
 }
 
 /// `logprobs` of a completions choice.
@@ -119,6 +123,16 @@ pub struct TextLogprobs {
 struct Alternatives(Vec<(String, f32)>);
 
 impl Alternatives {
+    /// Those of a token, and the token itself too, as the API promises.
+    fn of(token: &TokenOut, num_top: u32, names: TokenNames<'_>) -> Self {
+        let mut top = Alternatives::default();
+        for &(id, logprob) in token.top.iter().take(num_top as usize) {
+            top.add(names.unique_text(id), logprob);
+        }
+        top.add(names.unique_text(token.id), token.logprob);
+        top
+    }
+
     /// Adds a token unless one of its name is there.
     fn add(&mut self, name: String, logprob: f32) {
         if self.0.iter().all(|(known, _)| *known != name) {
@@ -134,17 +148,7 @@ impl Serialize for Alternatives {
 }
 
 impl TextLogprobs {
-    /// Adds the first token of an echoed prompt: nothing comes before it, so it has no
-    /// log-probability. `offset` counts characters.
-    pub fn push_first(&mut self, id: u32, names: TokenNames<'_>, offset: &mut usize) {
-        self.tokens.push(names.unique_text(id));
-        self.token_logprobs.push(None);
-        self.top_logprobs.push(None);
-        self.text_offset.push(*offset);
-        *offset += names.num_chars(id);
-    }
-
-    /// Adds a token. Its alternatives hold the token itself too, as the API promises.
+    /// Adds a token.
     pub fn push(
         &mut self,
         token: &TokenOut,
@@ -152,22 +156,108 @@ impl TextLogprobs {
         names: TokenNames<'_>,
         offset: &mut usize,
     ) {
-        let text = names.unique_text(token.id);
-        let mut top = Alternatives::default();
-        for &(id, logprob) in token.top.iter().take(num_top as usize) {
-            top.add(names.unique_text(id), logprob);
-        }
-        top.add(text.clone(), token.logprob);
-        self.tokens.push(text);
+        self.tokens.push(names.unique_text(token.id));
         self.token_logprobs.push(Some(finite(token.logprob)));
-        self.top_logprobs.push(Some(top));
+        self.top_logprobs.push(Some(Alternatives::of(token, num_top, names)));
         self.text_offset.push(*offset);
         *offset += names.num_chars(token.id);
     }
 }
 
-/// vLLM's `prompt_logprobs`: nothing for the first token, then by token id.
-pub type PromptLogprobs = Vec<Option<BTreeMap<u32, PromptToken>>>;
+/// A list that is written token by token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Column {
+    /// Completions: names,
+    Name,
+    /// log-probabilities,
+    Logprob,
+    /// alternatives,
+    Top,
+    /// and characters before each token.
+    Offset,
+    /// Chat's `content`.
+    Chat,
+    /// Ids.
+    Id,
+}
+
+/// The lists of a completions choice's `logprobs`.
+pub const TEXT_COLUMNS: [(&str, Column); 4] = [
+    ("tokens", Column::Name),
+    ("token_logprobs", Column::Logprob),
+    ("top_logprobs", Column::Top),
+    ("text_offset", Column::Offset),
+];
+
+impl Column {
+    /// Adds a token to the column's list. `offset` counts characters.
+    pub fn write(
+        self,
+        token: &TokenOut,
+        num_top: u32,
+        names: TokenNames<'_>,
+        offset: &mut usize,
+        list: &mut List,
+    ) {
+        match self {
+            Column::Name => list.push(&names.unique_text(token.id)),
+            Column::Logprob => list.push(&finite(token.logprob)),
+            Column::Top => list.push(&Alternatives::of(token, num_top, names)),
+            Column::Offset => {
+                list.push(offset);
+                *offset += names.num_chars(token.id);
+            }
+            Column::Chat => list.push(&chat_token(token, num_top, names)),
+            Column::Id => list.push(&token.id),
+        }
+    }
+}
+
+/// The lists of a completions choice's `logprobs`, written token by token.
+#[derive(Debug, Default)]
+pub struct TextColumns {
+    lists: [List; TEXT_COLUMNS.len()],
+    offset: usize,
+}
+
+/// They, complete.
+#[derive(Clone, Debug, Default)]
+pub struct WrittenColumns {
+    /// What stands between the brackets of each.
+    pub texts: [SharedText; TEXT_COLUMNS.len()],
+    /// Characters of their tokens.
+    pub offset: usize,
+}
+
+impl TextColumns {
+    /// Adds the first token of an echoed prompt, which has no log-probability.
+    pub fn push_first(&mut self, id: u32, names: TokenNames<'_>) {
+        for ((_, column), list) in TEXT_COLUMNS.iter().zip(&mut self.lists) {
+            match column {
+                Column::Name => list.push(&names.unique_text(id)),
+                Column::Offset => list.push(&self.offset),
+                _ => list.push(&()),
+            }
+        }
+        self.offset += names.num_chars(id);
+    }
+
+    /// Adds a token.
+    pub fn push(&mut self, token: &TokenOut, num_top: u32, names: TokenNames<'_>) {
+        for ((_, column), list) in TEXT_COLUMNS.iter().zip(&mut self.lists) {
+            column.write(token, num_top, names, &mut self.offset, list);
+        }
+    }
+
+    /// The lists, complete.
+    pub fn finish(self) -> WrittenColumns {
+        let texts = self.lists.map(|list| list.into_text().into_shared());
+        WrittenColumns { texts, offset: self.offset }
+    }
+}
+
+/// vLLM's `prompt_logprobs` of one token, by token id.
+pub type PromptLogprobs = BTreeMap<u32, PromptToken>;
 
 /// One entry of it.
 #[derive(Debug, Serialize)]
@@ -177,20 +267,17 @@ pub struct PromptToken {
     decoded_token: String,
 }
 
-/// vLLM's shape of the prompt's tokens from the second one on.
-pub fn prompt(tokens: &[TokenOut], names: TokenNames<'_>) -> PromptLogprobs {
-    let entry = |token: &TokenOut| {
-        let named = |id, logprob, rank| {
-            (id, PromptToken { logprob: finite(logprob), rank, decoded_token: names.text(id) })
-        };
-        let top = token.top.iter().zip(1_u32..);
-        let mut map: BTreeMap<u32, PromptToken> =
-            top.map(|(&(id, logprob), rank)| named(id, logprob, rank)).collect();
-        let (id, own) = named(token.id, token.logprob, token.rank);
-        map.entry(id).or_insert(own);
-        Some(map)
+/// vLLM's shape of a prompt's token; the first one has null instead.
+pub fn prompt_entry(token: &TokenOut, names: TokenNames<'_>) -> PromptLogprobs {
+    let named = |id, logprob, rank| {
+        (id, PromptToken { logprob: finite(logprob), rank, decoded_token: names.text(id) })
     };
-    std::iter::once(None).chain(tokens.iter().map(entry)).collect()
+    let top = token.top.iter().zip(1_u32..);
+    let mut map: PromptLogprobs =
+        top.map(|(&(id, logprob), rank)| named(id, logprob, rank)).collect();
+    let (id, own) = named(token.id, token.logprob, token.rank);
+    map.entry(id).or_insert(own);
+    map
 }
 
 fn finite(logprob: f32) -> f32 {
@@ -217,13 +304,13 @@ mod tests {
     #[test]
     fn chat_tokens_have_bytes_and_only_the_alternatives_asked_for() {
         with_names(|names| {
-            let tokens = [token(b'a', -0.5, &[(b'a', -0.5), (b'b', f32::NEG_INFINITY)])];
-            let value = serde_json::to_value(chat(&tokens, 2, names)).unwrap();
+            let token = token(b'a', -0.5, &[(b'a', -0.5), (b'b', f32::NEG_INFINITY)]);
+            let value = serde_json::to_value(chat(&token, 2, names)).unwrap();
             assert_eq!(value["content"][0]["token"], "a");
             assert_eq!(value["content"][0]["bytes"], serde_json::json!([97]));
             assert_eq!(value["content"][0]["top_logprobs"][1]["logprob"], -9999.0);
             assert!(value["refusal"].is_null());
-            let value = serde_json::to_value(chat(&tokens, 0, names)).unwrap();
+            let value = serde_json::to_value(chat(&token, 0, names)).unwrap();
             assert_eq!(value["content"][0]["top_logprobs"], serde_json::json!([]));
         });
     }
@@ -231,12 +318,17 @@ mod tests {
     #[test]
     fn offsets_count_characters_and_the_chosen_token_is_always_there() {
         with_names(|names| {
-            let (mut logprobs, mut offset) = (TextLogprobs::default(), 0);
-            logprobs.push_first(b'x'.into(), names, &mut offset);
+            let mut columns = TextColumns::default();
+            columns.push_first(b'x'.into(), names);
             for byte in "é!".bytes() {
-                logprobs.push(&token(byte, -1.0, &[(b'z', -0.1)]), 1, names, &mut offset);
+                columns.push(&token(byte, -1.0, &[(b'z', -0.1)]), 1, names);
             }
-            let value = serde_json::to_value(&logprobs).unwrap();
+            let WrittenColumns { texts, offset } = columns.finish();
+            let mut value = serde_json::json!({});
+            for ((name, _), text) in TEXT_COLUMNS.iter().zip(&texts) {
+                let list = [b"[", &text.concat()[..], b"]"].concat();
+                value[name] = serde_json::from_slice(&list).unwrap();
+            }
             assert_eq!(value["text_offset"], serde_json::json!([0, 1, 2, 2]));
             assert_eq!(value["tokens"][1], "bytes:\\xc3");
             assert!(value["token_logprobs"][0].is_null() && value["top_logprobs"][0].is_null());
@@ -280,13 +372,12 @@ mod tests {
     fn tokens_can_be_named_by_id() {
         with_names(|names| {
             let names = TokenNames { as_ids: true, ..names };
-            let value = serde_json::to_value(chat(&[token(7, -1.0, &[])], 0, names)).unwrap();
+            let value = serde_json::to_value(chat(&token(7, -1.0, &[]), 0, names)).unwrap();
             assert_eq!(value["content"][0]["token"], "token_id:7");
-            let value = serde_json::to_value(prompt(&[token(7, -1.0, &[(9, -0.5)])], names));
+            let value = serde_json::to_value(prompt_entry(&token(7, -1.0, &[(9, -0.5)]), names));
             let value = value.unwrap();
-            assert!(value[0].is_null());
-            assert_eq!(value[1]["7"]["rank"], 1);
-            assert_eq!(value[1]["9"]["logprob"], -0.5);
+            assert_eq!(value["7"]["rank"], 1);
+            assert_eq!(value["9"]["logprob"], -0.5);
         });
     }
 }

@@ -21,6 +21,12 @@ pub mod prompts;
 /// Parts that all answers share: head, usage, the collected choices.
 pub mod answer;
 
+/// What of a prompt an answer tells.
+pub mod prompt_part;
+
+/// Whole answers, written while they are sent.
+pub mod whole;
+
 /// Log-probabilities in both shapes.
 pub mod logprobs;
 

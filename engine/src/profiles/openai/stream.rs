@@ -11,7 +11,9 @@ use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Generation, Piece};
+use crate::handle::AnswerRoom;
 use crate::http::access::Tally;
+use crate::http::json_text::JsonText;
 use crate::http::reply::Reply;
 use crate::http::sse::{self, Encoder};
 use crate::profiles::openai::answer::Usage;
@@ -58,6 +60,11 @@ impl Frame<'_> {
         self.encoder.push(chunk);
     }
 
+    /// Adds a chunk that is written already.
+    pub fn push_text(&mut self, chunk: JsonText) {
+        self.encoder.push_text(chunk);
+    }
+
     /// Value of `usage` in ordinary chunks: absent, null, or what was used so far.
     pub fn usage(&self) -> Option<Option<Usage>> {
         self.usage
@@ -66,11 +73,12 @@ impl Frame<'_> {
 
 /// The stream of an answer to one or several prompts.
 pub async fn reply<C: Chunks>(
-    generations: Vec<Generation>,
+    mut generations: Vec<Generation>,
     chunks: C,
     wire: &Wire,
     tally: Arc<Tally>,
 ) -> Result<Reply, ApiError> {
+    let rooms = generations.iter_mut().filter_map(Generation::take_room).collect();
     let mut pieces: SelectAll<BoxStream<'static, (usize, Piece)>> = SelectAll::new();
     for (prompt_idx, generation) in generations.into_iter().enumerate() {
         let next = |mut generation: Generation| async move {
@@ -91,12 +99,14 @@ pub async fn reply<C: Chunks>(
         first,
         chunks,
         tally,
-        wants_tokens: wire.options.logprobs.is_some() || wire.return_token_ids,
+        wants_tokens: wire.shows_tokens(),
         include_usage: wire.include_usage,
         continuous_usage: wire.continuous_usage,
         usage: Usage::default(),
         encoder: Encoder::default(),
+        ready: VecDeque::new(),
         ended: false,
+        _rooms: rooms,
     };
     let frames = stream::unfold(state, |mut state| async move {
         let bytes = state.next_frame().await?;
@@ -116,20 +126,27 @@ struct Streaming<C> {
     continuous_usage: bool,
     usage: Usage,
     encoder: Encoder,
+    /// Blocks of frames that are to be sent.
+    ready: VecDeque<Bytes>,
     ended: bool,
+    /// Held until the stream is gone.
+    _rooms: Vec<AnswerRoom>,
 }
 
 impl<C: Chunks> Streaming<C> {
     /// Waits for a piece and takes all that are ready with it: one write for a slow reader.
     async fn next_frame(&mut self) -> Option<Bytes> {
-        while !self.ended {
+        while self.ready.is_empty() && !self.ended {
+            // A long prompt's log-probabilities are many pieces without a frame.
+            tokio::task::coop::consume_budget().await;
             let mut piece = match self.first.pop_front() {
                 Some(piece) => Some(piece),
                 None => self.pieces.next().await,
             };
-            for _ in 0..PIECES_PER_FRAME_MAX {
+            for num_taken in 1.. {
                 self.take(piece);
-                if self.ended {
+                // Whoever asks for a piece has to take it.
+                if self.ended || num_taken == PIECES_PER_FRAME_MAX {
                     break;
                 }
                 piece = match futures_util::FutureExt::now_or_never(self.pieces.next()) {
@@ -137,12 +154,9 @@ impl<C: Chunks> Streaming<C> {
                     None => break,
                 };
             }
-            let frame = self.encoder.take();
-            if !frame.is_empty() {
-                return Some(frame);
-            }
+            self.ready.extend(self.encoder.take());
         }
-        None
+        self.ready.pop_front()
     }
 
     fn take(&mut self, piece: Option<(usize, Piece)>) {

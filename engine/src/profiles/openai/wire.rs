@@ -149,6 +149,11 @@ impl Wire {
         self.add_generation_prompt.unwrap_or(!self.continue_final_message)
     }
 
+    /// Whether the answer shows tokens and not only their text.
+    pub fn shows_tokens(&self) -> bool {
+        self.options.logprobs.is_some() || self.return_token_ids
+    }
+
     fn finish_both(&mut self) -> Read<()> {
         self.options.prompt_logprobs = self.prompt_logprobs;
         if self.has_stream_options && !self.stream {

@@ -58,6 +58,8 @@ pub(super) struct Setup {
     pub origins: Vec<String>,
     /// Bounds.
     pub limits: Limits,
+    /// How much may wait and be answered.
+    pub scheduling: SchedulerSettings,
     /// Leave the model out, as while loading.
     pub is_loading: bool,
 }
@@ -76,7 +78,7 @@ impl Scripted {
         let pool = Arc::new(TextPool::new(1, 16).unwrap());
         if !setup.is_loading {
             let info = InstanceInfo { eos_token_ids: vec![EOS], max_model_len: 512, ..info() };
-            let (engine, inbox) = border(info, SchedulerSettings::default());
+            let (engine, inbox) = border(info, setup.scheduling.clone());
             let counters = (taken.clone(), cancelled.clone());
             std::thread::spawn(move || run(&inbox, &counters));
             let names = vec!["model-a".to_string(), "org/model-b".to_string()];
