@@ -21,6 +21,9 @@ pub mod reply;
 /// JSON as text in blocks.
 pub mod json_text;
 
+/// Content that is dropped when nobody takes it.
+pub mod untaken;
+
 /// `X-Request-Id`.
 pub mod request_id;
 

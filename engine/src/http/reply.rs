@@ -1,11 +1,13 @@
 //! What a route answers: a status, headers and a body that is whole or a stream of frames.
 //!
 //! The last step of the flow before the socket. Dropping a [`ReplyBody`] drops what feeds it, and
-//! with it the request in the engine: hyper does so as soon as the client leaves.
+//! with it the request in the engine: hyper does so as soon as the client leaves, and a body that nobody
+//! takes for too long frees what it holds by itself.
 
-use std::convert::Infallible;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -14,6 +16,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use crate::http::access::Access;
+use crate::http::untaken::Untaken;
 
 /// An answer on its way to the socket.
 pub type Reply = Response<ReplyBody>;
@@ -22,7 +25,15 @@ pub type Reply = Response<ReplyBody>;
 pub type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
 /// A body, and the record that is written once the body is gone.
-pub struct ReplyBody {
+pub struct ReplyBody(Held);
+
+enum Held {
+    Here(Parts),
+    /// Until nobody takes it for too long.
+    Untaken(Untaken<Parts>),
+}
+
+struct Parts {
     content: Content,
     access: Option<Access>,
 }
@@ -36,35 +47,32 @@ impl ReplyBody {
     /// A body that is already whole.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        ReplyBody { content: Content::Full((!bytes.is_empty()).then_some(bytes)), access: None }
+        Self::new(Content::Full((!bytes.is_empty()).then_some(bytes)), None)
     }
 
     /// A body that appears over time.
     pub fn frames(frames: Frames) -> Self {
-        ReplyBody { content: Content::Frames(frames), access: None }
+        Self::new(Content::Frames(frames), None)
     }
 
-    /// Ties the request's record to the body's end.
-    pub fn with_access(mut self, access: Access) -> Self {
-        self.access = Some(access);
-        self
+    fn new(content: Content, access: Option<Access>) -> Self {
+        ReplyBody(Held::Here(Parts { content, access }))
     }
 
-    fn note_end(&mut self) {
-        if let Some(access) = &mut self.access {
-            access.complete();
+    /// Ties the request's record to the body's end, and bounds the time in which nobody takes any
+    /// of it. What is over by then has its record written, and frees what feeds it.
+    pub fn guarded(self, access: Access, untaken_max: Duration) -> Self {
+        let Held::Here(mut parts) = self.0 else { return self };
+        parts.access = Some(access);
+        if parts.is_short() {
+            return ReplyBody(Held::Here(parts));
         }
+        ReplyBody(Held::Untaken(Untaken::new(parts, untaken_max)))
     }
 }
 
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+impl Parts {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let next = match &mut self.content {
             Content::Full(bytes) => Poll::Ready(bytes.take()),
             Content::Frames(frames) => frames.as_mut().poll_next(cx),
@@ -72,10 +80,18 @@ impl Body for ReplyBody {
         if let Poll::Ready(None) = next {
             self.note_end();
         }
-        next.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        next
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// Whether it is in memory and not worth a watch.
+    fn is_short(&self) -> bool {
+        match &self.content {
+            Content::Full(bytes) => bytes.as_ref().is_none_or(|bytes| bytes.len() <= SHORT_BYTES),
+            Content::Frames(_) => false,
+        }
+    }
+
+    fn is_end(&self) -> bool {
         matches!(self.content, Content::Full(None))
     }
 
@@ -87,16 +103,59 @@ impl Body for ReplyBody {
             Content::Frames(_) => SizeHint::default(),
         }
     }
+
+    fn note_end(&mut self) {
+        if let Some(access) = &mut self.access {
+            access.complete();
+        }
+    }
 }
 
-impl Drop for ReplyBody {
+impl Drop for Parts {
     fn drop(&mut self) {
         // hyper does not ask again after the last frame of a body of known length.
-        if self.is_end_stream() {
+        if self.is_end() {
             self.note_end();
         }
     }
 }
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    /// The time was over.
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let next = match &mut self.0 {
+            Held::Here(parts) => parts.poll(cx).map(Some),
+            Held::Untaken(parts) => parts.poll(cx, Parts::poll),
+        };
+        next.map(|next| match next {
+            Some(bytes) => bytes.map(|bytes| Ok(Frame::data(bytes))),
+            None => Some(Err(io::ErrorKind::TimedOut.into())),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Held::Here(parts) => parts.is_end(),
+            Held::Untaken(parts) => parts.look(Parts::is_end).unwrap_or(false),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Held::Here(parts) => parts.size_hint(),
+            Held::Untaken(parts) => parts.look(Parts::size_hint).unwrap_or_default(),
+        }
+    }
+}
+
+/// A body of at most so many bytes may be held for as long as its connection lives.
+const SHORT_BYTES: usize = 4 << 10;
 
 /// A JSON answer.
 pub fn json<T: serde::Serialize>(status: StatusCode, value: &T) -> Reply {

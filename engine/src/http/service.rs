@@ -94,7 +94,8 @@ impl Service {
         carry(reply.headers_mut(), &id, face);
         access.set_status(reply.status().as_u16());
         let reply = if head.method == Method::HEAD { without_body(reply) } else { reply };
-        Ok(reply.map(|body| body.with_access(access)))
+        let untaken_max = self.limits.write_timeout;
+        Ok(reply.map(|body| body.guarded(access, untaken_max)))
     }
 
     fn context(&self, id: Arc<str>, caller: Caller, access: &Access) -> CallContext {

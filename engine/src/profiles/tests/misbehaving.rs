@@ -71,13 +71,9 @@ fn literal(name: &str, value: &str) -> Vec<u8> {
     bytes
 }
 
-#[tokio::test]
-async fn a_reset_stream_of_http2_is_cancelled_and_its_connection_goes_on() {
-    let (settings, headers_kind, data, rst_stream) = (4, 1, 0, 3);
-    let server = Scripted::open().await;
-    let mut socket = connect(&server).await;
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend(frame(settings, 0, 0, &[]));
+/// Head and body of a chat over HTTP/2.
+fn chat_frames(stream_id: u32, text: &str, stream: bool) -> Vec<u8> {
+    let (data, headers_kind) = (0, 1);
     let headers: Vec<u8> = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -88,11 +84,46 @@ async fn a_reset_stream_of_http2_is_cancelled_and_its_connection_goes_on() {
     .iter()
     .flat_map(|(name, value)| literal(name, value))
     .collect();
+    let body = json!({"messages": [{"role": "user", "content": text}], "stream": stream});
+    let mut bytes = frame(headers_kind, 0x4, stream_id, &headers);
+    bytes.extend(frame(data, 0x1, stream_id, body.to_string().as_bytes()));
+    bytes
+}
+
+#[tokio::test]
+async fn an_answer_of_http2_that_nobody_takes_is_dropped_and_its_request_cancelled() {
+    let limits = Limits { write_timeout: Duration::from_millis(50), ..Limits::default() };
+    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let mut socket = connect(&server).await;
+    let (settings, initial_window_size) = (4, [0, 4, 0, 0, 0, 0]);
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(settings, 0, 0, &initial_window_size));
+    bytes.extend(chat_frames(1, "hang midway", true));
+    socket.write_all(&bytes).await.unwrap();
+    server.saw_cancelled(1).await;
+    // The connection lives: with a window its next request is answered.
+    let mut bytes = frame(settings, 0, 0, &[0, 4, 0, 1, 0, 0]);
+    bytes.extend(chat_frames(3, "x", false));
+    socket.write_all(&bytes).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.windows(16).any(|window| window == b"chat.completion\"") {
+        let mut some = [0; 1024];
+        let count = socket.read(&mut some).await.unwrap();
+        assert!(count > 0);
+        seen.extend_from_slice(&some[..count]);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_stream_of_http2_is_cancelled_and_its_connection_goes_on() {
+    let (settings, rst_stream) = (4, 3);
+    let server = Scripted::open().await;
+    let mut socket = connect(&server).await;
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(settings, 0, 0, &[]));
     let mut taken = 0;
     for (stream_id, text, stream) in [(1, "hang midway", true), (3, "wait in the queue", false)] {
-        let body = json!({"messages": [{"role": "user", "content": text}], "stream": stream});
-        bytes.extend(frame(headers_kind, 0x4, stream_id, &headers));
-        bytes.extend(frame(data, 0x1, stream_id, body.to_string().as_bytes()));
+        bytes.extend(chat_frames(stream_id, text, stream));
         socket.write_all(&bytes).await.unwrap();
         taken += 1;
         server.has_taken(taken).await;
@@ -102,9 +133,7 @@ async fn a_reset_stream_of_http2_is_cancelled_and_its_connection_goes_on() {
         bytes.clear();
     }
     // The connection lives: one more request on it is answered.
-    let body = json!({"messages": [{"role": "user", "content": "x"}]});
-    bytes.extend(frame(headers_kind, 0x4, 5, &headers));
-    bytes.extend(frame(data, 0x1, 5, body.to_string().as_bytes()));
+    bytes.extend(chat_frames(5, "x", false));
     socket.write_all(&bytes).await.unwrap();
     server.has_taken(taken + 1).await;
     let mut seen = Vec::new();
