@@ -10,8 +10,10 @@ use crate::api::room::Room;
 use crate::handle::EngineHandle;
 use crate::metrics::{InstanceMetrics, Metrics};
 use crate::request::{Request, Segment, SubmitError, Tenant};
-use crate::text::TokenizerError;
-use crate::text::{Chat, Message, PoolError, TemplateError, TextModel, TextPool, Tokenizer};
+use crate::text::tokenizer::length::ENCODING_BYTES;
+use crate::text::{
+    Chat, Content, Message, PoolError, TemplateError, TextModel, TextPool, Tokenizer,
+};
 
 /// A model that serves.
 pub struct Instance {
@@ -39,6 +41,43 @@ pub struct Conversation {
     /// Further variables of the template.
     pub template_kwargs: serde_json::Map<String, serde_json::Value>,
 }
+
+impl Conversation {
+    /// Bytes of what was said.
+    fn text_bytes(&self) -> usize {
+        let content = |message: &Message| match &message.content {
+            Content::None => 0,
+            Content::Text(text) => text.len(),
+            Content::Parts(parts) => parts.iter().map(String::len).sum(),
+        };
+        let fields = |message: &Message| -> usize {
+            message.fields.values().filter_map(|value| value.as_str()).map(str::len).sum()
+        };
+        self.messages.iter().map(|message| content(message) + fields(message)).sum()
+    }
+}
+
+/// What became of a text.
+enum Encoded {
+    Ids(Vec<u32>),
+    TooManyTokens,
+    TooManyBytes { bytes: usize },
+}
+
+/// Bytes of the longest text that is tokenized for `most` tokens: what tokenizing takes in memory
+/// is bounded by it. Only runs of one character have so few tokens that a longer text might fit.
+fn text_bytes_max(most: usize) -> usize {
+    most.saturating_mul(TOKEN_BYTES).max(TOKENIZING_BYTES / ENCODING_BYTES)
+}
+
+/// Bytes of text that may come for every token of the context. Prose has four or five.
+const TOKEN_BYTES: usize = 8;
+
+/// Memory that one long text may take in any case while it is tokenized.
+const TOKENIZING_BYTES: usize = 256 << 20;
+
+/// Bytes of text that are expected of a token.
+const DECODED_BYTES: usize = 4;
 
 /// Tokens of a text that is tokenized for its own sake, or to be truncated.
 pub const TOKENIZED_MAX: usize = 1 << 17;
@@ -118,40 +157,58 @@ impl Instance {
 
     /// Ids of a text.
     pub async fn tokenize(&self, text: String, intake: Intake) -> Result<Vec<u32>, ApiError> {
-        let encode = self.encoder(&intake);
-        self.pool.run(intake.room, move || encode(&text)).await.map_err(busy)?
+        let most = self.most_tokens(&intake);
+        if self.text.tokenizer.surely_exceeds(&text, most) {
+            return Err(self.too_long(&intake));
+        }
+        let part_len = text.floor_char_boundary(text_bytes_max(most));
+        let (tokenizer, add_special) = (self.text.tokenizer.clone(), intake.add_special);
+        let encode = move || {
+            if tokenizer.exceeds(&text[..part_len], most)? {
+                return Ok(Encoded::TooManyTokens);
+            }
+            if part_len < text.len() {
+                return Ok(Encoded::TooManyBytes { bytes: text.len() });
+            }
+            tokenizer.encode(&text, add_special).map(Encoded::Ids)
+        };
+        match self.pool.run(part_len, intake.room.clone(), encode).await.map_err(busy)? {
+            Ok(Encoded::Ids(ids)) => Ok(ids),
+            Ok(Encoded::TooManyTokens) => Err(self.too_long(&intake)),
+            Ok(Encoded::TooManyBytes { bytes }) => {
+                self.metrics.refused_too_long.increment(1);
+                let message = format!(
+                    "The longest text that can be tokenized for {most} tokens has {part_len} \
+                     bytes. However, yours has {bytes}. Please reduce its length."
+                );
+                Err(ApiError::invalid("prompt", "string_above_max_length", message))
+            }
+            Err(error) => {
+                let message = format!("The text cannot be used: {error}");
+                Err(ApiError::invalid("prompt", "invalid_value", message))
+            }
+        }
     }
 
-    /// What makes ids of a text, on a thread of the pool.
-    fn encoder(
-        &self,
-        intake: &Intake,
-    ) -> impl Fn(&str) -> Result<Vec<u32>, ApiError> + Send + use<> {
-        let tokenizer = self.text.tokenizer.clone();
-        let refused = self.metrics.refused_too_long.clone();
-        let Intake { add_special, must_fit, .. } = *intake;
+    /// Tokens of the longest text that is taken.
+    fn most_tokens(&self, intake: &Intake) -> usize {
         let max_model_len = self.engine.info().max_model_len as usize;
-        let most = if must_fit { max_model_len } else { max_model_len.max(TOKENIZED_MAX) };
-        let unusable = |error: TokenizerError| {
-            let message = format!("The text cannot be used: {error}");
-            ApiError::invalid("prompt", "invalid_value", message)
+        if intake.must_fit { max_model_len } else { max_model_len.max(TOKENIZED_MAX) }
+    }
+
+    /// A text has too many tokens.
+    fn too_long(&self, intake: &Intake) -> ApiError {
+        self.metrics.refused_too_long.increment(1);
+        let (code, limit) = if intake.must_fit {
+            ("context_length_exceeded", "This model's maximum context length is")
+        } else {
+            ("string_above_max_length", "The longest text that can be tokenized has")
         };
-        move |text| {
-            if tokenizer.exceeds(text, most).map_err(unusable)? {
-                refused.increment(1);
-                let (code, limit) = if must_fit {
-                    ("context_length_exceeded", "This model's maximum context length is")
-                } else {
-                    ("string_above_max_length", "The longest text that can be tokenized has")
-                };
-                let message = format!(
-                    "{limit} {most} tokens. However, yours has more than that. Please reduce its \
-                     length."
-                );
-                return Err(ApiError::invalid("prompt", code, message));
-            }
-            tokenizer.encode(text, add_special).map_err(unusable)
-        }
+        let most = self.most_tokens(intake);
+        let message = format!(
+            "{limit} {most} tokens. However, yours has more than that. Please reduce its length."
+        );
+        ApiError::invalid("prompt", code, message)
     }
 
     /// Text of ids, which take up `room`. Ids beyond the vocabulary are refused.
@@ -162,7 +219,8 @@ impl Instance {
             return Err(ApiError::invalid("tokens", "invalid_value", message));
         }
         let tokenizer = self.text.tokenizer.clone();
-        self.pool.run(room, move || tokenizer.decode(&ids, false)).await.map_err(busy)
+        let text_bytes = ids.len().saturating_mul(DECODED_BYTES);
+        self.pool.run(text_bytes, room, move || tokenizer.decode(&ids, false)).await.map_err(busy)
     }
 
     /// Ids of a conversation, after the model's template.
@@ -175,8 +233,8 @@ impl Instance {
             let message = "This model has no chat template; use /v1/completions.";
             return Err(ApiError::Template(message.into()));
         };
-        let encode = self.encoder(&intake);
-        let work = move || -> Result<Vec<u32>, ApiError> {
+        let text_bytes = conversation.text_bytes();
+        let work = move || {
             let chat = Chat {
                 messages: &conversation.messages,
                 add_generation_prompt: conversation.add_generation_prompt,
@@ -185,10 +243,10 @@ impl Instance {
                 kwargs: &conversation.template_kwargs,
                 now: SystemTime::now(),
             };
-            let text = template.render(&chat).map_err(refused)?;
-            encode(&text).map_err(|error| error.of_prompt("messages"))
+            template.render(&chat).map_err(refused)
         };
-        self.pool.run(intake.room, work).await.map_err(busy)?
+        let text = self.pool.run(text_bytes, intake.room.clone(), work).await.map_err(busy)??;
+        self.tokenize(text, intake).await.map_err(|error| error.of_prompt("messages"))
     }
 
     /// Submits a prompt. Dropping the generation cancels it.

@@ -78,7 +78,7 @@ pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
     };
     let LoadedModel { runner, info, summary, .. } = loaded.map_err(StartError::Model)?;
     let summary = format!("{summary}{}", device.summary());
-    let pool = TextPool::new(TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
+    let pool = TextPool::new(SHORT_TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
     let (engine, thread) =
         step::start(runner, info, scheduler_settings(config)).map_err(StartError::Thread)?;
     let names = config.model.names.clone();
@@ -86,10 +86,11 @@ pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
     Ok(Loaded { instance: Arc::new(instance), thread, summary, took: began.elapsed() })
 }
 
-/// Threads that tokenize and render: bounded, so that long prompts do not take the engine's cores.
-const TEXT_THREADS: usize = 2;
+/// Threads that tokenize and render short texts, beside the one for long ones: bounded, so that
+/// prompts do not take the engine's cores.
+const SHORT_TEXT_THREADS: usize = 2;
 
-/// Prompts that may wait for them.
+/// Prompts that may wait for them, and for the one.
 const TEXT_QUEUE_MAX: usize = 1024;
 
 fn source(settings: &ModelSettings) -> Result<ModelSource, StartError> {

@@ -224,7 +224,7 @@ fn byte_level_bytes(token: &str) -> Vec<u8> {
 
 /// GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the others, in ascending order,
 /// for the characters from U+0100 on.
-pub(super) fn char_of_byte(byte: u8) -> char {
+pub(crate) fn char_of_byte(byte: u8) -> char {
     if is_printable(byte) {
         return byte as char;
     }

@@ -13,6 +13,9 @@ use tokenizers::AddedToken;
 use super::detokenizer::{Decode, Start};
 use super::pieces::PieceTable;
 
+/// How long a text is in tokens, before it is encoded.
+pub mod length;
+
 /// What is wrong with a tokenizer, at load; or with a text, at a request.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -39,6 +42,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: PieceTable,
     named: BTreeMap<String, String>,
+    token_bytes_max: Option<usize>,
 }
 
 impl Tokenizer {
@@ -64,7 +68,8 @@ impl Tokenizer {
             let special = added.is_special_token(&token);
             Some((token, special))
         })?;
-        Ok(Self { inner, pieces, named })
+        let token_bytes_max = length::token_bytes_max(&inner, &pieces)?;
+        Ok(Self { inner, pieces, named, token_bytes_max })
     }
 
     /// Ids of `text`. With `add_special` the model's own beginning (and end) tokens are added; a
@@ -74,23 +79,6 @@ impl Tokenizer {
             .encode_fast(text, add_special)
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| TokenizerError::Encode(error.to_string()))
-    }
-
-    /// Whether `text` has more than `most` tokens, as far as that can be told without encoding it
-    /// whole, which takes some two hundred times its bytes: a long text is looked at in parts, up
-    /// to the first that is too much. `false` says nothing.
-    pub fn exceeds(&self, text: &str, most: usize) -> Result<bool, TokenizerError> {
-        if text.len() <= most.saturating_mul(PLAUSIBLE_TOKEN_BYTES) {
-            return Ok(false);
-        }
-        let mut fewest = 0;
-        for part in parts(text, PART_BYTES) {
-            fewest += self.encode(part, false)?.len().saturating_sub(CUT_TOKENS);
-            if fewest > most {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Text of `ids` as a text of its own. Ids that the vocabulary lacks give no text; bytes that
@@ -159,28 +147,6 @@ fn num_ids(inner: &tokenizers::Tokenizer) -> Result<u32, TokenizerError> {
         return Err(TokenizerError::TooLarge(format!("{IDS_MAX} token ids")));
     }
     Ok(largest + 1)
-}
-
-/// Texts of fewer bytes a token are likely to fit and are not looked at twice.
-const PLAUSIBLE_TOKEN_BYTES: usize = 4;
-
-/// Bytes of a part of a text that is looked at in parts.
-const PART_BYTES: usize = 64 << 10;
-
-/// Tokens that a cut may add to a text. It changes those around it, which are a few.
-const CUT_TOKENS: usize = 64;
-
-/// The text in parts of at most `part_bytes`, cut before white space where there is some.
-fn parts(text: &str, part_bytes: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let end = rest.floor_char_boundary(part_bytes);
-        let space = rest[..end].rfind(char::is_whitespace).filter(|at| *at > end / 2);
-        let cut = if end == rest.len() { end } else { space.unwrap_or(end) };
-        let part;
-        (part, rest) = rest.split_at(cut);
-        (!part.is_empty()).then_some(part)
-    })
 }
 
 /// Adds the tokens that only `added_tokens_decoder` lists, in the order of their ids.

@@ -245,10 +245,10 @@ async fn a_prompt_that_waits_keeps_its_room_also_when_its_client_has_left() {
     let server = Scripted::open().await;
     let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
     let pool = server.pool.clone();
-    tokio::spawn(async move { pool.run((), move || released.recv()).await });
+    tokio::spawn(async move { pool.run(1, (), move || released.recv()).await });
     let free_kib = server.bodies.left_kib();
     // Short enough to be parsed where it is read: once it has come, it is in the pool's queue.
-    let body = json!({"prompt": "x".repeat(60_000)}).to_string();
+    let body = json!({"prompt": "x".repeat(60_000), "truncate_prompt_tokens": 1}).to_string();
     let text_kib = room_bytes(body.len() as u64, 0).div_ceil(1024) as usize;
     let mut socket = connect(&server).await;
     let bytes = request("POST", "/v1/completions", "", &body);

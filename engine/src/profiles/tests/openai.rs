@@ -1,11 +1,14 @@
 //! What clients of the OpenAI API see: shapes, streams, choices, log-probabilities, errors.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::client::{get, post};
 use super::scripted::{Scripted, Setup};
+use crate::text::pieces::char_of_byte;
+use crate::text::{TextModel, Tokenizer};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -247,12 +250,76 @@ async fn a_text_that_cannot_fit_is_refused_before_it_is_tokenized() {
     }
     let answer = post(server.address, "/tokenize", &json!({"prompt": long})).await.json();
     assert_eq!(answer["count"], 100_000);
+    // Both kinds of text wait for their threads; this one needs none.
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(0);
+    let released = Arc::new(std::sync::Mutex::new(released));
+    for text_bytes in [1, 1 << 20] {
+        let (pool, released) = (server.pool.clone(), released.clone());
+        let wait = move || released.lock().unwrap().recv().is_ok();
+        tokio::spawn(async move { pool.run(text_bytes, (), wait).await });
+    }
+    for path in ["/tokenize", COMPLETIONS] {
+        let body = json!({"prompt": "x".repeat(2_000_000), "max_tokens": 1});
+        let answer = post(server.address, path, &body).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+    }
+    drop(release);
     let endless = "x".repeat(800_000);
     let truncated = json!({"prompt": endless, "truncate_prompt_tokens": 4});
     for (path, body) in [("/tokenize", json!({"prompt": endless})), (COMPLETIONS, truncated)] {
         let answer = post(server.address, path, &body).await;
         assert_eq!(answer.error(), "400 prompt string_above_max_length");
     }
+}
+
+#[tokio::test]
+async fn a_long_text_holds_up_no_short_one() {
+    let server = Scripted::open().await;
+    let (release, released) = std::sync::mpsc::sync_channel::<()>(0);
+    let pool = server.pool.clone();
+    let long = tokio::spawn(async move { pool.run(1 << 20, (), move || released.recv()).await });
+    for (path, body) in [(CHAT, user("hello")), (COMPLETIONS, json!({"prompt": "hello"}))] {
+        assert_eq!(post(server.address, path, &body).await.status, 200);
+    }
+    let body = json!({"prompt": "x".repeat(100_000)});
+    let mut next = Box::pin(post(server.address, "/tokenize", &body));
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut next).await;
+    assert!(waits.is_err() && !long.is_finished(), "one long text at a time");
+    drop(release);
+    assert_eq!(next.await.json()["count"], 100_000);
+}
+
+/// A text model with tokens for runs of up to 64 spaces: few tokens and many bytes.
+fn wide_tokens() -> TextModel {
+    let mut vocab = serde_json::Map::new();
+    for byte in 0..=255_u8 {
+        vocab.insert(char_of_byte(byte).to_string(), byte.into());
+    }
+    let (mut run, mut merges) = (char_of_byte(b' ').to_string(), Vec::new());
+    for id in 256..262 {
+        merges.push(json!([run, run]));
+        run = run.repeat(2);
+        vocab.insert(run.clone(), id.into());
+    }
+    let pre = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false,
+    });
+    let model = json!({"type": "BPE", "vocab": vocab, "merges": merges});
+    let json = json!({"version": "1.0", "pre_tokenizer": pre, "decoder": pre, "model": model});
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
+    TextModel { tokenizer: Arc::new(tokenizer), template: None }
+}
+
+#[tokio::test]
+async fn a_text_of_too_many_bytes_is_told_so() {
+    let text = wide_tokens();
+    let server = Scripted::with(Setup { text: Some(text), ..Setup::default() }).await;
+    let body = json!({"prompt": " ".repeat(1 << 20), "truncate_prompt_tokens": 1});
+    assert_eq!(post(server.address, COMPLETIONS, &body).await.status, 200);
+    let body = json!({"prompt": " ".repeat(1 << 21)});
+    let answer = post(server.address, "/tokenize", &body).await;
+    assert_eq!(answer.error(), "400 prompt string_above_max_length");
+    assert!(answer.body.contains("2097152"), "{answer:?}");
 }
 
 #[tokio::test]

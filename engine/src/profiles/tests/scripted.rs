@@ -62,6 +62,8 @@ pub(super) struct Setup {
     pub scheduling: SchedulerSettings,
     /// Leave the model out, as while loading.
     pub is_loading: bool,
+    /// The model's text, instead of bytes as tokens.
+    pub text: Option<TextModel>,
 }
 
 impl Scripted {
@@ -71,7 +73,7 @@ impl Scripted {
     }
 
     /// A server as set up.
-    pub(super) async fn with(setup: Setup) -> Self {
+    pub(super) async fn with(mut setup: Setup) -> Self {
         let metrics = Metrics::new(true).unwrap();
         let api = Api::new(metrics.clone());
         let (taken, cancelled) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
@@ -82,7 +84,7 @@ impl Scripted {
             let counters = (taken.clone(), cancelled.clone());
             std::thread::spawn(move || run(&inbox, &counters));
             let names = vec!["model-a".to_string(), "org/model-b".to_string()];
-            let text = TextModel::dummy(300).unwrap();
+            let text = setup.text.take().unwrap_or_else(|| TextModel::dummy(300).unwrap());
             api.serve(vec![Arc::new(Instance::new(names, engine, text, pool.clone(), &metrics))]);
         }
         let bodies = BodyBudget::new(&setup.limits);

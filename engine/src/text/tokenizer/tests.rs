@@ -1,5 +1,6 @@
 //! The tokenizer against what transformers made of the same strings (tests/goldens/tokenizers).
 
+use super::length::{CUT_TOKENS, parts};
 use super::*;
 use crate::text::template::{Chat, Content, Message, TemplateError};
 use crate::text::{TextModel, Tokenizer};
@@ -108,6 +109,51 @@ fn a_text_that_fits_is_never_told_to_exceed_and_one_that_is_far_too_long_is() {
         let tokens = tokenizer.encode(&long, false).unwrap().len();
         assert!(!tokenizer.exceeds(&long, tokens).unwrap(), "{folder}");
     }
+}
+
+#[test]
+fn no_token_stands_for_more_bytes_than_its_bound() {
+    for folder in FOLDERS {
+        let tokenizer = model(folder).tokenizer;
+        let bound = tokenizer.token_bytes_max().expect("each knows all bytes and drops none");
+        let longest = (0..tokenizer.vocab_size()).map(|id| tokenizer.token_bytes(id));
+        let longest = longest.max_by_key(|bytes| bytes.len()).unwrap();
+        let longest = String::from_utf8_lossy(longest);
+        let units =
+            [&longest, " ", "▁", "\u{1fbe}\u{308}\u{301}", "ᄀ\u{1161}\u{11a8}", "\u{212a}", "🦀"];
+        for unit in units {
+            let text = unit.repeat(100);
+            let tokens = tokenizer.encode(&text, false).unwrap().len();
+            assert!(text.len() <= tokens * bound, "{folder} {unit:?}");
+            assert!(!tokenizer.surely_exceeds(&text, tokens));
+        }
+        let text = "x".repeat(10 * bound + 1);
+        assert!(tokenizer.surely_exceeds(&text, 10) && !tokenizer.surely_exceeds(&text[1..], 10));
+        assert!(bound <= 4 * 64, "{folder} {bound}");
+    }
+}
+
+#[test]
+fn a_tokenizer_that_drops_text_has_no_bound() {
+    let bound = |change: fn(&mut Value)| {
+        let json = std::fs::read(goldens().join("qwen3/tokenizer.json")).unwrap();
+        let mut json: Value = serde_json::from_slice(&json).unwrap();
+        change(&mut json);
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
+        tokenizer.token_bytes_max()
+    };
+    assert!(bound(|_| {}).is_some());
+    let strips = |json: &mut Value| {
+        let strip = serde_json::json!({"type": "Strip", "strip_left": true, "strip_right": true});
+        json["normalizer"] = strip;
+    };
+    assert_eq!(bound(strips), None);
+    assert_eq!(bound(|json| json["added_tokens"][0]["lstrip"] = true.into()), None);
+    assert_eq!(
+        bound(|json| json["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "Removed".into()),
+        None
+    );
+    assert_eq!(bound(|json| json["pre_tokenizer"] = Value::Null), None, "unknown characters");
 }
 
 fn message(json: &Value) -> Message {
