@@ -24,10 +24,6 @@ impl StopMatcher {
     /// Takes more text and appends to `out` what is certain not to belong to a stop string.
     /// Returns the index of the stop string that is now complete; then nothing follows.
     pub fn push(&mut self, text: &str, out: &mut String) -> Option<usize> {
-        if self.patterns.is_empty() {
-            out.push_str(text);
-            return None;
-        }
         let searched = self.held.len();
         self.held.push_str(text);
         for end in searched..self.held.len() {
@@ -40,13 +36,28 @@ impl StopMatcher {
                 return Some(index);
             }
         }
+        self.let_go(out);
+        None
+    }
+
+    /// [`StopMatcher::push`] of text in which no stop string may end, but one that ends later may
+    /// begin.
+    pub fn pass(&mut self, text: &str, out: &mut String) {
+        self.held.push_str(text);
+        for byte in text.bytes() {
+            self.advance(byte);
+        }
+        self.let_go(out);
+    }
+
+    /// Appends what no stop string begins in.
+    fn let_go(&mut self, out: &mut String) {
         let may_begin = self.patterns.iter().map(|pattern| pattern.matched).max().unwrap_or(0);
         let safe = self.held.len() - may_begin;
         if safe > 0 {
             out.push_str(&self.held[..safe]);
             self.held.drain(..safe);
         }
-        None
     }
 
     /// Appends what was held back: the text has ended and it was no stop string.
@@ -104,7 +115,8 @@ impl Pattern {
         self.matched += usize::from(self.bytes[self.matched] == byte);
         let complete = self.matched == self.bytes.len();
         if complete {
-            self.matched = 0;
+            // The end of one may begin another.
+            self.matched = self.border[self.matched - 1];
         }
         complete
     }
@@ -162,6 +174,26 @@ mod tests {
         assert_eq!((text.as_str(), hit), ("xab", Some(1)));
         let (text, hit, _) = run(&["xabcd"], &stops(&["cd", "abcd"]), false);
         assert_eq!((text.as_str(), hit), ("x", Some(1)));
+    }
+
+    #[test]
+    fn a_stop_ends_after_the_text_that_is_passed_and_may_begin_in_it() {
+        for (passed, pushed, told) in [
+            ("xa", "bc", ("x", Some(0))),
+            ("xab", "c", ("xabc", None)),
+            ("xabaa", "bc", ("xaba", Some(0))),
+            ("xab", "zab", ("xabz", Some(0))),
+            ("ababa", "b", ("abab", Some(0))),
+        ] {
+            let (mut matcher, mut out) = (StopMatcher::new(&stops(&["ab"]), false), String::new());
+            matcher.pass(passed, &mut out);
+            let hit = matcher.push(pushed, &mut out);
+            matcher.finish(&mut out);
+            assert_eq!((out.as_str(), hit), told, "{passed} {pushed}");
+        }
+        let (mut matcher, mut out) = (StopMatcher::new(&stops(&["aa"]), false), String::new());
+        matcher.pass("aaa", &mut out);
+        assert_eq!((matcher.push("a", &mut out), out.as_str()), (Some(0), "aa"));
     }
 
     proptest! {

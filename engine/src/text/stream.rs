@@ -20,7 +20,7 @@ pub struct TextOptions {
     pub stop: Vec<String>,
     /// Keep the stop string that was found.
     pub include_stop: bool,
-    /// Stop strings count only in text of later tokens than these.
+    /// Stop strings count only if they end in text of later tokens than these.
     pub min_tokens: u32,
 }
 
@@ -90,7 +90,7 @@ impl TextStream {
 
     fn search(&mut self, out: &mut String) -> Option<usize> {
         if self.num_tokens <= self.min_tokens {
-            out.push_str(&self.decoded);
+            self.matcher.pass(&self.decoded, out);
             return None;
         }
         self.stopped = self.matcher.push(&self.decoded, out);
@@ -130,6 +130,9 @@ mod tests {
         let stop = vec!["ab".into()];
         let options = TextOptions { stop, min_tokens: 3, ..TextOptions::default() };
         assert_eq!(push_all(&mut stream(&options), "xabyabz"), ("xaby".into(), Some(0)));
+        assert_eq!(push_all(&mut stream(&options), "xyabz"), ("xy".into(), Some(0)));
+        assert_eq!(push_all(&mut stream(&options), "xab"), ("xab".into(), None));
+        assert_eq!(push_all(&mut stream(&options), "xya"), ("xya".into(), None));
     }
 
     #[test]
