@@ -13,7 +13,7 @@ use pagoda_engine::model::load::{load_checkpoint, load_on};
 use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
-use pagoda_tests::answers::{answers, demo_prompt, demo_text};
+use pagoda_tests::answers::{Answers, answers, demo_prompt, demo_text};
 use pagoda_tests::golden::{Golden, folder};
 use pagoda_tests::prompts::PromptRun;
 
@@ -85,4 +85,39 @@ fn the_demo_model_answers_as_on_the_cpu() {
         assert_eq!(answers(loaded, &prompts, 12), on_cpu, "deterministic: {deterministic}");
     }
     assert!(on_cpu.iter().all(|tokens| tokens.len() > 2), "{on_cpu:?}");
+}
+
+/// Tokens of a block of the emulated device's cache.
+const BLOCK: usize = 64;
+
+#[test]
+fn answers_are_the_same_when_the_cache_is_too_small_for_all() {
+    let case = "qwen3";
+    let golden = Golden::read(case).unwrap();
+    let open = || Checkpoint::open(&ModelSource::Folder(folder(case))).unwrap();
+    let options = LoadOptions {
+        dtype: Some(DType::F32),
+        max_model_len: Some(2 * BLOCK as u32),
+        max_num_seqs: Some(4),
+        max_num_batched_tokens: Some(48),
+        kv: KvBudget::Bytes(16 << 20),
+        ..LoadOptions::default()
+    };
+    // Each answer begins in a sequence's first block and ends in its second.
+    let prompts = [0, 1].map(|at| golden.tokens[at..at + BLOCK - 4].to_vec());
+    let mut loaded = load_checkpoint(open(), &options, &|_| ()).unwrap();
+    loaded.info.eos_token_ids.clear();
+    let groups = loaded.info.groups.iter();
+    let row_bytes = groups.map(|group| group.bytes_per_block / u64::from(loaded.info.block_size));
+    let block_bytes = row_bytes.sum::<u64>() * BLOCK as u64;
+    let on_cpu = answers(loaded, &prompts, 9);
+    let options = LoadOptions { kv: KvBudget::Bytes(3 * block_bytes), ..options };
+    for deterministic in [true, false] {
+        let device = emulated(8).with_options(CudaOptions { deterministic });
+        let mut loaded = load_on(&device, open(), &options, &|_| ()).unwrap();
+        loaded.info.eos_token_ids.clear();
+        let on_gpu = Answers::of(loaded, &prompts, 9);
+        assert_eq!(on_gpu.tokens, on_cpu, "deterministic: {deterministic}");
+        assert!(on_gpu.preemptions > 0, "all fitted");
+    }
 }

@@ -17,10 +17,11 @@ use crate::cuda::graphs::buckets;
 use crate::device::{Executor, Limits, Step};
 use crate::sampling::{LogitsRow, Purpose, SlotInit};
 
-/// One step at a time, op by op, on a device that runs everything at once.
+/// One step at a time, op by op, on a device that runs everything at once, with tokens that the host
+/// knows.
 fn plainly(steps: &[Batch], format: DType) -> Outcome {
     let driver = Arc::new(Emulated::new(&folder(), 1).at_once());
-    Machine::new(driver, format, Mode::Eager).run(steps, 1).unwrap()
+    Machine::new(driver, format, Mode::Eager).run_known(steps).unwrap()
 }
 
 fn by_graphs(

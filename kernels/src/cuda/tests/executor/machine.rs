@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::noises;
-use crate::batch::{Batch, NO_SLOT};
+use crate::batch::{Batch, NO_SLOT, PENDING_TOKEN};
 use crate::cuda::driver::Driver;
 use crate::cuda::executor::CudaExecutor;
 use crate::cuda::linear_choice::Target;
@@ -17,6 +17,7 @@ use crate::ops::{
     Activation, Attention, AttnInput, AttnOutput, Embed, Head, Heads, Mlp, Moe, Norm, Ops,
     QkRopeStore, Rope, RopeStyle, Routing, Sample, Stacking,
 };
+use crate::sampling::Purpose;
 
 const HIDDEN: usize = 32;
 const HEADS: Heads = Heads { num_q: 4, num_kv: 2, head_dim: 16 };
@@ -99,6 +100,31 @@ impl Machine {
         }
     }
 
+    /// Runs `steps` one at a time, the host giving each sampled token back.
+    pub(super) fn run_known(&mut self, steps: &[Batch]) -> Result<Outcome, KernelError> {
+        let mut outcome = Outcome::default();
+        let mut last_tokens = [0; LIMITS.max_seqs];
+        for batch in steps {
+            let mut batch = batch.clone();
+            for seq in 0..batch.num_seqs() {
+                let id = &mut batch.ids[batch.query_start[seq] as usize];
+                if *id == PENDING_TOKEN {
+                    *id = last_tokens[batch.seq_slot[seq] as usize];
+                }
+            }
+            self.executor.launch(Step { batch, ..Step::default() })?;
+            let Step { batch, output } = self.executor.finish()?;
+            for (row, sampled) in batch.logits.iter().zip(&output.rows) {
+                if matches!(row.purpose, Purpose::Sample { .. }) {
+                    last_tokens[batch.seq_slot[row.seq as usize] as usize] = sampled.token;
+                }
+            }
+            outcome.outputs.push(format!("{output:?}"));
+        }
+        self.read_caches(&mut outcome)?;
+        Ok(outcome)
+    }
+
     /// Runs `steps` with up to `depth` in flight.
     pub(super) fn run(&mut self, steps: &[Batch], depth: usize) -> Result<Outcome, KernelError> {
         let mut outcome = Outcome::default();
@@ -114,13 +140,18 @@ impl Machine {
         for _ in 0..in_flight {
             outcome.outputs.push(format!("{:?}", self.executor.finish()?.output));
         }
+        self.read_caches(&mut outcome)?;
+        Ok(outcome)
+    }
+
+    fn read_caches(&self, outcome: &mut Outcome) -> Result<(), KernelError> {
         for plane in self.caches.iter().flat_map(|cache| cache.planes(0)) {
             let mut bytes = vec![0; plane_len() * self.element_bytes()];
             // SAFETY: a plane.
             unsafe { self.driver.download(plane, &mut bytes) }?;
             outcome.caches.push(bytes);
         }
-        Ok(outcome)
+        Ok(())
     }
 
     fn element_bytes(&self) -> usize {
