@@ -21,6 +21,7 @@
 #include <string>
 
 #include "emulate.h"
+#include "hopper.h"
 
 namespace {
 
@@ -172,7 +173,10 @@ bool holds(const std::map<uint64_t, size_t>& memory, uint64_t at, size_t bytes) 
 
 int run(State& s, const Launch& launch) {
     emulate::Launch now = launch.launch;
-    now.parameters = launch.parameters.data();
+    // As strictly aligned as any struct of parameters.
+    alignas(128) unsigned char parameters[4096];
+    memcpy(parameters, launch.parameters.data(), launch.parameters.size());
+    now.parameters = parameters;
     now.seed = s.seed++;
     if (emulate::run(now) == 0) return SUCCESS;
     std::ofstream(s.behaviour.folder + "faults", std::ios::app) << launch.function->kernel->name << ": "
@@ -402,6 +406,29 @@ EXPORT int cuFuncSetAttribute(Function* function, unsigned attribute, int value)
     size_t most = (call.s.behaviour.capability == 90 ? 232448 : 101376) - 1024;
     if (call.in_context().need(attribute == 8 && value >= 0 && (size_t)value <= most)) return call.code;
     function->shared_max = value;
+    return SUCCESS;
+}
+
+// Two-byte elements, no interleaving, boxes without gaps: what we ask for.
+EXPORT int cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, uint64_t address, const uint64_t* sizes,
+                                  const uint64_t* strides, const unsigned* box, const unsigned* apart,
+                                  unsigned interleave, unsigned swizzle, unsigned promotion, unsigned fill) {
+    Call call("cuTensorMapEncodeTiled", std::to_string(type) + " " + std::to_string(rank));
+    bool is_known = (type == 6 || type == 9) && (rank == 2 || rank == 3) && !interleave && promotion <= 3 && !fill;
+    if (call.need(is_known && (swizzle == 0 || swizzle == 3) && address % 16 == 0 && (uintptr_t)map % 64 == 0)) {
+        return call.code;
+    }
+    emulate::TileMap tile = {emulate::TILE_MAP, address, {1, 1, 1}, {2, 0, 0}, {1, 1, 1}, rank, swizzle == 3};
+    for (unsigned i = 0; i < rank; i++) {
+        tile.sizes[i] = sizes[i];
+        tile.box[i] = box[i];
+        if (i > 0) tile.strides[i] = strides[i - 1];
+        bool is_box = box[i] > 0 && box[i] <= 256 && apart[i] == 1 && sizes[i] > 0;
+        if (call.need(is_box && tile.strides[i] % (i > 0 ? 16 : 2) == 0)) return call.code;
+    }
+    if (call.need(swizzle == 0 || box[0] * 2 <= 128)) return call.code;
+    memset(map, 0, 128);
+    memcpy(map, &tile, sizeof tile);
     return SUCCESS;
 }
 

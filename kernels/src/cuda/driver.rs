@@ -96,6 +96,12 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// The device, for people.
     fn name(&self) -> String;
 
+    /// Compute capability, major and minor: what kernels may ask of the device. The least that all of
+    /// them need, unless a device says otherwise.
+    fn capability(&self) -> (u32, u32) {
+        (8, 0)
+    }
+
     /// Shared memory that a block may ask for, in bytes. Hopper's, unless a card says otherwise.
     fn shared_bytes_max(&self) -> usize {
         232_448
@@ -138,7 +144,6 @@ pub(crate) trait Driver: Debug + Send + Sync {
 
     /// A tensor as the copy engine of compute capability 9.0 knows it, for kernels that run while its
     /// memory is allocated.
-    #[cfg_attr(not(test), allow(dead_code, reason = "products of many rows come next"))]
     fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
         Err(KernelError::Unsupported(format!("{} has no tensor maps: {spec:?}", self.name())))
     }

@@ -177,6 +177,10 @@ impl Driver for Emulated {
         self.ask(Work::Launch(unsafe { Recorded::new(launch) }))
     }
 
+    fn capability(&self) -> (u32, u32) {
+        (9, 0)
+    }
+
     fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
         spec.check()?;
         let (first, end) = (spec.address.0, spec.address.0 + spec.extent() as u64);

@@ -72,6 +72,10 @@ functions! {
             c"cuFuncGetParamInfo"(Handle, usize, *mut usize, *mut usize) -> c_int;
         function_attribute = c"cuFuncGetAttribute"(*mut c_int, c_uint, Handle) -> c_int;
         function_set = c"cuFuncSetAttribute"(Handle, c_uint, c_int) -> c_int;
+        tensor_map = c"cuTensorMapEncodeTiled"(
+            *mut c_void, c_uint, c_uint, u64, *const u64, *const u64, *const u32, *const u32, c_uint,
+            c_uint, c_uint, c_uint,
+        ) -> c_int;
         launch = c"cuLaunchKernel"(
             Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle,
             *mut *mut c_void, *mut *mut c_void,
@@ -86,6 +90,21 @@ pub(crate) mod device {
     pub(crate) const CAPABILITY_MINOR: u32 = 76;
     /// Bytes of shared memory that a block may ask for.
     pub(crate) const SHARED_BYTES_MAX: u32 = 97;
+}
+
+/// `CU_TENSOR_MAP_…`.
+pub(crate) mod tensor {
+    pub(crate) const F16: u32 = 6;
+    pub(crate) const F32: u32 = 7;
+    pub(crate) const BF16: u32 = 9;
+    pub(crate) const NO_INTERLEAVE: u32 = 0;
+    pub(crate) const NO_SWIZZLE: u32 = 0;
+    /// Over lines of 128 bytes.
+    pub(crate) const SWIZZLE_128: u32 = 3;
+    /// What is read into the second cache level at a time: 256 bytes.
+    pub(crate) const PROMOTE_256: u32 = 3;
+    /// What lies outside the tensor.
+    pub(crate) const FILL_ZEROS: u32 = 0;
 }
 
 /// `CU_FUNC_ATTRIBUTE_…`.

@@ -11,7 +11,9 @@ use super::cubins::Cubin;
 use super::modules::Modules;
 use super::stream_marks::{Graphs, Marks};
 use super::system::{Gpu, System};
+use super::tensor_map::encode;
 use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::device::DeviceMemory;
 use crate::error::KernelError;
 
@@ -94,6 +96,14 @@ impl Driver for Nvidia {
 
     fn shared_bytes_max(&self) -> usize {
         self.gpu.shared_bytes_max
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.gpu.capability
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
+        encode(&self.api, spec)
     }
 
     fn memory(&self) -> Result<Option<DeviceMemory>, KernelError> {

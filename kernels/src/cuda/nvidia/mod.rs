@@ -35,6 +35,9 @@ mod built_file;
 /// Code for a card, wherever it comes from.
 mod cubins;
 
+/// Tensors as the copy engine knows them.
+mod tensor_map;
+
 /// Loaded code.
 mod modules;
 

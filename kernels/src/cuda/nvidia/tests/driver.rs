@@ -6,11 +6,14 @@ use super::machine::Machine;
 use super::{open, open_with};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, Grid, Launch, MarkIndex};
 use crate::cuda::emulated::Emulated;
+use crate::cuda::emulated_map::encode;
 use crate::cuda::host_buffer::HostBuffer;
 use crate::cuda::norm::{Norm, Put};
 use crate::cuda::plain::bytes_of;
 use crate::cuda::source::NORM;
+use crate::cuda::tensor_map::{Axis, TensorMapSpec};
 use crate::cuda::tests::{folder, noises};
+use crate::dtype::DType;
 use crate::error::KernelError;
 
 const ROWS: u32 = 5;
@@ -53,6 +56,23 @@ fn a_kernel_gives_through_the_driver_what_it_gives_under_emulation() {
     let bounds = machine.calls_of("cuFuncSetAttribute");
     assert!(bounds.len() >= 2 && bounds.iter().all(|bound| bound == "8 231424"), "{bounds:?}");
     assert!(driver.name().contains("Emulated H200") && driver.name().contains("9.0"));
+}
+
+#[test]
+fn tensors_are_told_to_the_driver_as_they_are() {
+    let machine = Machine::new("");
+    let driver = open(&machine);
+    let axis = |size, stride, taken| Axis { size, stride, taken };
+    let flat = [axis(40, 2, 64), axis(9, 80, 8)];
+    let deep = [axis(24, 2, 16), axis(9, 48, 256), axis(4, 720, 3)];
+    for (axes, swizzled, format) in [(&flat[..], true, DType::Bf16), (&deep, false, DType::F16)] {
+        let spec = TensorMapSpec { address: DevicePointer(4096), format, axes, swizzled };
+        // The driver of the tests encodes a map as the emulation does.
+        assert_eq!(driver.tensor_map(&spec).unwrap().0, encode(&spec).0);
+        let unaligned = TensorMapSpec { address: DevicePointer(4098), ..spec };
+        assert!(driver.tensor_map(&unaligned).is_err());
+    }
+    assert_eq!(driver.capability(), (9, 0));
 }
 
 #[test]

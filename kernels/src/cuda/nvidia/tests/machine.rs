@@ -80,7 +80,7 @@ impl Machine {
 fn compiled(name: &str, source: &str) -> PathBuf {
     let emulation = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/emulation"));
     let mut hasher = blake3::Hasher::new();
-    for file in [source, "emulate.h"] {
+    for file in [source, "emulate.h", "hopper.h"] {
         hasher.update(&std::fs::read(emulation.join(file)).unwrap());
     }
     hasher.update(emulation.as_os_str().as_encoded_bytes());
