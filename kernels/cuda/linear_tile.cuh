@@ -67,6 +67,19 @@ struct Tiling {
     }
 };
 
+// Which of a grid of tiles.
+struct TilePlace {
+    u32 row_tile, column_tile;
+};
+
+// The `index`-th of them: neighbours share rows of x, or of the weight.
+__device__ __forceinline__ TilePlace place_of(u32 index, u32 row_tiles, u32 column_tiles) {
+    u32 together = ROW_TILES_TOGETHER * column_tiles;
+    u32 first = index / together * ROW_TILES_TOGETHER, within = index % together;
+    u32 size = min_of(row_tiles - first, ROW_TILES_TOGETHER);
+    return {first + within % size, within / size};
+}
+
 // A block's tile.
 template <class M>
 struct Tile {
@@ -77,11 +90,9 @@ struct Tile {
     u32 num_rows;
 
     __device__ __forceinline__ Tile(const TensorLinear& p) {
-        u32 together = ROW_TILES_TOGETHER * p.column_tiles;
-        u32 first = blockIdx.x / together * ROW_TILES_TOGETHER, within = blockIdx.x % together;
-        u32 size = min_of(p.row_tiles - first, ROW_TILES_TOGETHER);
-        row_tile = first + within % size;
-        first_column = within / size * M::COLUMNS;
+        TilePlace place = place_of(blockIdx.x, p.row_tiles, p.column_tiles);
+        row_tile = place.row_tile;
+        first_column = place.column_tile * M::COLUMNS;
         expert = 0;
         first_row = row_tile * M::ROWS;
         num_rows = min_of(p.linear.rows - first_row, M::ROWS);

@@ -5,6 +5,7 @@
 
 use crate::cuda::CudaOptions;
 use crate::cuda::driver::Driver;
+use crate::cuda::linear_hopper::{HOPPER_TILINGS, HopperTiling};
 use crate::dtype::DType;
 
 /// What kernels are chosen for, beside an op's shapes.
@@ -14,6 +15,8 @@ pub(crate) struct Target {
     pub(crate) multiprocessors: u32,
     /// Shared memory that a block may ask for.
     pub(crate) shared_bytes_max: usize,
+    /// Whether it has Hopper's instructions, which no other architecture has.
+    pub(crate) is_hopper: bool,
     /// What was asked for.
     pub(crate) options: CudaOptions,
 }
@@ -41,6 +44,8 @@ pub(crate) enum Method {
     Tiled,
     /// linear_tensor.cu: bf16 and f16. The order of sums depends on the number of chunks.
     Tensor(Cut),
+    /// linear_hopper.cu: the same types, for many rows. One order of sums for every tiling.
+    Hopper(HopperTiling),
 }
 
 /// How a product on matrix units is cut.
@@ -111,6 +116,10 @@ pub(crate) const WIDE: Tiling = Tiling {
 const VECTOR_ROWS_MAX: u32 = 4;
 /// Rows from which a tile of linear_tiled.cu reads a weight less often than linear.cu.
 const TILED_ROWS_MIN: u32 = 17;
+/// Rows from which half a tile of linear_hopper.cu is used.
+const HOPPER_ROWS_MIN: u32 = 65;
+/// What a tile of it takes beside its products, in columns of products: its results' way out.
+const HOPPER_TILE_COST: u32 = 16;
 /// Chunks are cut at multiples of it; CHUNK_UNIT of linear_tile.cuh.
 const CHUNK_UNIT: u32 = 64;
 /// Units of a chunk at least: what the ring holds.
@@ -132,6 +141,9 @@ pub(crate) fn choose(target: &Target, shape: ProductShape) -> Method {
     }
     if !deterministic && rows <= VECTOR_ROWS_MAX {
         return Method::Rows;
+    }
+    if let Some(tiling) = hopper(target, shape) {
+        return Method::Hopper(tiling);
     }
     // One row of narrow tiles: what cuts k if rows may not.
     let fixed = chunks(target, n.div_ceil(128), k);
@@ -166,6 +178,22 @@ pub(crate) fn choose_grouped(
     tiling(target, shape, false)
 }
 
+/// The tiling on Hopper that takes the least time. With less than half of the device busy, a product
+/// that is cut over k is better.
+fn hopper(target: &Target, shape: ProductShape) -> Option<HopperTiling> {
+    let ProductShape { rows, n, format, .. } = shape;
+    if !target.is_hopper || target.options.deterministic || rows < HOPPER_ROWS_MIN {
+        return None;
+    }
+    let fits = |tiling: &HopperTiling| tiling.shared_bytes(format) <= target.shared_bytes_max;
+    let time = |tiling: &HopperTiling| {
+        let turns = tiling.tiles(rows, n).div_ceil(target.multiprocessors);
+        u64::from(turns) * u64::from(tiling.columns + HOPPER_TILE_COST)
+    };
+    let best = HOPPER_TILINGS.into_iter().filter(fits).min_by_key(time)?;
+    (2 * best.tiles(rows, n) >= target.multiprocessors).then_some(best)
+}
+
 /// Parts of k that fill the device with blocks for `tiles` tiles.
 fn chunks(target: &Target, tiles: u32, k: u32) -> u32 {
     let wanted = (2 * target.multiprocessors + tiles) / (2 * tiles);
@@ -188,7 +216,8 @@ impl Target {
     /// Of a device with so many multiprocessors, when nothing was asked for.
     pub(crate) fn of(driver: &dyn Driver, multiprocessors: u32) -> Self {
         let (shared_bytes_max, options) = (driver.shared_bytes_max(), CudaOptions::default());
-        Target { multiprocessors, shared_bytes_max, options }
+        let is_hopper = driver.capability() == (9, 0);
+        Target { multiprocessors, shared_bytes_max, is_hopper, options }
     }
 
     /// Blocks that plans of attention aim at, to keep the device busy: what shared memory allows at least.

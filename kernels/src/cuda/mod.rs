@@ -37,6 +37,7 @@ mod host_buffer;
 mod inputs;
 mod linear;
 mod linear_choice;
+mod linear_hopper;
 mod linear_tensor;
 mod measure;
 mod moe;

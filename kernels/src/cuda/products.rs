@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::cuda::driver::{DeviceBuffer, Driver};
-use crate::cuda::linear::Linear;
+use crate::cuda::linear::{Linear, stride_of};
 use crate::cuda::linear_choice::{Method, ProductShape, Target, choose};
+use crate::cuda::linear_hopper::{TILE_ROWS, narrowed_bytes};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::dtype::DType;
 use crate::error::KernelError;
@@ -18,6 +19,8 @@ pub(crate) struct Products {
     target: Target,
     partials: DeviceBuffer,
     arrivals: DeviceBuffer,
+    /// Rows of x as Hopper's products want them.
+    narrowed: DeviceBuffer,
 }
 
 impl Products {
@@ -30,11 +33,13 @@ impl Products {
         let floats = shapes.iter().map(|shape| partial_floats_max(&target, *shape)).max();
         // Not empty: a device has no empty memory.
         let bytes = floats.unwrap_or(0).max(1) * 4;
+        let narrowed = shapes.iter().map(|shape| narrowed_bytes_max(&target, *shape)).max();
         Ok(Products {
             driver: Arc::clone(driver),
             target,
             partials: DeviceBuffer::new(driver, bytes, "sums of products")?,
             arrivals: DeviceBuffer::new(driver, target.meetings_max() as usize * 4, "arrivals")?,
+            narrowed: DeviceBuffer::new(driver, narrowed.unwrap_or(0).max(1), "rounded rows")?,
         })
     }
 
@@ -61,6 +66,10 @@ impl Products {
                     let meeting = Meeting { partials, arrivals: self.arrivals.pointer() };
                     TensorLinear::dense(*linear, &cut, meeting).launch(driver, &cut, format)
                 }
+                Method::Hopper(tiling) => {
+                    let narrowed = (self.narrowed.pointer(), format);
+                    tiling.launch(driver, linear, narrowed, self.target.multiprocessors)
+                }
             }
         }
     }
@@ -72,7 +81,21 @@ fn partial_floats_max(target: &Target, shape: ProductShape) -> usize {
     let rows = (16..shape.rows).step_by(16).chain([shape.rows]);
     let floats = rows.map(|rows| match choose(target, ProductShape { rows, ..shape }) {
         Method::Tensor(cut) => cut.partial_floats(rows, shape.n),
-        Method::Rows | Method::Tiled => 0,
+        Method::Rows | Method::Tiled | Method::Hopper(_) => 0,
     });
     floats.max().unwrap_or(0)
+}
+
+/// Bytes of x that products of a shape leave in memory for Hopper, for the worst number of rows.
+fn narrowed_bytes_max(target: &Target, shape: ProductShape) -> usize {
+    // Tiles have as many rows, so that between multiples nothing changes.
+    let rows = (TILE_ROWS..shape.rows).step_by(TILE_ROWS as usize).chain([shape.rows]);
+    let bytes = rows.map(|rows| match choose(target, ProductShape { rows, ..shape }) {
+        Method::Hopper(_) => {
+            let stride = stride_of(shape.k as usize, shape.format);
+            narrowed_bytes(rows as usize, stride, shape.format)
+        }
+        _ => 0,
+    });
+    bytes.max().unwrap_or(0)
 }

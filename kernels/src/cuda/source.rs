@@ -71,11 +71,13 @@ pub(crate) static ATTENTION_SIZED: Source = source!("attention_sized.cu");
 pub(crate) static EMBED: Source = source!("embed.cu");
 pub(crate) static GATHER: Source = source!("gather.cu");
 pub(crate) static LINEAR: Source = source!("linear.cu");
+pub(crate) static LINEAR_HOPPER: Source = source!("linear_hopper.cu");
 pub(crate) static LINEAR_TENSOR: Source = source!("linear_tensor.cu");
 pub(crate) static LINEAR_TENSOR_F16: Source = source!("linear_tensor_f16.cu");
 pub(crate) static LINEAR_TILED: Source = source!("linear_tiled.cu");
 pub(crate) static MOE: Source = source!("moe.cu");
 pub(crate) static MOE_GROUP: Source = source!("moe_group.cu");
+pub(crate) static NARROW_ROWS: Source = source!("narrow_rows.cu");
 pub(crate) static NORM: Source = source!("norm.cu");
 pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
@@ -84,16 +86,18 @@ pub(crate) static SAMPLE: Source = source!("sample.cu");
 pub(crate) static SUITE_HOPPER: Source = source!("suite_hopper.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 13] = [
+pub(crate) static SOURCES: [&Source; 15] = [
     &ATTENTION_SIZED,
     &LINEAR_TENSOR,
     &LINEAR_TENSOR_F16,
+    &LINEAR_HOPPER,
     &ATTENTION,
     &SAMPLE,
     &LINEAR,
     &LINEAR_TILED,
     &MOE,
     &MOE_GROUP,
+    &NARROW_ROWS,
     &ROPE_STORE,
     &NORM,
     &EMBED,

@@ -72,6 +72,10 @@ fn functions(api: &Api, module: Handle) -> Result<Vec<Handle>, Refused> {
     // SAFETY: a module of ours; writes one number.
     let code = unsafe { (api.module_count)(&raw mut count, module) };
     api.check("cuModuleGetFunctionCount", code)?;
+    // A source may have nothing for a card.
+    if count == 0 {
+        return Ok(Vec::new());
+    }
     let mut handles = vec![Handle::NULL; count as usize];
     // SAFETY: room for as many handles as are asked for.
     let code = unsafe { (api.module_functions)(handles.as_mut_ptr(), count, module) };

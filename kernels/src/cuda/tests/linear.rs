@@ -3,7 +3,9 @@
 use super::*;
 use crate::cuda::linear::{Linear, stride_of};
 use crate::cuda::linear_choice::{Cut, Method};
+use crate::cuda::linear_hopper::{HopperTiling, narrowed_bytes};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
+use crate::cuda::products::Products;
 use crate::ops::{Activation, Epilogue};
 use crate::reference::{self, Matrix, error};
 
@@ -30,6 +32,22 @@ impl Case {
     }
 
     pub(super) fn run(&self, bed: &Bed) -> Result<Vec<f32>, KernelError> {
+        self.run_by(bed, |linear| match self.method {
+            // SAFETY: buffers of these shapes.
+            Method::Rows => unsafe { linear.launch_rows(&*bed.driver, self.format) },
+            // SAFETY: as above.
+            Method::Tiled => unsafe { linear.launch_tiled(&*bed.driver) },
+            Method::Tensor(cut) => self.run_cut(bed, *linear, &cut),
+            Method::Hopper(tiling) => self.run_hopper(bed, linear, &tiling),
+        })
+    }
+
+    /// Makes the buffers, multiplies, and gives what is in the last of them.
+    fn run_by(
+        &self,
+        bed: &Bed,
+        multiply: impl Fn(&Linear) -> Result<(), KernelError>,
+    ) -> Result<Vec<f32>, KernelError> {
         let Case { rows, n, k, format, .. } = *self;
         let stride = stride_of(k, format);
         let weight: Vec<f32> = (0..n * stride)
@@ -45,14 +63,7 @@ impl Case {
         let pointers = [x.pointer(), weight.pointer(), out.pointer()];
         let bias = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
         let linear = Linear { bias, ..Linear::plain(pointers, rows, (n, k), format) };
-        let linear = linear.with_epilogue(self.epilogue);
-        match self.method {
-            // SAFETY: buffers of these shapes.
-            Method::Rows => unsafe { linear.launch_rows(&*bed.driver, format) }?,
-            // SAFETY: as above.
-            Method::Tiled => unsafe { linear.launch_tiled(&*bed.driver) }?,
-            Method::Tensor(cut) => self.run_cut(bed, linear, &cut)?,
-        }
+        multiply(&linear.with_epilogue(self.epilogue))?;
         Ok(read_floats(&out, len))
     }
 
@@ -71,6 +82,19 @@ impl Case {
         Ok(())
     }
 
+    /// With room for rows that is all NaN, on three multiprocessors.
+    fn run_hopper(
+        &self,
+        bed: &Bed,
+        linear: &Linear,
+        tiling: &HopperTiling,
+    ) -> Result<(), KernelError> {
+        let bytes = narrowed_bytes(self.rows, linear.stride as usize, self.format);
+        let narrowed = bed.poison(bytes / 4);
+        // SAFETY: buffers of these shapes.
+        unsafe { tiling.launch(&*bed.driver, linear, (narrowed.pointer(), self.format), 3) }
+    }
+
     fn reference(&self) -> Vec<f64> {
         let Case { rows, n, k, format, .. } = *self;
         let wide =
@@ -85,6 +109,17 @@ impl Case {
                 reference::epilogue(&values, before, self.epilogue)
             })
             .collect()
+    }
+
+    /// Whether a program's products, which choose their way, give the right result.
+    pub(super) fn is_right_through(
+        &self,
+        bed: &Bed,
+        products: &Products,
+    ) -> Result<bool, KernelError> {
+        // SAFETY: buffers of these shapes, for which there is room.
+        let got = self.run_by(bed, |linear| unsafe { products.launch(linear, self.format) })?;
+        Ok(error(&got, &self.reference()) < 2e-5)
     }
 
     pub(super) fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {

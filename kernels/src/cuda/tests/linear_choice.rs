@@ -20,7 +20,8 @@ const WEIGHTS: [(u32, u32); 9] = [
 
 fn target(deterministic: bool) -> Target {
     let options = CudaOptions { deterministic };
-    Target { multiprocessors: MULTIPROCESSORS, shared_bytes_max: 232_448, options }
+    let shared_bytes_max = 232_448;
+    Target { multiprocessors: MULTIPROCESSORS, shared_bytes_max, is_hopper: false, options }
 }
 
 fn shape(rows: u32, (n, k): (u32, u32), format: DType) -> ProductShape {
@@ -54,6 +55,30 @@ fn large_products_fill_the_device_with_the_largest_tiles() {
     let wide = |rows, n| cut(&target(false), shape(rows, (n, 4096), DType::Bf16)).tiling == WIDE;
     assert!(wide(2048, 4096) && wide(512, 28672));
     assert!(!wide(512, 4096) && !wide(64, 128_256));
+}
+
+#[test]
+fn many_rows_go_the_way_of_hopper_where_it_is() {
+    let hopper = |rows, weight, format| {
+        let target = Target { is_hopper: true, ..target(false) };
+        match choose(&target, shape(rows, weight, format)) {
+            Method::Hopper(tiling) => tiling.columns,
+            _ => 0,
+        }
+    };
+    for format in [DType::Bf16, DType::F16] {
+        // Large ones by the largest tiles, smaller ones so that all are busy.
+        assert_eq!(hopper(4096, (4096, 4096), format), 256);
+        assert_eq!(hopper(256, (6144, 4096), format), 128);
+        assert_eq!(hopper(65, (28672, 4096), format), 256);
+        // Too few rows, or tiles.
+        assert_eq!(hopper(64, (28672, 4096), format), 0);
+        assert_eq!(hopper(128, (4096, 14336), format), 0);
+    }
+    assert_eq!(hopper(4096, (4096, 4096), DType::F32), 0);
+    let bound = Target { is_hopper: true, ..target(true) };
+    let method = choose(&bound, shape(4096, (4096, 4096), DType::Bf16));
+    assert!(matches!(method, Method::Tensor(_)), "{method:?}");
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod executor;
 mod hopper;
 mod linear;
 mod linear_choice;
+mod linear_hopper;
 mod linear_tensor;
 mod moe;
 mod norm;
@@ -105,8 +106,26 @@ pub(crate) fn noises(seed: u64, len: usize) -> Vec<f32> {
 /// Plants each fault, runs `check`, and asserts that it fails: with an error of the emulator, or by
 /// finding wrong values.
 fn assert_caught(faults: &[Fault], check: impl Fn(&Bed) -> Result<bool, KernelError>) {
+    assert_caught_by(|fault| Bed::new(1, Some(fault)), faults, check);
+}
+
+/// The same, for a check of several sources: plants in `name` alone.
+fn assert_caught_in(
+    name: &'static str,
+    faults: &[Fault],
+    check: impl Fn(&Bed) -> Result<bool, KernelError>,
+) {
+    let planted = |fault| Emulated::with_fault(&folder(), 1, Some(fault)).only_in(name);
+    assert_caught_by(|fault| Bed { driver: Arc::new(planted(fault).at_once()) }, faults, check);
+}
+
+fn assert_caught_by(
+    bed: impl Fn(Fault) -> Bed,
+    faults: &[Fault],
+    check: impl Fn(&Bed) -> Result<bool, KernelError>,
+) {
     for fault in faults {
-        let right = check(&Bed::new(1, Some(*fault)));
+        let right = check(&bed(*fault));
         assert!(!matches!(right, Ok(true)), "not caught: {fault:?}");
         if let Err(KernelError::Unsupported(reason)) = right {
             panic!("the fault {fault:?} was not planted: {reason}");
