@@ -330,7 +330,7 @@ mod tests {
         let command = CommandLine::command();
         command.clone().debug_assert();
         let visible = command.get_arguments().filter(|arg| !arg.is_hide_set()).count();
-        assert!((25..=37).contains(&visible), "{visible}");
+        assert!((25..=40).contains(&visible), "{visible}");
         assert!(command.get_arguments().all(|arg| arg.get_help().is_some()));
     }
 
