@@ -67,6 +67,12 @@ __device__ __forceinline__ double log_of(double value) { return log(value); }
 __device__ __forceinline__ float tanh_of(float value) { return tanhf(value); }
 __device__ __forceinline__ float erf_of(float value) { return erff(value); }
 __device__ __forceinline__ u32 high_product(u32 a, u32 b) { return __umulhi(a, b); }
+// sum + the products of four signed bytes with four others.
+__device__ __forceinline__ i32 dot_bytes(u32 a, u32 b, i32 sum) {
+    i32 result;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
 
 __device__ __forceinline__ u32 add_atomic(u32* to, u32 value) { return atomicAdd(to, value); }
 __device__ __forceinline__ void or_atomic(u32* to, u32 value) { atomicOr(to, value); }
@@ -201,6 +207,10 @@ inline double log_of(double value) { return log(value); }
 inline float tanh_of(float value) { return tanhf(value); }
 inline float erf_of(float value) { return erff(value); }
 inline u32 high_product(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+inline i32 dot_bytes(u32 a, u32 b, i32 sum) {
+    for (u32 i = 0; i < 4; i++) sum += (i32)(signed char)(a >> (8 * i)) * (signed char)(b >> (8 * i));
+    return sum;
+}
 
 inline void or_atomic(u32* to, u32 value) { *to |= value; }
 inline void fence_device() {}

@@ -4,12 +4,15 @@ use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
 use crate::cuda::source::EMBED;
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// Mirrors `Embed` of embed.cu.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Embed {
     pub(crate) table: DevicePointer,
+    /// Of a quantized table.
+    pub(crate) scales: DevicePointer,
     pub(crate) ids: DevicePointer,
     pub(crate) row_seq: DevicePointer,
     pub(crate) seq_slot: DevicePointer,
@@ -22,11 +25,14 @@ pub(crate) struct Embed {
 
 const THREADS: u32 = 128;
 
-fn kernel(format: DType) -> Kernel<Embed> {
+fn kernel(format: WeightFormat) -> Kernel<Embed> {
     let name = match format {
-        DType::F32 => "embed_f32",
-        DType::Bf16 => "embed_bf16",
-        DType::F16 => "embed_f16",
+        WeightFormat::Plain(DType::F32) => "embed_f32",
+        WeightFormat::Plain(DType::Bf16) => "embed_bf16",
+        WeightFormat::Plain(DType::F16) => "embed_f16",
+        WeightFormat::Quantized(Quantization::Q8_0) => "embed_q8_0",
+        WeightFormat::Quantized(Quantization::Q4_0) => "embed_q4_0",
+        WeightFormat::Quantized(Quantization::Fp8) => "embed_fp8",
     };
     Kernel::new(&EMBED, name, THREADS)
 }
@@ -39,7 +45,7 @@ impl Embed {
     pub(crate) unsafe fn launch(
         &self,
         driver: &dyn Driver,
-        format: DType,
+        format: WeightFormat,
         rows: u32,
     ) -> Result<(), KernelError> {
         let grid = Grid { blocks: [rows, self.cols.div_ceil(THREADS), 1], shared_bytes: 0 };

@@ -13,12 +13,13 @@ use crate::cuda::attention::{Attention, AttentionKernels, AttentionPiece};
 use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, MarkIndex};
 use crate::cuda::embed::Embed;
-use crate::cuda::expert_products::ExpertProducts;
+use crate::cuda::expert_products::{ExpertProducts, Ways};
 use crate::cuda::gather::Gather;
 use crate::cuda::graphs::{Graphs, StepShape, buckets};
 use crate::cuda::inputs::Inputs;
 use crate::cuda::linear::Linear;
 use crate::cuda::linear_choice::{ProductShape, Target};
+use crate::cuda::linear_quantized::QuantizedLinear;
 use crate::cuda::memory::{CudaTensor, CudaWeight};
 use crate::cuda::moe::{Combine, Route};
 use crate::cuda::norm::{Norm, Put};
@@ -28,9 +29,11 @@ use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::staging::{Place, SETS, Staging, StagingPlan};
 use crate::device::{Executor, Limits, Step};
+use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::ops::{self, Epilogue, RopeStyle, Routing};
 use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape};
+use crate::weight_format::WeightFormat;
 
 /// Replays a program, two steps at a time.
 pub struct CudaExecutor {
@@ -45,6 +48,7 @@ pub struct CudaExecutor {
     sampler: Sampler,
     attention: Vec<AttentionLayers>,
     products: Products,
+    multiprocessors: u32,
     routed: Routed,
     /// Oldest first.
     launched: VecDeque<Launched>,
@@ -94,7 +98,7 @@ impl CudaExecutor {
         for command in &commands {
             match command {
                 Command::Linear(op, rows) => {
-                    products.insert(shape(&op.weight, rows.max(&limits)));
+                    products.extend(shape(&op.weight, rows.max(&limits)));
                 }
                 Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
                     attention.push(AttentionLayers::new(driver, op, &limits, target, &mut plan)?);
@@ -102,7 +106,7 @@ impl CudaExecutor {
                 Command::Moe(op) => {
                     chosen_max = op.num_chosen.max(chosen_max);
                     experts_max = op.gate_up.num_experts().max(experts_max);
-                    products.insert(shape(&op.router, limits.max_tokens));
+                    products.extend(shape(&op.router, limits.max_tokens));
                 }
                 _ => {}
             }
@@ -120,6 +124,7 @@ impl CudaExecutor {
             sampler,
             attention,
             products: Products::new(driver, target, &products)?,
+            multiprocessors: target.multiprocessors,
             routed: Routed {
                 experts: routed()?,
                 weights: routed()?,
@@ -203,7 +208,7 @@ impl CudaExecutor {
                     let bias = op.bias.as_ref().map_or(DevicePointer::NULL, |bias| bias.pointer());
                     let linear = linear(&op.x, &op.weight, &op.out, shape.rows(*rows));
                     let linear = Linear { bias, ..linear }.with_epilogue(op.epilogue);
-                    self.products.launch(&linear, op.weight.format())
+                    self.multiply(&linear, &op.weight, None)
                 }
                 Command::QkRopeStore(op) => self.qk_rope_store(op, tokens),
                 Command::Attention(op) => self.attend(op),
@@ -225,12 +230,38 @@ impl CudaExecutor {
         }
     }
 
+    /// A product with one matrix, or in these ways with those of experts.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; the linear names this weight.
+    unsafe fn multiply(
+        &self,
+        linear: &Linear,
+        weight: &CudaWeight,
+        ways: Option<&Ways>,
+    ) -> Result<(), KernelError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (weight.format(), ways) {
+                (WeightFormat::Plain(format), None) => self.products.launch(linear, format),
+                (WeightFormat::Plain(format), Some(ways)) => {
+                    self.routed.products.launch(linear, ways, format)
+                }
+                (WeightFormat::Quantized(quantization), _) => {
+                    let quantized = QuantizedLinear { linear: *linear, scales: weight.scales() };
+                    quantized.launch(&*self.driver, quantization, self.multiprocessors)
+                }
+            }
+        }
+    }
+
     /// # Safety
     /// As [`Self::run`].
     unsafe fn embed(&self, op: &ops::Embed<CudaProgram>, rows: u32) -> Result<(), KernelError> {
         let inputs = self.inputs.rows(&self.staging);
         let embed = Embed {
             table: op.table.pointer(),
+            scales: op.table.scales(),
             ids: inputs.ids,
             row_seq: inputs.row_seq,
             seq_slot: inputs.seq_slot,
@@ -345,12 +376,17 @@ impl CudaExecutor {
         // SAFETY: the caller's promise; choices were planned for all rows.
         unsafe {
             let scores = linear(&op.normed, &op.router, &op.scores, rows);
-            self.products.launch(&scores, op.router.format())?;
+            self.multiply(&scores, &op.router, None)?;
             route.launch(driver, rows)?;
-            let ways = products.prepare(experts, pairs, num_experts, op.gate_up.format())?;
+            let ways = match op.gate_up.format() {
+                WeightFormat::Plain(format) => {
+                    products.prepare(experts, pairs, num_experts, format)?
+                }
+                WeightFormat::Quantized(_) => None,
+            };
             let glu = Epilogue::Glu(op.activation);
-            products.launch(&gate_up.with_epilogue(glu), &ways, op.gate_up.format())?;
-            products.launch(&down, &ways, op.down.format())?;
+            self.multiply(&gate_up.with_epilogue(glu), &op.gate_up, Some(&ways))?;
+            self.multiply(&down, &op.down, Some(&ways))?;
             combine.launch(driver, rows)
         }
     }
@@ -451,13 +487,18 @@ fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm
     }
 }
 
-fn shape(weight: &CudaWeight, rows: usize) -> ProductShape {
+/// Of a product whose kernel is chosen by its shape.
+fn shape(weight: &CudaWeight, rows: usize) -> Option<ProductShape> {
     let (n, k) = (weight.rows() as u32, weight.cols() as u32);
-    ProductShape { rows: rows as u32, n, k, format: weight.format() }
+    match weight.format() {
+        WeightFormat::Plain(format) => Some(ProductShape { rows: rows as u32, n, k, format }),
+        WeightFormat::Quantized(_) => None,
+    }
 }
 
 /// A product without bias, whose results are stored.
 fn linear(x: &CudaTensor, weight: &CudaWeight, out: &CudaTensor, rows: u32) -> Linear {
     let pointers = [x.pointer(), weight.pointer(), out.pointer()];
-    Linear::plain(pointers, rows as usize, (weight.rows(), weight.cols()), weight.format())
+    let plain = Linear::plain(pointers, rows as usize, (weight.rows(), weight.cols()), DType::F32);
+    Linear { stride: weight.stride() as u32, ..plain }
 }

@@ -2,19 +2,22 @@
 //!
 //! Made while a model loads; cheap to clone; given back with the last clone.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::linear::stride_of;
+use crate::cuda::quantized::{code_bytes, place_row, scale_bytes};
 use crate::device::KvSpec;
 use crate::dtype::{DType, HostTensor};
 use crate::error::KernelError;
 use crate::ops::Stacking;
+use crate::quantize::quantize_row;
 use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape, VectorShape};
 use crate::stacking::{refused, source_row, stacked_shape};
-use crate::weight_format::WeightFormat;
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// f32 activations `[rows, cols]`, row-major.
 #[derive(Clone, Debug)]
@@ -84,17 +87,19 @@ impl VectorShape for CudaVector {
 }
 
 /// Matrices of one shape, `[E, N, K]`, row-major; a row is padded with zeros to whole pieces of 16
-/// bytes. One for each expert, or one alone.
+/// bytes, and a quantized row's scales lie apart ([`crate::cuda::quantized`]). One for each expert, or
+/// one alone.
 #[derive(Clone, Debug)]
 pub struct CudaWeight(Arc<Weight>);
 
 #[derive(Debug)]
 struct Weight {
     buffer: DeviceBuffer,
+    scales: Option<DeviceBuffer>,
     experts: usize,
     n: usize,
     k: usize,
-    format: DType,
+    format: WeightFormat,
 }
 
 /// Bytes of a weight that are converted on the host at a time.
@@ -120,17 +125,20 @@ impl CudaWeight {
         (n, k): (usize, usize),
         format: WeightFormat,
     ) -> Result<Self, KernelError> {
-        let WeightFormat::Plain(format) = format else {
-            let reason = format!("weights in {} on a GPU", format.name());
-            return Err(KernelError::Unsupported(reason));
-        };
         let what = || format!("a weight [{experts}, {n}, {k}]");
-        let bytes = product(&[experts, n, stride_of(k, format), format.bytes()], what)?;
+        let bytes = product(&[experts, n, row_bytes(format, k)], what)?;
         if bytes == 0 {
             return Err(refused("no experts, or empty ones".to_owned()));
         }
         let buffer = DeviceBuffer::new(driver, bytes, &what())?;
-        Ok(CudaWeight(Arc::new(Weight { buffer, experts, n, k, format })))
+        let scales = match format {
+            WeightFormat::Plain(_) => None,
+            WeightFormat::Quantized(quantization) => {
+                let bytes = product(&[experts, n, scale_bytes(quantization, k)], what)?;
+                Some(DeviceBuffer::new(driver, bytes, &what())?)
+            }
+        };
+        Ok(CudaWeight(Arc::new(Weight { buffer, scales, experts, n, k, format })))
     }
 
     /// Packs `parts` as the matrix of `expert`, before anybody else has the weight.
@@ -147,17 +155,17 @@ impl CudaWeight {
         if (n, k) != (weight.n, weight.k) || expert >= weight.experts {
             return Err(refused(format!("[{n}, {k}] as expert {expert} of {weight:?}")));
         }
-        let row_bytes = weight.row_bytes();
-        let rows_at_once = (CHUNK_BYTES / row_bytes).max(1);
-        let mut chunk = Vec::new();
+        let rows_at_once = (CHUNK_BYTES / row_bytes(weight.format, k)).max(1);
         for first in (0..n).step_by(rows_at_once) {
-            chunk.clear();
-            for row in first..(first + rows_at_once).min(n) {
-                let (part, part_row) = source_row(parts, stacking, row);
-                append_row(parts[part], part_row, weight.format, &mut chunk);
-                chunk.resize((row - first + 1) * row_bytes, 0);
+            let rows = first..(first + rows_at_once).min(n);
+            match weight.format {
+                WeightFormat::Plain(dtype) => {
+                    weight.pack_plain(dtype, (parts, stacking), rows, expert)?;
+                }
+                WeightFormat::Quantized(quantization) => {
+                    weight.pack_quantized(quantization, (parts, stacking), rows, expert)?;
+                }
             }
-            weight.buffer.upload((expert * n + first) * row_bytes, &chunk)?;
         }
         Ok(())
     }
@@ -166,20 +174,82 @@ impl CudaWeight {
         self.0.buffer.pointer()
     }
 
-    /// Type of the elements.
-    pub(crate) fn format(&self) -> DType {
+    /// Of a quantized weight, null otherwise.
+    pub(crate) fn scales(&self) -> DevicePointer {
+        self.0.scales.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer)
+    }
+
+    /// How the elements are stored.
+    pub(crate) fn format(&self) -> WeightFormat {
         self.0.format
     }
 
-    /// Elements from a row to the next.
+    /// From a row to the next: in elements, in bytes of a quantized weight's codes.
     pub(crate) fn stride(&self) -> usize {
-        stride_of(self.0.k, self.0.format)
+        match self.0.format {
+            WeightFormat::Plain(dtype) => stride_of(self.0.k, dtype),
+            WeightFormat::Quantized(quantization) => code_bytes(quantization, self.0.k),
+        }
     }
 }
 
 impl Weight {
-    fn row_bytes(&self) -> usize {
-        stride_of(self.k, self.format) * self.format.bytes()
+    /// Rows of an expert's stacked parts.
+    fn pack_plain(
+        &self,
+        dtype: DType,
+        (parts, stacking): (&[HostTensor<'_>], Stacking),
+        rows: Range<usize>,
+        expert: usize,
+    ) -> Result<(), KernelError> {
+        let row_bytes = row_bytes(self.format, self.k);
+        let mut chunk = Vec::with_capacity(rows.len() * row_bytes);
+        for (index, row) in rows.clone().enumerate() {
+            let (part, part_row) = source_row(parts, stacking, row);
+            append_row(parts[part], part_row, dtype, &mut chunk);
+            chunk.resize((index + 1) * row_bytes, 0);
+        }
+        self.buffer.upload((expert * self.n + rows.start) * row_bytes, &chunk)
+    }
+
+    /// Rows of an expert's stacked parts, quantized on all cores.
+    fn pack_quantized(
+        &self,
+        quantization: Quantization,
+        (parts, stacking): (&[HostTensor<'_>], Stacking),
+        rows: Range<usize>,
+        expert: usize,
+    ) -> Result<(), KernelError> {
+        use rayon::prelude::*;
+        let sizes = [code_bytes(quantization, self.k), scale_bytes(quantization, self.k)];
+        let [mut codes, mut scales] = sizes.map(|bytes| vec![0; rows.len() * bytes]);
+        let places =
+            codes.par_chunks_exact_mut(sizes[0]).zip(scales.par_chunks_exact_mut(sizes[1]));
+        places.enumerate().try_for_each_init(
+            || (vec![0.0; self.k], vec![0; quantization.row_bytes(self.k)]),
+            |(values, bytes), (index, (codes, scales))| {
+                let (part, row) = source_row(parts, stacking, rows.start + index);
+                parts[part].read_row(row, values);
+                quantize_row(quantization, values, bytes)
+                    .map_err(|refused| refused.in_row(part, row))?;
+                place_row(quantization, bytes, codes, scales);
+                Ok::<(), KernelError>(())
+            },
+        )?;
+        let first = expert * self.n + rows.start;
+        self.buffer.upload(first * sizes[0], &codes)?;
+        let Some(to) = &self.scales else {
+            return Err(refused("a quantized weight without scales".to_owned()));
+        };
+        to.upload(first * sizes[1], &scales)
+    }
+}
+
+/// Bytes from a row of codes or elements to the next.
+fn row_bytes(format: WeightFormat, k: usize) -> usize {
+    match format {
+        WeightFormat::Plain(dtype) => stride_of(k, dtype) * dtype.bytes(),
+        WeightFormat::Quantized(quantization) => code_bytes(quantization, k),
     }
 }
 

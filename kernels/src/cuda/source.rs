@@ -43,12 +43,13 @@ macro_rules! source {
 }
 
 /// What sources include, in no order.
-pub(crate) static HEADERS: [Source; 20] = [
+pub(crate) static HEADERS: [Source; 21] = [
     source!("prelude.cuh"),
     source!("ptx.cuh"),
     source!("ptx90.cuh"),
     source!("emulation/emulate.h"),
     source!("emulation/hopper.h"),
+    source!("quantized.cuh"),
     source!("halves.cuh"),
     source!("linear_epilogue.cuh"),
     source!("linear_tile.cuh"),
@@ -75,6 +76,7 @@ pub(crate) static LINEAR_HOPPER: Source = source!("linear_hopper.cu");
 pub(crate) static LINEAR_TENSOR: Source = source!("linear_tensor.cu");
 pub(crate) static LINEAR_TENSOR_F16: Source = source!("linear_tensor_f16.cu");
 pub(crate) static LINEAR_TILED: Source = source!("linear_tiled.cu");
+pub(crate) static LINEAR_QUANTIZED: Source = source!("linear_quantized.cu");
 pub(crate) static MOE: Source = source!("moe.cu");
 pub(crate) static MOE_GROUP: Source = source!("moe_group.cu");
 pub(crate) static NARROW_ROWS: Source = source!("narrow_rows.cu");
@@ -86,8 +88,9 @@ pub(crate) static SAMPLE: Source = source!("sample.cu");
 pub(crate) static SUITE_HOPPER: Source = source!("suite_hopper.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 15] = [
+pub(crate) static SOURCES: [&Source; 16] = [
     &ATTENTION_SIZED,
+    &LINEAR_QUANTIZED,
     &LINEAR_TENSOR,
     &LINEAR_TENSOR_F16,
     &LINEAR_HOPPER,

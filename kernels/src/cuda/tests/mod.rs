@@ -9,6 +9,7 @@ mod hopper;
 mod linear;
 mod linear_choice;
 mod linear_hopper;
+mod linear_quantized;
 mod linear_tensor;
 mod moe;
 mod norm;
@@ -23,8 +24,11 @@ use half::{bf16, f16};
 
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::emulated::{Emulated, Fault};
+use crate::cuda::quantized::{code_bytes, place_row, scale_bytes};
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::quantize::quantize_row;
+use crate::weight_format::Quantization;
 
 /// Orders of threads and blocks that every kernel is run in.
 const SEEDS: [u64; 3] = [1, 2, 3];
@@ -87,6 +91,27 @@ fn read_floats(buffer: &DeviceBuffer, len: usize) -> Vec<f32> {
 
 fn read_words(buffer: &DeviceBuffer, len: usize) -> Vec<u32> {
     read_floats(buffer, len).into_iter().map(f32::to_bits).collect()
+}
+
+/// Quantized matrices one after another.
+struct OnDevice {
+    codes: DeviceBuffer,
+    scales: DeviceBuffer,
+}
+
+impl OnDevice {
+    fn new(bed: &Bed, quantization: Quantization, weight: &[f32], k: usize) -> Self {
+        let rows = weight.len() / k;
+        let sizes = [code_bytes(quantization, k), scale_bytes(quantization, k)];
+        let [mut codes, mut scales] = sizes.map(|bytes| vec![0; rows * bytes]);
+        let places = codes.chunks_exact_mut(sizes[0]).zip(scales.chunks_exact_mut(sizes[1]));
+        let mut row_bytes = vec![0; quantization.row_bytes(k)];
+        for (row, (codes, scales)) in weight.chunks_exact(k).zip(places) {
+            quantize_row(quantization, row, &mut row_bytes).unwrap();
+            place_row(quantization, &row_bytes, codes, scales);
+        }
+        OnDevice { codes: bed.bytes(&codes), scales: bed.bytes(&scales) }
+    }
 }
 
 /// A number in (−1, 1) that depends on nothing but its arguments.
