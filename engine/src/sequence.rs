@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use pagoda_kernels::sampling::SamplerParams;
 
+use crate::handle::queue::TenantPlaces;
 use crate::handle::stream::EventSink;
 use crate::kv::block_table::BlockTable;
 use crate::kv::key::KeyChain;
@@ -93,6 +94,8 @@ pub struct SequenceGroup {
     pub dirty: bool,
     /// Who asks.
     pub tenant: Tenant,
+    /// Its tenant's places in the waiting queue, where those of its sequences are given back.
+    pub places: Arc<TenantPlaces>,
     /// Smaller is served first.
     pub priority: i32,
     /// When it was submitted.

@@ -251,28 +251,45 @@ impl Instance {
 
     /// Submits a prompt. Dropping the generation cancels it.
     pub fn generate(self: &Arc<Self>, work: Work) -> Result<Generation, ApiError> {
-        let info = self.engine.info();
-        let prompt_tokens = u32::try_from(work.prompt.len()).unwrap_or(u32::MAX);
-        let (sampler, stop) = work.options.resolve(info, prompt_tokens)?;
-        let max_tokens = stop.max_tokens;
-        let salt = format!("{}\0{}", work.tenant, work.options.cache_salt);
-        let request = Request {
-            id: work.id,
-            input: vec![Segment::Tokens(work.prompt)],
-            sampler,
-            stop,
-            n: work.options.n,
-            prompt_logprobs: work.options.prompt_logprobs,
-            tenant: Tenant { id: work.tenant, cache_salt: salt.into() },
-            priority: work.options.priority,
-        };
-        let answer_bytes = work.answer.of(prompt_tokens, work.options.n, max_tokens);
-        let events = self.engine.submit_for(request, answer_bytes).map_err(|error| {
+        self.generate_all(vec![work])?.pop().ok_or(ApiError::Internal)
+    }
+
+    /// Submits several prompts of one request, all or none.
+    pub fn generate_all(self: &Arc<Self>, works: Vec<Work>) -> Result<Vec<Generation>, ApiError> {
+        let (mut requests, mut begun) = (Vec::new(), Vec::new());
+        for work in works {
+            let prompt_tokens = u32::try_from(work.prompt.len()).unwrap_or(u32::MAX);
+            let (sampler, stop) = work.options.resolve(self.engine.info(), prompt_tokens)?;
+            let max_tokens = stop.max_tokens;
+            let answer_bytes = work.answer.of(prompt_tokens, work.options.n, max_tokens);
+            let salt = format!("{}\0{}", work.tenant, work.options.cache_salt);
+            let request = Request {
+                id: work.id,
+                input: vec![Segment::Tokens(work.prompt)],
+                sampler,
+                stop,
+                n: work.options.n,
+                prompt_logprobs: work.options.prompt_logprobs,
+                tenant: Tenant { id: work.tenant, cache_salt: salt.into() },
+                priority: work.options.priority,
+            };
+            requests.push((request, answer_bytes));
+            begun.push((prompt_tokens, max_tokens, work.options, work.start));
+        }
+        let admitted = self.engine.submit_all(requests).map_err(|error| {
             self.count_refused(&error);
-            ApiError::from(error).of_one_choice(&work.options)
+            let error = ApiError::from(error);
+            match begun.first() {
+                Some((_, _, options, _)) => error.of_one_choice(options),
+                None => error,
+            }
         })?;
-        self.metrics.admitted(prompt_tokens, max_tokens, work.options.n);
-        Ok(Generation::new(self.clone(), events, &work.options, work.start))
+        let generation = |((events, _none), (prompt_tokens, max_tokens, options, start))| {
+            let options: Options = options;
+            self.metrics.admitted(prompt_tokens, max_tokens, options.n);
+            Generation::new(self.clone(), events, &options, start)
+        };
+        Ok(admitted.into_iter().zip(begun).map(generation).collect())
     }
 
     fn count_refused(&self, error: &SubmitError) {

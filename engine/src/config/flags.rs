@@ -203,10 +203,10 @@ pub struct Written {
     #[arg(long, help_heading = "Scheduling")]
     #[serde(skip)]
     pub no_enable_prefix_caching: bool,
-    /// Requests that may wait; more are refused with 503 [default: 1024]
+    /// Requests of one tenant that may wait; more are refused with 503 [default: 1024]
     #[arg(long, value_name = "N", help_heading = "Scheduling")]
     pub max_num_queued_reqs: Option<u32>,
-    /// Prompt tokens that may wait [default: 1048576]
+    /// Prompt tokens of one tenant that may wait [default: 1048576]
     #[arg(long, value_name = "TOKENS", help_heading = "Scheduling")]
     pub max_num_queued_tokens: Option<Count>,
 

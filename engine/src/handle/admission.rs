@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use super::queue::TenantPlaces;
 use super::room::AnswerRoom;
 use super::stream::{CHOICES_MAX, EventBounds, EventStream, ITEM_BYTES, event_ring, ring_capacity};
 use crate::kv::block_table::BlockTable;
@@ -32,13 +33,22 @@ pub struct RequestLimits {
     pub choices_max: u32,
     /// Items of its ring and its answer together.
     pub answer_items_max: usize,
+    /// Sequences of several requests that are admitted together.
+    pub sequences_max: u64,
+    /// Prompt tokens of several requests that are admitted together.
+    pub tokens_max: u64,
 }
 
 impl RequestLimits {
     /// After the settings, with a budget of which one request takes at most `answer_items_max`.
     pub fn new(settings: &SchedulerSettings, answer_items_max: usize) -> Self {
         let choices_max = settings.max_choices.min(settings.max_queued_requests).min(CHOICES_MAX);
-        RequestLimits { choices_max, answer_items_max }
+        RequestLimits {
+            choices_max,
+            answer_items_max,
+            sequences_max: settings.max_queued_requests.into(),
+            tokens_max: settings.max_queued_tokens,
+        }
     }
 }
 
@@ -88,6 +98,46 @@ pub fn check(
         return Err(too_large(all, limits));
     }
     Ok(Checked { request, prompt, ring_capacity, answer_items })
+}
+
+/// What requests take that are admitted together.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Demand {
+    /// Places in the waiting queue.
+    pub sequences: u64,
+    /// Tokens in the waiting queue.
+    pub tokens: u64,
+    /// Items of room for their answers.
+    pub room_items: usize,
+}
+
+/// What all of them take together, if they can ever be admitted so. Errors are the client's.
+pub fn demand(all: &[Checked], limits: RequestLimits) -> Result<Demand, SubmitError> {
+    let mut demand = Demand::default();
+    for one in all {
+        demand.sequences += u64::from(one.num_choices());
+        demand.tokens += one.num_prompt_tokens();
+        demand.room_items = demand.room_items.saturating_add(one.num_room_items());
+    }
+    let (places, tokens) = (limits.sequences_max, limits.tokens_max);
+    if demand.sequences > places {
+        let reason = format!(
+            "all prompts have {} choices together, at most {places} can be waited for",
+            demand.sequences
+        );
+        return Err(SubmitError::Invalid(reason));
+    }
+    if all.len() > 1 && demand.tokens > tokens {
+        let reason = format!(
+            "all prompts have {} tokens together, at most {tokens} can wait",
+            demand.tokens
+        );
+        return Err(SubmitError::Invalid(reason));
+    }
+    if demand.room_items > limits.answer_items_max {
+        return Err(too_large(demand.room_items, limits));
+    }
+    Ok(demand)
 }
 
 fn too_large(items: usize, limits: RequestLimits) -> SubmitError {
@@ -146,13 +196,14 @@ impl Checked {
     }
 
     /// Allocates all that the engine thread needs for it; `room` is that of its ring, `draining`
-    /// says whether the instance was told to end.
+    /// says whether the instance was told to end, `places` are those that its tenant holds.
     pub fn build(
         self,
         info: &InstanceInfo,
         hasher: &KeyHasher,
         room: AnswerRoom,
         draining: Arc<AtomicBool>,
+        places: Arc<TenantPlaces>,
     ) -> (SequenceGroup, EventStream) {
         let Checked { request, prompt, .. } = self;
         let total = prompt.len() + request.stop.max_tokens as usize;
@@ -195,6 +246,7 @@ impl Checked {
             started: false,
             dirty: false,
             tenant: request.tenant,
+            places,
             priority: request.priority,
             submitted_at: Instant::now(),
         };

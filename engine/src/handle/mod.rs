@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use self::admission::RequestLimits;
+use self::admission::{Demand, RequestLimits};
 use crate::kv::key::KeyHasher;
 use crate::model::info::InstanceInfo;
 use crate::request::{Request, SubmitError};
@@ -27,7 +27,7 @@ pub mod admission;
 pub mod stats;
 
 /// Places in the waiting queue.
-mod queue;
+pub mod queue;
 
 /// Signs of life of the engine thread.
 pub mod pulse;
@@ -59,6 +59,8 @@ pub struct Shared {
     pub stats: stats::LiveStats,
     /// Signs of life of the engine thread.
     pub pulse: pulse::Pulse,
+    /// Who holds places in the waiting queue.
+    places: queue::Places,
     /// Room for the answers to open requests.
     answers: Arc<room::AnswerBudget>,
     started_at: Instant,
@@ -91,8 +93,10 @@ pub struct Inbox {
 pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle, Inbox) {
     let hasher = KeyHasher::new(&info.numerics, info.block_size);
     // Each message holds a place in the queue; the spare one is for `Wake`.
-    let (sender, messages) = sync_channel(settings.max_queued_requests as usize + 1);
+    let places = queue::places_of_all(settings.max_queued_requests.into()) as usize;
+    let (sender, messages) = sync_channel(places + 1);
     let shared = Arc::new(Shared {
+        places: queue::Places::default(),
         answers: room::AnswerBudget::new(settings.max_answer_items),
         info,
         settings,
@@ -122,34 +126,53 @@ impl EngineHandle {
         request: Request,
         answer_bytes: u64,
     ) -> Result<(EventStream, AnswerRoom), SubmitError> {
+        let mut admitted = self.submit_all(vec![(request, answer_bytes)])?;
+        admitted.pop().ok_or_else(|| self.gone())
+    }
+
+    /// [`EngineHandle::submit_for`] of several requests of one tenant, all or none: what they take
+    /// is taken at once, and more than can ever be had is the client's error.
+    pub fn submit_all(
+        &self,
+        requests: Vec<(Request, u64)>,
+    ) -> Result<Vec<(EventStream, AnswerRoom)>, SubmitError> {
         if !self.is_serving() {
             return Err(self.gone());
         }
-        let answers = &self.shared.answers;
-        let limits = RequestLimits::new(&self.shared.settings, answers.request_items_max());
-        let checked = admission::check(&self.shared.info, limits, request, answer_bytes)?;
-        let (sequences, tokens) = (u64::from(checked.num_choices()), checked.num_prompt_tokens());
-        if !self.shared.stats.take_places(sequences, tokens, &self.shared.settings) {
-            return Err(self.busy());
-        }
-        let Some(room) = answers.take(checked.num_room_items()) else {
-            self.shared.stats.give_places_back(sequences, tokens);
+        let Some((first, _)) = requests.first() else { return Ok(Vec::new()) };
+        let tenant = first.tenant.id.clone();
+        let Shared { info, hasher, settings, stats, answers, .. } = &*self.shared;
+        let limits = RequestLimits::new(settings, answers.request_items_max());
+        let check = |(request, bytes)| admission::check(info, limits, request, bytes);
+        let all = requests.into_iter().map(check).collect::<Result<Vec<_>, _>>()?;
+        let Demand { sequences, tokens, room_items } = admission::demand(&all, limits)?;
+        let places = self.shared.places.take(&tenant, (sequences, tokens), stats, settings);
+        let Some(places) = places else { return Err(self.busy()) };
+        let Some(room) = answers.take(room_items) else {
+            places.give_back(stats, sequences, tokens);
             return Err(self.busy());
         };
-        let answer_room = room.split(checked.num_answer_items());
-        let (info, hasher) = (&self.shared.info, &self.shared.hasher);
-        let draining = self.shared.draining.clone();
-        let (group, stream) = checked.build(info, hasher, room, draining);
-        match self.inbox.try_send(Message::Submit(Box::new(group))) {
-            Ok(()) => Ok((stream, answer_room)),
-            Err(refused) => {
-                self.shared.stats.give_places_back(sequences, tokens);
-                Err(match refused {
+        let (mut sequences_left, mut tokens_left) = (sequences, tokens);
+        let mut admitted = Vec::with_capacity(all.len());
+        for one in all {
+            let (sequences, tokens) = (u64::from(one.num_choices()), one.num_prompt_tokens());
+            let ring_room = room.split(one.num_room_items());
+            let answer_room = ring_room.split(one.num_answer_items());
+            let draining = self.shared.draining.clone();
+            let (group, stream) = one.build(info, hasher, ring_room, draining, places.clone());
+            if let Err(refused) = self.inbox.try_send(Message::Submit(Box::new(group))) {
+                // Those before it are cancelled as their streams go.
+                places.give_back(stats, sequences_left, tokens_left);
+                return Err(match refused {
                     TrySendError::Full(_) => self.busy(),
                     TrySendError::Disconnected(_) => self.gone(),
-                })
+                });
             }
+            sequences_left -= sequences;
+            tokens_left -= tokens;
+            admitted.push((stream, answer_room));
         }
+        Ok(admitted)
     }
 
     /// The instance in numbers.

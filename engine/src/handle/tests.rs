@@ -77,7 +77,8 @@ fn the_queue_is_bounded_by_sequences_and_by_tokens() {
     let (handle, inbox) = border(info(), small_queue());
     let _long = handle.submit(request(100, 1)).expect("a lone request may be long");
     assert!(matches!(handle.submit(request(1, 1)), Err(SubmitError::Busy { queued: 1, .. })));
-    inbox.shared.stats.give_places_back(1, 100);
+    let Ok(Message::Submit(long)) = inbox.messages.try_recv() else { panic!() };
+    long.places.give_back(&inbox.shared.stats, 1, 100);
     let mut two = request(20, 1);
     two.n = 2;
     let _two = handle.submit(two).unwrap();
@@ -138,6 +139,45 @@ fn choices_with_log_probabilities_over_a_long_context_are_admitted() {
     assert!(ask(3).is_ok());
     let refused = ask(4).unwrap_err();
     assert_eq!(refused, SubmitError::AnswerTooLarge { mib: 166, mib_max: 128 });
+}
+
+#[test]
+fn several_requests_are_admitted_together_or_not_at_all() {
+    let settings = SchedulerSettings { max_queued_requests: 3, ..Default::default() };
+    let (handle, inbox) = border(info(), settings);
+    let all = |prompts: &[usize]| prompts.iter().map(|len| (request(*len, 1), 0)).collect();
+    let first = handle.submit(request(10, 1)).unwrap();
+    let busy = handle.submit_all(all(&[10, 10, 10])).unwrap_err();
+    assert!(matches!(busy, SubmitError::Busy { .. }), "{busy:?}");
+    assert_eq!(handle.stats().waiting, 1, "none of them waits");
+    assert_eq!(inbox.messages.try_iter().count(), 1);
+    let never = handle.submit_all(all(&[1, 1, 1, 1])).unwrap_err();
+    assert!(matches!(never, SubmitError::Invalid(_)), "more than places: {never:?}");
+    let wrong = handle.submit_all(all(&[1, 0])).unwrap_err();
+    assert!(matches!(wrong, SubmitError::Invalid(_)));
+    assert_eq!(handle.submit_all(all(&[10, 20])).unwrap().len(), 2);
+    let stats = handle.stats();
+    assert_eq!((stats.waiting, stats.waiting_tokens), (3, 40));
+    drop(first);
+
+    let (handle, _inbox) = border(info(), small_queue());
+    let never = handle.submit_all(all(&[30, 30])).unwrap_err();
+    assert!(matches!(never, SubmitError::Invalid(_)), "more than tokens: {never:?}");
+}
+
+#[test]
+fn a_tenant_that_fills_the_queue_leaves_room_for_others() {
+    let settings = SchedulerSettings { max_queued_requests: 64, ..Default::default() };
+    let (handle, _inbox) = border(info(), settings);
+    let ask = |tenant: &str| {
+        let mut request = request(1, 1);
+        request.tenant.id = tenant.into();
+        handle.submit(request)
+    };
+    let all: Vec<_> = std::iter::from_fn(|| ask("a").ok()).collect();
+    assert_eq!(all.len(), 64);
+    assert!(ask("b").is_ok() && ask("c").is_ok());
+    assert!(matches!(ask("a"), Err(SubmitError::Busy { .. })));
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Scheduler {
         let stats = &self.shared.stats;
         let Some(group) = self.sequences.group_mut(id.group) else { return };
         let sequence = &mut group.sequences[id.choice as usize];
-        stats.give_places_back(1, u64::from(sequence.queued_tokens));
+        group.places.give_back(stats, 1, u64::from(sequence.queued_tokens));
         sequence.queued_tokens = 0;
         sequence.passed_over = 0;
         sequence.slot = slot;
@@ -104,7 +104,7 @@ impl Scheduler {
         let sequence = &mut group.sequences[id.choice as usize];
         sequence.queued_tokens = sequence.known();
         let arrival = sequence.arrival;
-        self.shared.stats.requeue(1, u64::from(sequence.queued_tokens));
+        group.places.requeue(&self.shared.stats, 1, u64::from(sequence.queued_tokens));
         self.shared.stats.preemptions.fetch_add(1, Relaxed);
         // It paid when it started: that it must go again is not its tenant's doing.
         let waiting = Waiting { id, priority: group.priority, arrival, cost: 0 };
@@ -190,7 +190,7 @@ impl Scheduler {
         let sequence = &group.sequences[id.choice as usize];
         self.waiting.charge(&group.tenant.id, sequence.output.len() as u32);
         if !was_running {
-            self.shared.stats.give_places_back(1, u64::from(sequence.queued_tokens));
+            group.places.give_back(&self.shared.stats, 1, u64::from(sequence.queued_tokens));
         }
         // The other choices join only once the prompt is in the cache.
         if id.choice == 0 || group.started {

@@ -7,9 +7,10 @@ use std::time::Duration;
 /// How the engine thread shares an instance among requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerSettings {
-    /// Sequences that may wait (a request with n choices counts n). More is refused.
+    /// Sequences of one tenant that may wait (a request with n choices counts n); more is refused.
+    /// All tenants together have an eighth more, and none more than eight times what it leaves.
     pub max_queued_requests: u32,
-    /// Prompt tokens that may wait; a lone request may bring more.
+    /// Prompt tokens that may wait, shared alike; a lone request may bring more.
     pub max_queued_tokens: u64,
     /// Choices of one request.
     pub max_choices: u32,

@@ -34,22 +34,23 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     let prompts = wire.finish_completions(context.limits.choices_max)?;
     let instance = context.api.instance(wire.model.as_deref())?;
     let wire = Arc::new(wire);
-    let (mut generations, mut parts) = (Vec::new(), Vec::new());
+    let (mut works, mut parts) = (Vec::new(), Vec::new());
     let mut prompt_ids = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         prompt_ids.push(ids_of(&wire, &instance, prompt, &room).await?);
     }
     for prompt in prompt_ids {
         parts.push(PromptPart::new(&wire, &instance, &prompt, &room).await?);
-        generations.push(instance.generate(Work {
+        works.push(Work {
             id: context.id.clone(),
             tenant: context.caller.tenant.clone(),
             prompt,
             options: wire.options.clone(),
             start: Start::Continuation,
             answer: answer_bytes(&wire),
-        })?);
+        });
     }
+    let generations = instance.generate_all(works)?;
     drop(room);
     let mut reply = if wire.stream {
         let chunks = TextChunks::new(&wire, &instance, parts);

@@ -160,7 +160,7 @@ fn run(inbox: &Inbox, (taken, cancelled): &(Arc<AtomicU32>, Arc<AtomicU32>)) {
         // What is submitted has left the queue.
         let choices = group.sequences.len() as u64;
         let prompt_tokens = group.sequences[0].prompt.len() as u64;
-        inbox.shared.stats.give_places_back(choices, prompt_tokens);
+        group.places.give_back(&inbox.shared.stats, choices, prompt_tokens);
         taken.fetch_add(1, SeqCst);
         let cancelled = cancelled.clone();
         std::thread::spawn(move || play(*group, &cancelled));
