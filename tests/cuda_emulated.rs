@@ -13,8 +13,8 @@ use pagoda_engine::model::load::{load_checkpoint, load_on};
 use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
-use pagoda_tests::answers::{Answers, answers, demo_prompt, demo_text};
 use pagoda_kernels::weight_format::Quantization;
+use pagoda_tests::answers::{Answers, answers, demo_prompt, demo_text};
 use pagoda_tests::golden::{Golden, folder};
 use pagoda_tests::prompts::PromptRun;
 

@@ -284,10 +284,10 @@ impl Instance {
                 None => error,
             }
         })?;
-        let generation = |((events, _none), (prompt_tokens, max_tokens, options, start))| {
+        let generation = |(admitted, (prompt_tokens, max_tokens, options, start))| {
             let options: Options = options;
             self.metrics.admitted(prompt_tokens, max_tokens, options.n);
-            Generation::new(self.clone(), events, &options, start)
+            Generation::new(self.clone(), admitted, &options, start)
         };
         Ok(admitted.into_iter().zip(begun).map(generation).collect())
     }

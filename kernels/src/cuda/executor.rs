@@ -98,7 +98,7 @@ impl CudaExecutor {
         for command in &commands {
             match command {
                 Command::Linear(op, rows) => {
-                    products.extend(shape(&op.weight, rows.max(&limits)));
+                    products.extend(ProductShape::of(&op.weight, rows.max(&limits)));
                 }
                 Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
                     attention.push(AttentionLayers::new(driver, op, &limits, target, &mut plan)?);
@@ -106,7 +106,7 @@ impl CudaExecutor {
                 Command::Moe(op) => {
                     chosen_max = op.num_chosen.max(chosen_max);
                     experts_max = op.gate_up.num_experts().max(experts_max);
-                    products.extend(shape(&op.router, limits.max_tokens));
+                    products.extend(ProductShape::of(&op.router, limits.max_tokens));
                 }
                 _ => {}
             }
@@ -484,15 +484,6 @@ fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm
         out: out.pointer(),
         cols: x.cols() as u32,
         eps: norm.eps,
-    }
-}
-
-/// Of a product whose kernel is chosen by its shape.
-fn shape(weight: &CudaWeight, rows: usize) -> Option<ProductShape> {
-    let (n, k) = (weight.rows() as u32, weight.cols() as u32);
-    match weight.format() {
-        WeightFormat::Plain(format) => Some(ProductShape { rows: rows as u32, n, k, format }),
-        WeightFormat::Quantized(_) => None,
     }
 }
 

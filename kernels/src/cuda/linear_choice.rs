@@ -6,7 +6,10 @@
 use crate::cuda::CudaOptions;
 use crate::cuda::driver::Driver;
 use crate::cuda::linear_hopper::{HOPPER_TILINGS, HopperTiling};
+use crate::cuda::memory::CudaWeight;
 use crate::dtype::DType;
+use crate::shapes::MatrixShape;
+use crate::weight_format::WeightFormat;
 
 /// What kernels are chosen for, beside an op's shapes.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +35,17 @@ pub(crate) struct ProductShape {
     pub(crate) k: u32,
     /// The weight's type.
     pub(crate) format: DType,
+}
+
+impl ProductShape {
+    /// Of a product whose kernel is chosen by its shape.
+    pub(crate) fn of(weight: &CudaWeight, rows: usize) -> Option<Self> {
+        let (n, k) = (weight.rows() as u32, weight.cols() as u32);
+        match weight.format() {
+            WeightFormat::Plain(format) => Some(ProductShape { rows: rows as u32, n, k, format }),
+            WeightFormat::Quantized(_) => None,
+        }
+    }
 }
 
 /// How a product is computed.
