@@ -51,13 +51,12 @@ class Row:
 
 
 def headers_of(text, folder=SOURCES):
-    """Texts of all that a source includes, by the names in its includes. What is there for the host
-    alone goes along: it costs nothing."""
+    """Texts of all that a source includes for a device, by the names in its includes."""
     found = {}
     waiting = [text]
     while waiting:
         for name in re.findall(r'#include "([^"]+)"', waiting.pop()):
-            if name not in found:
+            if name not in found and not name.startswith("emulation/"):
                 found[name] = (folder / name).read_text(encoding="utf-8")
                 waiting.append(found[name])
     return found

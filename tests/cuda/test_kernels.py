@@ -9,7 +9,7 @@ import re
 import pytest
 
 import table
-from measure import ARCHITECTURES, ROOT, compiled, headers_of, sources
+from measure import ARCHITECTURES, OPTIONS, ROOT, compiled, headers_of, sources
 from nvrtc import CompileError
 
 SOURCE_NAMES = sorted(sources())
@@ -45,6 +45,13 @@ def test_every_source_is_part_of_the_binary():
     headers = {name for text in sources().values() for name in headers_of(text)}
     for name in [*sources(), *headers]:
         assert f'source!("{name}")' in embedded, f"source.rs does not name {name}"
+
+
+def test_the_engine_compiles_with_the_same_options():
+    text = (ROOT / "kernels/src/cuda/nvidia/nvrtc.rs").read_text(encoding="utf-8")
+    options = re.search(r"const OPTIONS: \[&CStr; \d+\] =\s*\[(.*?)\];", text, flags=re.S)[1]
+    told_apart = {"--ptxas-options=-v"}
+    assert set(re.findall(r'c"([^"]+)"', options)) == set(OPTIONS) - told_apart
 
 
 # ---- that the above would notice

@@ -113,7 +113,7 @@ impl Emulated {
     }
 
     /// Runs everything at once: a launch returns its own fault.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "suite"))]
     pub(crate) fn at_once(self) -> Self {
         self.state().stream = Stream::at_once();
         self

@@ -53,7 +53,11 @@ mod sampler;
 mod staging;
 mod tensor_map;
 
-#[cfg(test)]
+/// What only hardware can show: parts of `benches`' program `gpu`.
+#[cfg(any(test, feature = "suite"))]
+pub mod suite;
+
+#[cfg(any(test, feature = "suite"))]
 mod tests;
 
 use std::path::Path;
@@ -120,6 +124,16 @@ impl CudaDevice {
         places: &Places,
         told: &dyn Fn(&str),
     ) -> Result<(Self, KernelReport), KernelError> {
+        Self::open_with(gpu, places, &source::SOURCES, told)
+    }
+
+    /// The same with the kernels of `sources` alone.
+    fn open_with(
+        gpu: GpuOptions,
+        places: &Places,
+        sources: &[&'static source::Source],
+        told: &dyn Fn(&str),
+    ) -> Result<(Self, KernelReport), KernelError> {
         let block_size = gpu.block_size.unwrap_or(BLOCK_SIZE);
         let sizes = attention::BLOCK_SIZE_MIN..=attention::UNIT as usize;
         if !block_size.is_power_of_two() || !sizes.contains(&block_size) {
@@ -129,7 +143,7 @@ impl CudaDevice {
                 sizes.end()
             )));
         }
-        let (nvidia, report) = nvidia::open(gpu.index, places, &source::SOURCES, told)?;
+        let (nvidia, report) = nvidia::open(gpu.index, places, sources, told)?;
         let target = Target::of(&nvidia, nvidia.gpu().multiprocessors);
         let (driver, arch) = (Arc::new(nvidia), Some(report.arch));
         Ok((CudaDevice { driver, block_size, target, arch }, report))

@@ -83,9 +83,6 @@ pub(crate) static NARROW_ROWS: Source = source!("narrow_rows.cu");
 pub(crate) static NORM: Source = source!("norm.cu");
 pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
-/// Of tests alone: instructions by themselves.
-#[cfg(test)]
-pub(crate) static SUITE_HOPPER: Source = source!("suite_hopper.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
 pub(crate) static SOURCES: [&Source; 16] = [
@@ -107,6 +104,18 @@ pub(crate) static SOURCES: [&Source; 16] = [
     &GATHER,
 ];
 
+#[cfg(any(test, feature = "suite"))]
+pub(crate) static SUITE_CEILINGS: Source = source!("suite_ceilings.cu");
+/// Hopper's instructions by themselves.
+#[cfg(any(test, feature = "suite"))]
+pub(crate) static SUITE_HOPPER: Source = source!("suite_hopper.cu");
+#[cfg(any(test, feature = "suite"))]
+pub(crate) static SUITE_WRAPPERS: Source = source!("suite_wrappers.cu");
+
+/// What the hardware suite runs besides.
+#[cfg(any(test, feature = "suite"))]
+pub(crate) static SUITE_SOURCES: [&Source; 3] = [&SUITE_CEILINGS, &SUITE_HOPPER, &SUITE_WRAPPERS];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,13 +126,14 @@ mod tests {
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
         for entry in std::fs::read_dir(folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            if name.ends_with(".cu") && !name.starts_with("suite_") {
+            if name.ends_with(".cu") {
                 sources.push(name);
             } else if name.ends_with(".cuh") {
                 headers.push(name);
             }
         }
-        let mut listed: Vec<_> = SOURCES.iter().map(|source| source.name.to_owned()).collect();
+        let listed = SOURCES.iter().chain(&SUITE_SOURCES);
+        let mut listed: Vec<_> = listed.map(|source| source.name.to_owned()).collect();
         listed.sort();
         sources.sort();
         assert_eq!(listed, sources);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::dice::Dice;
 use super::*;
 use crate::batch::{Batch, NO_SLOT};
 use crate::cuda::attention::{Attention, AttentionKernels, BLOCK_SIZE_MIN};
@@ -271,6 +272,37 @@ impl Case {
             None => *position == usize::MAX && got.iter().all(|value| value.to_bits() == 0),
         })
     }
+}
+
+/// Sequences of any length over heads of any size on a device; `most` keys of all rows together.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let format = dice.of(&[DType::Bf16, DType::Bf16, DType::F16, DType::F32]);
+    let (num_kv, any) = (dice.size(4), 8 * (1 + dice.below(32)));
+    let heads = Heads {
+        num_q: num_kv * dice.size(8),
+        num_kv,
+        head_dim: dice.of(&[64, 80, 96, 128, 256, any]),
+    };
+    let case = Case {
+        heads,
+        format,
+        block: dice.of(&[16, 32, 64, 64]),
+        window: dice.once_in(3).then(|| dice.size(400)),
+        soft_cap: dice.once_in(3).then_some(2.0),
+        has_sinks: dice.once_in(3),
+    };
+    let (mut seqs, mut left) = (Vec::new(), most);
+    while left > 0 && seqs.len() < 8 {
+        let position = dice.size(left) - 1;
+        let rows = dice.size((left / (position + 1)).min(64));
+        left = left.saturating_sub((position + rows) * rows);
+        seqs.push(seq(seqs.len() as u64, position, rows, dice.below(3)));
+    }
+    // Whether blocks may ask for as much memory as wide tiles take.
+    let has_room = bed.driver.shared_bytes_max() >= 227 << 10;
+    let way = Way { blocks: dice.of(&[1, 132, 1000]), wide: dice.once_in(2) && has_room };
+    let right = case.run(bed, way, &seqs).map(|got| case.matches(&got, &case.want(&seqs)));
+    (format!("{case:?} {seqs:?} {way:?}"), right)
 }
 
 /// Decodes, prompts and padding, before, at and behind the end of a unit.

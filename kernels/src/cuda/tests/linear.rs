@@ -1,8 +1,10 @@
 //! linear.cu and linear_tiled.cu; what linear_tensor.rs checks as well.
 
+use super::dice::Dice;
 use super::*;
+use crate::cuda::CudaOptions;
 use crate::cuda::linear::{Linear, stride_of};
-use crate::cuda::linear_choice::{Cut, Method};
+use crate::cuda::linear_choice::{Cut, Method, ProductShape, Target, choose};
 use crate::cuda::linear_hopper::{HopperTiling, narrowed_bytes};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::cuda::products::Products;
@@ -125,6 +127,29 @@ impl Case {
     pub(super) fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {
         Ok(error(&self.run(bed)?, &self.reference()) < 2e-5)
     }
+}
+
+/// A product of any shape on a device; `most` multiply-adds.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let rows = dice.size(300.min(most / 16));
+    let k = dice.size(8192.min(most / rows / 2));
+    let mut n = dice.size(8192.min(most / rows / k));
+    let glu = Epilogue::Glu(dice.of(&[Activation::Silu, Activation::GeluTanh, Activation::Gelu]));
+    let soft_cap = dice.of(&[None, Some(0.5)]);
+    let scale = Epilogue::Scale { scale: 0.3, soft_cap };
+    let epilogue = dice.of(&[Epilogue::Store, Epilogue::Add, glu, scale]);
+    if matches!(epilogue, Epilogue::Glu(_)) {
+        n = n.next_multiple_of(2);
+    }
+    let format = dice.of(&[DType::Bf16, DType::Bf16, DType::F16, DType::F32]);
+    // As a small device and a large one would choose, and with chunks that are joined.
+    let options = CudaOptions { deterministic: dice.once_in(2) };
+    let target = Target { options, ..Target::of(&*bed.driver, dice.of(&[8, 132])) };
+    let shape = ProductShape { rows: rows as u32, n: n as u32, k: k as u32, format };
+    let method = choose(&target, shape);
+    let biased = dice.once_in(2);
+    let case = Case { biased, epilogue, method, ..Case::plain(rows, n, k, format) };
+    (format!("{case:?}"), case.is_right(bed))
 }
 
 #[test]

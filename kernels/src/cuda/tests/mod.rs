@@ -1,20 +1,39 @@
 //! Kernels under emulation against float64, each with planted faults that must show.
+//!
+//! The hardware suite (`cuda::suite`) runs the same cases, drawn at random, on whatever device it is
+//! given; so this is part of a build for it, too, and nothing here may ask for the emulation unless it
+//! is a test.
 
-mod attention;
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
+#![cfg_attr(
+    not(test),
+    allow(dead_code, unused_imports, reason = "the hardware suite takes a part of the tests")
+)]
+
+pub(in crate::cuda) mod attention;
+#[cfg(test)]
 mod attention_plan;
-mod embed;
+pub(in crate::cuda) mod dice;
+pub(in crate::cuda) mod embed;
+#[cfg(test)]
 mod emulator;
+#[cfg(test)]
 mod executor;
+#[cfg(test)]
 mod hopper;
-mod linear;
+pub(in crate::cuda) mod linear;
+#[cfg(test)]
 mod linear_choice;
+#[cfg(test)]
 mod linear_hopper;
+#[cfg(test)]
 mod linear_quantized;
-mod linear_tensor;
-mod moe;
-mod norm;
-mod rope_store;
-mod sample;
+pub(in crate::cuda) mod linear_tensor;
+pub(in crate::cuda) mod moe;
+pub(in crate::cuda) mod norm;
+pub(in crate::cuda) mod rope_store;
+pub(in crate::cuda) mod sample;
+#[cfg(test)]
 mod staging;
 
 use std::path::PathBuf;
@@ -39,12 +58,20 @@ pub(crate) fn folder() -> PathBuf {
     test.parent().unwrap().join("emulated-kernels")
 }
 
+/// A case that was drawn, and whether the device had it right.
+pub(in crate::cuda) type Drawn = (String, Result<bool, KernelError>);
+
 /// A device under test.
-struct Bed {
+pub(in crate::cuda) struct Bed {
     driver: Arc<dyn Driver>,
 }
 
 impl Bed {
+    /// Any device.
+    pub(in crate::cuda) fn on(driver: &Arc<dyn Driver>) -> Self {
+        Bed { driver: Arc::clone(driver) }
+    }
+
     fn new(seed: u64, fault: Option<Fault>) -> Self {
         Bed { driver: Arc::new(Emulated::with_fault(&folder(), seed, fault).at_once()) }
     }

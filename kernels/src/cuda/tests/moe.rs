@@ -1,5 +1,6 @@
 //! moe.cu and moe_group.cu, and products with experts.
 
+use super::dice::Dice;
 use super::*;
 use crate::cuda::CudaOptions;
 use crate::cuda::expert_products::ExpertProducts;
@@ -314,6 +315,25 @@ fn combines(bed: &Bed) -> Result<bool, KernelError> {
         })
         .collect();
     Ok(error(&read_floats(&x, want.len()), &want) < 1e-5)
+}
+
+/// The three kernels on a device, choices of any kind.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let routing = dice.of(&[Routing::Softmax, Routing::Sigmoid]);
+    let renormalize = dice.once_in(2);
+    let num_chosen = dice.size(4);
+    let mixed = Mixed {
+        rows: dice.size(most),
+        num_chosen,
+        num_experts: num_chosen + dice.size(16),
+        n: dice.size(200),
+        k: 8 * dice.size(40),
+        format: dice.of(&[DType::Bf16, DType::Bf16, DType::F16, DType::F32]),
+        deterministic: dice.once_in(2),
+    };
+    let right = routes(bed, routing, renormalize)
+        .and_then(|right| Ok(right && combines(bed)? && mixed.is_right(bed)?));
+    (format!("{routing:?}, renormalized: {renormalize}, {mixed:?}"), right)
 }
 
 #[test]

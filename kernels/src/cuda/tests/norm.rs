@@ -1,5 +1,6 @@
 //! norm.cu.
 
+use super::dice::Dice;
 use super::*;
 use crate::cuda::norm::{Norm, Put};
 use crate::reference::{self, error};
@@ -34,6 +35,13 @@ fn is_right(bed: &Bed, put: Put, rows: usize, cols: usize) -> Result<bool, Kerne
         })
         .collect();
     Ok(error(&got, &want) < 1e-5)
+}
+
+/// Rows of any width on a device.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let cols = dice.size(most);
+    let (rows, put) = (dice.size((most / cols).max(1)), dice.of(&[Put::Store, Put::Add]));
+    (format!("{rows} rows of {cols}, {put:?}"), is_right(bed, put, rows, cols))
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! rope_store.cu.
 
+use super::dice::Dice;
 use super::*;
 use crate::cuda::rope_store::RopeStore;
 use crate::ops::RopeStyle;
@@ -122,6 +123,22 @@ impl Case {
             reference::rope(&mut x[..], &table, self.style);
         }
     }
+}
+
+/// Heads of any kind on a device.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, _most: usize) -> Drawn {
+    let num_kv = dice.size(8);
+    let head_dim = 8 * (1 + dice.below(32));
+    let case = Case {
+        num_q: num_kv * dice.size(8),
+        num_kv,
+        head_dim,
+        rotary_dim: dice.of(&[head_dim, head_dim / 2, 0]),
+        style: dice.of(&[RopeStyle::Halves, RopeStyle::Interleaved]),
+        normed: dice.once_in(2),
+        format: dice.of(&[DType::Bf16, DType::F16, DType::F32]),
+    };
+    (format!("{case:?}"), case.is_right(bed))
 }
 
 fn read(buffer: &DeviceBuffer, len: usize, format: DType) -> Vec<f32> {

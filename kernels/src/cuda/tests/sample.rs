@@ -5,6 +5,7 @@ mod world;
 
 use self::machines::{Cpu, Gpu, UNWRITTEN};
 use self::world::{SLOTS, Theme, World, limits};
+use super::dice::Dice;
 use super::*;
 use crate::batch::Batch;
 use crate::cuda::sample::padded;
@@ -106,7 +107,16 @@ fn is_right(bed: &Bed, world: &World) -> Result<bool, KernelError> {
     Ok(true)
 }
 
+/// Random steps on a device, against the CPU.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let (vocab, seed) = (dice.size(most), dice.below(1 << 20) as u64);
+    let theme = dice.of(&[Theme::All, Theme::All, Theme::Limits, Theme::Lists]);
+    let world = World::new(seed, vocab, theme);
+    (format!("world {seed} of {vocab} tokens, {theme:?}"), is_right(bed, &world))
+}
+
 /// Vocabularies, themes, and how many worlds of each.
+#[cfg(test)]
 const WORLDS: [(usize, Theme, u64); 7] = [
     (1, Theme::All, 1),
     (37, Theme::All, 6),

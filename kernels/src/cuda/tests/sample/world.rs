@@ -1,6 +1,7 @@
 //! Random steps of sequences: parameters, rows, logits.
 
 use crate::batch::Batch;
+use crate::cuda::tests::dice::Dice;
 use crate::device::Limits;
 use crate::sampling::{self, Purpose, SamplerParams, SlotInit};
 use std::sync::Arc;
@@ -10,39 +11,6 @@ pub(super) const SLOTS: usize = 5;
 pub(super) fn limits(vocab: usize) -> Limits {
     let (max_tokens, max_logits_rows) = (64, 64);
     Limits { max_tokens, max_seqs: SLOTS, max_logits_rows, vocab, max_model_len: 64, max_top: 6 }
-}
-
-/// Random choices from a seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        for _ in 0..2 {
-            x = (x ^ x >> 31).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        }
-        (x >> 33) as usize % n
-    }
-
-    /// True once in `n` times.
-    fn once_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    /// A number in [0, 1).
-    fn unit(&mut self) -> f32 {
-        self.below(1 << 24) as f32 / (1 << 24) as f32
-    }
-
-    /// A number about 0, as often near it as a sum of four.
-    fn bell(&mut self) -> f32 {
-        (0..4).map(|_| self.unit() - 0.5).sum::<f32>() * 1.7
-    }
-
-    fn tokens(&mut self, len_max: usize, below: usize) -> Vec<u32> {
-        (0..1 + self.below(len_max)).map(|_| self.below(below) as u32).collect()
-    }
 }
 
 /// What the sequences of a world ask for.

@@ -1,0 +1,152 @@
+//! Attention's share: a step of sequences of one length, their blocks scattered over a cache.
+
+use super::super::Run;
+use super::super::finding::Figure;
+use super::super::shapes::Shape;
+use super::{BLOCK, Bench, Work, words};
+use crate::batch::Batch;
+use crate::cuda::attention::{Attention, AttentionKernels};
+use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
+use crate::cuda::driver::{DeviceBuffer, DevicePointer};
+use crate::cuda::plain::bytes_of;
+use crate::device::Limits;
+use crate::dtype::DType;
+use crate::error::KernelError;
+use crate::ops::Heads;
+
+/// A step: sequences, keys and last rows of each.
+#[derive(Clone, Copy)]
+pub(super) struct Step {
+    pub(super) seqs: usize,
+    pub(super) keys: usize,
+    pub(super) rows: usize,
+}
+
+impl Step {
+    /// Blocks of all sequences.
+    fn blocks(&self) -> usize {
+        self.seqs * self.keys.div_ceil(BLOCK)
+    }
+
+    /// The step as the engine would give it.
+    fn batch(&self) -> Batch {
+        let mut batch = Batch::new(1);
+        batch.clear();
+        let per_seq = self.keys.div_ceil(BLOCK);
+        for seq in 0..self.seqs {
+            // Neighbouring blocks of a sequence lie apart.
+            let table: Vec<u32> = (0..per_seq).map(|at| (at * self.seqs + seq) as u32).collect();
+            for position in self.keys - self.rows..self.keys {
+                let slot = table[position / BLOCK] as usize * BLOCK + position % BLOCK;
+                batch.groups[0].slots.push(slot as u32);
+                batch.ids.push(0);
+            }
+            batch.groups[0].push_table(table);
+            batch.query_start.push(batch.ids.len() as u32);
+            batch.kv_len.push(self.keys as u32);
+        }
+        batch
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            max_tokens: self.seqs * self.rows,
+            max_seqs: self.seqs,
+            max_logits_rows: 0,
+            vocab: 0,
+            max_model_len: self.keys,
+            max_top: 0,
+        }
+    }
+
+    /// Keys that all rows together see.
+    fn pairs(&self) -> f64 {
+        let first = self.keys - self.rows + 1;
+        self.seqs as f64 * (first + self.keys) as f64 * self.rows as f64 / 2.0
+    }
+}
+
+/// What a plan needs on the device.
+struct Planned {
+    plan: AttentionPlan,
+    kernels: AttentionKernels,
+    table: DeviceBuffer,
+    slots: DeviceBuffer,
+    pieces: DeviceBuffer,
+    partials: DeviceBuffer,
+}
+
+impl Planned {
+    fn new(run: &Run<'_>, heads: Heads, step: Step) -> Result<Self, KernelError> {
+        let kernels = AttentionKernels::new(heads, DType::Bf16, run.target.shared_bytes_max)?;
+        let shape = PlanShape {
+            group: (heads.num_q / heads.num_kv) as u32,
+            num_kv: heads.num_kv as u32,
+            window: None,
+            rows: kernels.tile_rows(),
+            blocks: run.target.attention_blocks(),
+        };
+        let (batch, limits) = (step.batch(), step.limits());
+        let mut plan = AttentionPlan::with_room(shape, &limits);
+        plan.make(&batch, &batch.groups[0]);
+        let floats = shape.room(&limits).partial_floats(&shape, heads.head_dim);
+        let piece_bytes = bytes_of(plan.pieces());
+        let pieces = DeviceBuffer::new(run.driver, piece_bytes.len(), "pieces")?;
+        pieces.upload(0, piece_bytes)?;
+        Ok(Planned {
+            table: words(run, batch.groups[0].block_table.clone())?,
+            slots: words(run, batch.groups[0].slots.clone())?,
+            partials: DeviceBuffer::new(run.driver, floats * 4, "partial results")?,
+            pieces,
+            plan,
+            kernels,
+        })
+    }
+}
+
+impl Bench {
+    /// One layer's attention in bf16; `None` where the pool has no room for its cache.
+    pub(super) fn attention(
+        &self,
+        run: &Run<'_>,
+        shape: &Shape,
+        step: Step,
+    ) -> Result<Option<Figure>, KernelError> {
+        let Shape { num_q, num_kv, head_dim, .. } = *shape;
+        let plane_bytes = step.blocks() * BLOCK * num_kv * head_dim * 2;
+        if !self.pool.has(2 * plane_bytes) {
+            return Ok(None);
+        }
+        let planned = Planned::new(run, Heads { num_q, num_kv, head_dim }, step)?;
+        let seconds = self.watch.time(&mut |call| {
+            let keys = self.pool.window(2 * plane_bytes, call);
+            let attention = Attention {
+                qkv: self.x.pointer(),
+                out: self.out.pointer(),
+                keys,
+                values: keys.offset(plane_bytes),
+                block_table: planned.table.pointer(),
+                slots: planned.slots.pointer(),
+                pieces: planned.pieces.pointer(),
+                sinks: DevicePointer::NULL,
+                partials: planned.partials.pointer(),
+                num_q: num_q as u32,
+                num_kv: num_kv as u32,
+                head_dim: head_dim as u32,
+                block_bits: BLOCK.ilog2(),
+                window: u32::MAX,
+                scale: (head_dim as f32).powf(-0.5),
+                soft_cap: 0.0,
+            };
+            // SAFETY: the pool holds both planes, activations the rows; the plan is this step's.
+            unsafe { attention.launch(&**run.driver, &planned.kernels, &planned.plan) }
+        })?;
+        let rows = step.seqs * step.rows;
+        let cache = 2 * step.seqs * step.keys * num_kv * head_dim * 2;
+        let bytes = cache + 2 * rows * num_q * head_dim * 4;
+        let flops = 4.0 * (num_q * head_dim) as f64 * step.pairs();
+        let Step { seqs, keys, rows } = step;
+        let what = format!("{} attention, {seqs} × {rows} rows over {keys} keys", shape.name);
+        Ok(Some(self.figure(what, seconds, &Work { bytes, flops })))
+    }
+}

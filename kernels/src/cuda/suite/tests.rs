@@ -1,0 +1,157 @@
+//! The suite's parts under emulation, at tiny sizes: what they find right, and what they must find wrong.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::{Finding, Part, Size, Suite};
+use crate::cuda::emulated::{Emulated, Fault};
+use crate::cuda::linear_choice::Target;
+use crate::cuda::source::{HEADERS, SUITE_WRAPPERS};
+use crate::error::KernelError;
+
+fn suite(seed: u64, fault: Option<Fault>) -> Suite {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().unwrap().join("emulated-kernels");
+    let driver = Arc::new(Emulated::with_fault(&folder, seed, fault));
+    let target = Target::of(&*driver, 8);
+    Suite { driver, target, size: Size::Tiny, seed }
+}
+
+fn findings(suite: &Suite, part: Part) -> Result<Vec<Finding>, KernelError> {
+    let mut findings = Vec::new();
+    let ended = suite.run(part, &|| true, &mut |finding| findings.push(finding))?;
+    assert!(ended);
+    Ok(findings)
+}
+
+fn assert_right(findings: &[Finding]) {
+    for finding in findings {
+        assert!(finding.is_right(), "{finding:?}");
+    }
+}
+
+#[test]
+fn wrappers_are_as_expected_in_any_order_of_threads() {
+    for seed in [1, 2] {
+        let suite = suite(seed, None);
+        let found = findings(&suite, Part::Wrappers).unwrap();
+        assert_right(&found);
+        assert_eq!(found.len(), 19);
+        let made = suite.expectations().unwrap();
+        assert!(made == include_bytes!("wrappers.bin"), "run gpu --write-expectations");
+    }
+}
+
+#[test]
+fn every_wrapper_is_looked_at() {
+    let ptx = HEADERS.iter().find(|header| header.name == "ptx.cuh").unwrap();
+    let on_device = ptx.text.split("#else").next().unwrap();
+    let mut seen = 0;
+    for line in on_device.lines().filter(|line| line.starts_with("__device__")) {
+        let head = line.split('(').next().unwrap();
+        let name = head.rsplit(' ').next().unwrap();
+        let is_called = [format!("{name}("), format!("{name}<")]
+            .iter()
+            .any(|call| SUITE_WRAPPERS.text.contains(call));
+        assert!(is_called, "suite_wrappers.cu does not call {name}");
+        seen += 1;
+    }
+    assert!(seen > 25, "{seen}");
+}
+
+// Some ulps more than the bound.
+const EXP: &str = "inline float exp_of(float value) { return 1.000001f *";
+const LOG: &str = "inline float log_of(float value) { return 1.000001f *";
+const LOG_DOUBLE: &str = "inline double log_of(double value) { return 1.000000000000001 *";
+const TANH: &str = "inline float tanh_of(float value) { return 1.000001f *";
+const ERF: &str = "inline float erf_of(float value) { return 1.000001f *";
+
+#[test]
+fn a_wrapper_that_does_something_else_is_found() {
+    // In the emulation's bodies, which are what a card is compared with.
+    let faults = [
+        Fault {
+            from: "return emulate::block.current; }",
+            to: "return emulate::block.current ^ 1; }",
+        },
+        Fault { from: "{ return lane ^ mask; }", to: "{ return lane ^ mask ^ 2; }" },
+        Fault { from: "{ return source % WARP; }", to: "{ return (source + 1) % WARP; }" },
+        Fault { from: "lane < distance ? lane", to: "lane <= distance ? lane" },
+        Fault { from: "+ 0x7fff + ((bits >> 16) & 1)", to: "+ 0x8000" },
+        Fault { from: "return 0x7fff;\n    return (u16)", to: "return 0x7fc0;\n    return (u16)" },
+        Fault { from: "magnitude >= 65520.0", to: "magnitude >= 65519.0" },
+        Fault { from: "exponent - 11 < -24 ? -24", to: "exponent - 11 < -24 ? -25" },
+        Fault { from: "exponent == 0) return sign", to: "exponent == 0) return 0.0f * sign" },
+        Fault { from: "    return *from;", to: "    return *(from - 1);" },
+        Fault { from: "return fmaf(a, b, c);", to: "return a * b + c;" },
+        Fault { from: "return a * b; }", to: "return (float)((double)a * b * (1 + 1e-7)); }" },
+        Fault { from: "return sqrtf(value);", to: "return sqrtf(value) * 1.0000001f;" },
+        Fault { from: "inline float exp_of(float value) { return", to: EXP },
+        Fault { from: "inline float log_of(float value) { return", to: LOG },
+        Fault { from: "inline double log_of(double value) { return", to: LOG_DOUBLE },
+        Fault { from: "inline float tanh_of(float value) { return", to: TANH },
+        Fault { from: "inline float erf_of(float value) { return", to: ERF },
+        Fault { from: "(u64)a * b >> 32", to: "(u64)a * b >> 31" },
+        Fault { from: "*to |= value;", to: "*to ^= value;" },
+        Fault { from: "*to += value;\n    return before;", to: "*to += value;\n    return *to;" },
+        Fault { from: "memset(copy.to, 0, 16);", to: "" },
+        Fault { from: "row(8 * i + lane / 4) + 2", to: "row(8 * i + lane % 8) + 2" },
+        Fault { from: "value, lane) << lane;", to: "value, lane) << (lane ^ 1);" },
+        Fault { from: "__builtin_popcount(bits)", to: "__builtin_popcount(bits >> 1)" },
+        Fault { from: "return bf16_of_float(first) |", to: "return bf16_of_float(second) |" },
+        Fault { from: "second[lane / 4] << 16", to: "first[lane / 4] << 16" },
+        Fault { from: ".b[k / 8];", to: ".b[1 - k / 8];" },
+        Fault {
+            from: "{ return float_of_f16(bits); });",
+            to: "{ return float_of_f16(bits ^ 1); });",
+        },
+    ];
+    for fault in faults {
+        match findings(&suite(1, Some(fault)), Part::Wrappers) {
+            Ok(found) => {
+                assert!(found.iter().any(|finding| !finding.is_right()), "not found: {fault:?}");
+            }
+            Err(KernelError::Unsupported(reason)) => panic!("{fault:?} was not planted: {reason}"),
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
+fn ops_ceilings_and_shares_run_to_their_end() {
+    let suite = suite(5, None);
+    let counts = [(Part::Ops, 7), (Part::Ceilings, 7), (Part::Kernels, 2 + 2 * 7 + 2)];
+    for (part, count) in counts {
+        let found = findings(&suite, part).unwrap();
+        assert_right(&found);
+        assert_eq!(found.len(), count, "{part:?}");
+    }
+}
+
+#[test]
+fn an_op_that_is_wrong_is_told() {
+    let fault = Fault {
+        from: "value += shuffle_xor(value, distance);",
+        to: "value = shuffle_xor(value, distance);",
+    };
+    // As many cases as the first op has.
+    let left = Cell::new(2);
+    let keeps_going = || left.replace(left.get() - 1) > 0;
+    let mut found = Vec::new();
+    suite(5, Some(fault)).run(Part::Ops, &keeps_going, &mut |finding| found.push(finding)).unwrap();
+    assert_eq!(found.len(), 1);
+    let Finding::Check(check) = &found[0] else { panic!("{found:?}") };
+    assert!(check.what == "linear" && check.num_wrong > 0, "{check:?}");
+    assert!(check.wrong[0].contains("rows"), "{check:?}");
+}
+
+#[test]
+fn a_part_stops_where_it_is_told() {
+    for part in [Part::Wrappers, Part::Ops, Part::Ceilings, Part::Kernels] {
+        let (left, mut count) = (Cell::new(2), 0);
+        let keeps_going = || left.replace(left.get() - 1) > 0;
+        let ended = suite(1, None).run(part, &keeps_going, &mut |_| count += 1).unwrap();
+        assert!(!ended, "{part:?}");
+        assert!((1..=4).contains(&count), "{part:?}: {count}");
+    }
+}
