@@ -5,3 +5,9 @@ pub mod machine;
 
 /// What the command line asks for.
 pub mod settings;
+
+/// Requests straight to the engine, without the network.
+pub mod streams;
+
+/// The hardware suite.
+pub mod gpu;

@@ -2,11 +2,19 @@
 
 use std::process::Command;
 
-/// The commit that is checked out, short; `unknown` outside a checkout.
+/// The commit: of the build, if it was told (`PAGODA_COMMIT`), else the one that is checked out, short,
+/// with a `+` if files differ from it; `unknown` outside a checkout.
 pub fn commit() -> String {
+    if let Some(commit) = option_env!("PAGODA_COMMIT") {
+        return commit.into();
+    }
+    let changed = Command::new("git").args(["diff", "--quiet", "HEAD"]).status();
+    let mark = if changed.is_ok_and(|status| status.code() == Some(1)) { "+" } else { "" };
     let head = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
     match head {
-        Ok(head) if head.status.success() => String::from_utf8_lossy(&head.stdout).trim().into(),
+        Ok(head) if head.status.success() => {
+            String::from_utf8_lossy(&head.stdout).trim().to_owned() + mark
+        }
         _ => "unknown".into(),
     }
 }

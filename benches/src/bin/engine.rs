@@ -13,12 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use pagoda_benches::machine::{CpuTimes, commit, load, peak_memory_mib};
 use pagoda_benches::settings::Settings;
-use pagoda_engine::handle::{EngineHandle, EventStream};
+use pagoda_benches::streams::{request, run};
+use pagoda_engine::handle::EngineHandle;
 use pagoda_engine::memory::KvBudget;
 use pagoda_engine::model::{LoadOptions, ModelSource};
-use pagoda_engine::request::{
-    Event, Request, SamplerParams, Segment, StepError, StopParams, Tenant,
-};
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_kernels::cpu::ceilings::{self, ReadProbe};
 use pagoda_kernels::dtype::DType;
@@ -230,80 +228,6 @@ impl Bench {
 /// Bytes that a weight takes, with its share of a scale.
 fn weight_bytes(format: WeightFormat) -> f64 {
     format.row_bytes(HIDDEN) as f64 / HIDDEN as f64
-}
-
-/// What a set of requests that arrive together took.
-struct Outcome {
-    elapsed: Duration,
-    first_tokens_s: Vec<f64>,
-    tokens_s: Vec<f64>,
-}
-
-impl Outcome {
-    /// Tokens that came after `second`.
-    fn tokens_after(&self, second: f64) -> f64 {
-        self.tokens_s.iter().filter(|time| **time > second).count() as f64
-    }
-}
-
-/// Submits all requests and reads them to their end.
-fn run(handle: &EngineHandle, requests: Vec<Request>) -> Result<Outcome> {
-    let began = Instant::now();
-    let mut streams: Vec<(EventStream, bool)> = requests
-        .into_iter()
-        .map(|request| Ok((handle.submit(request)?, false)))
-        .collect::<Result<_>>()?;
-    let mut outcome =
-        Outcome { elapsed: Duration::ZERO, first_tokens_s: Vec::new(), tokens_s: Vec::new() };
-    while !streams.is_empty() {
-        let now = began.elapsed().as_secs_f64();
-        let mut ended = Vec::new();
-        for (index, (stream, has_first)) in streams.iter_mut().enumerate() {
-            while let Some(event) = stream.try_next() {
-                match event {
-                    Event::Token { .. } => {
-                        if !std::mem::replace(has_first, true) {
-                            outcome.first_tokens_s.push(now);
-                        }
-                        outcome.tokens_s.push(now);
-                    }
-                    Event::Finished { .. } => ended.push(index),
-                    Event::Failed(error) => return Err(failed(error)),
-                    Event::Started { .. } | Event::Prompt { .. } => {}
-                }
-            }
-        }
-        for index in ended.into_iter().rev() {
-            streams.swap_remove(index);
-        }
-        std::thread::sleep(Duration::from_micros(300));
-    }
-    outcome.elapsed = began.elapsed();
-    Ok(outcome)
-}
-
-fn failed(error: StepError) -> anyhow::Error {
-    anyhow::Error::new(error).context("a request failed")
-}
-
-/// A greedy request whose prompt nobody shares.
-fn request(seed: usize, prompt: usize, max_tokens: u32) -> Request {
-    let token = |index: usize| ((seed * 7919 + index * 104_729 + 13) % 151_000) as u32;
-    Request {
-        id: format!("bench {seed}").into(),
-        input: vec![Segment::Tokens((0..prompt).map(token).collect())],
-        sampler: SamplerParams::default(),
-        stop: StopParams {
-            max_tokens,
-            min_tokens: 0,
-            eos_token_ids: Vec::new(),
-            stop_token_ids: Vec::new(),
-        },
-        n: 1,
-        prompt_logprobs: None,
-        tenant: Tenant { id: "bench".into(), cache_salt: format!("{seed}").into() },
-        priority: 0,
-    }
 }
 
 fn median(samples: impl Iterator<Item = f64>) -> f64 {
