@@ -86,6 +86,12 @@ __device__ void loads(const Wrapper& p) {
     put(p, v.x, v.y, v.z, v.w);
 }
 
+__device__ void byte_dots(const Wrapper& p) {
+    const u32* own = own_words(p);
+    put(p, (u32)dot_bytes(own[0], own[1], (i32)own[2]), (u32)dot_bytes(own[1], own[3], 0),
+        (u32)dot_bytes(own[2], own[0], -1), (u32)dot_bytes(own[3], own[2], 7));
+}
+
 __device__ void arithmetic(const Wrapper& p) {
     const u32* own = own_words(p);
     float a = float_of_bits(own[0]), b = float_of_bits(own[1]), c = float_of_bits(own[2]);
@@ -221,4 +227,5 @@ KERNEL(wrapper_copies, WRAPPER_THREADS, Wrapper, copies)
 KERNEL(wrapper_matrices, WRAPPER_THREADS, Wrapper, matrices)
 KERNEL(wrapper_bf16, WRAPPER_THREADS, Wrapper, multiplies<OfBf16>)
 KERNEL(wrapper_f16, WRAPPER_THREADS, Wrapper, multiplies<OfF16>)
+KERNEL(wrapper_byte_dots, WRAPPER_THREADS, Wrapper, byte_dots)
 KERNEL(wrapper_rounding, WRAPPER_THREADS, Wrapper, multiplies<OfBf16>)

@@ -107,7 +107,7 @@ impl Emulated {
     }
 
     /// Plants the fault in no other source than `name`.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "suite"))]
     pub(crate) fn only_in(self, name: &'static str) -> Self {
         Emulated { faulty: Some(name), ..self }
     }

@@ -131,8 +131,8 @@ fn ops_ceilings_and_shares_run_to_their_end() {
 #[test]
 fn an_op_that_is_wrong_is_told() {
     let fault = Fault {
-        from: "value += shuffle_xor(value, distance);",
-        to: "value = shuffle_xor(value, distance);",
+        from: "if (column + i < num_columns) row[column + i] = columns.at[i]",
+        to: "if (column + i < num_columns) row[column + i] = 2.0f * columns.at[i]",
     };
     // As many cases as the first op has.
     let left = Cell::new(2);

@@ -71,7 +71,7 @@ const fn case(kernel: &'static str, input: Input, close: Close) -> Case {
 
 /// In the order of wrappers.bin. Bounds: CUDA states 2 ulp at most for `expf`, `tanhf` and `erff`, 1
 /// for `logf` and `log`; the host's functions err by as much.
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     case("wrapper_indices", Input::Words, Close::Bits),
     case("wrapper_barriers", Input::Words, Close::Bits),
     case("wrapper_shuffles", Input::Words, Close::Bits),
@@ -91,6 +91,7 @@ const CASES: [Case; 19] = [
     case("wrapper_bf16", Input::WholeBf16, Close::Bits),
     case("wrapper_f16", Input::WholeF16, Close::Bits),
     // Of sums of 32 products: a card may cut where the emulation rounds.
+    case("wrapper_byte_dots", Input::Words, Close::Bits),
     case("wrapper_rounding", Input::RoundedBf16, Close::Ulps(64)),
 ];
 
