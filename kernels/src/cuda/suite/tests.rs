@@ -36,7 +36,7 @@ fn wrappers_are_as_expected_in_any_order_of_threads() {
         let suite = suite(seed, None);
         let found = findings(&suite, Part::Wrappers).unwrap();
         assert_right(&found);
-        assert_eq!(found.len(), 19);
+        assert_eq!(found.len(), 20);
         let made = suite.expectations().unwrap();
         assert!(made == include_bytes!("wrappers.bin"), "run gpu --write-expectations");
     }
