@@ -44,9 +44,7 @@ impl Head {
             system_fingerprint: format!("fp_{}", &numerics.to_hex()[..10]),
         }
     }
-}
 
-impl Head {
     /// Adds the object up to the bracket that opens its choices.
     pub fn open(&self, text: &mut JsonText) {
         let object = serde_json::to_string(self).unwrap_or_default();
@@ -104,6 +102,15 @@ pub struct CollectedChoice {
     pub tokens: Vec<TokenOut>,
     /// Why it ended; set when it has.
     pub reason: Option<EndReason>,
+}
+
+impl CollectedChoice {
+    /// Adds the fields that say why it ended, with the comma before them.
+    pub fn write_end(&self, text: &mut JsonText) {
+        let reason = self.reason.as_ref().unwrap_or(&EndReason::Length);
+        text.raw(",\"finish_reason\":").value(finish_reason(reason));
+        text.raw(",\"stop_reason\":").value(&stop_reason(reason));
+    }
 }
 
 /// A generation, collected.

@@ -81,10 +81,8 @@ struct ChatShape {
 }
 
 impl Shape for ChatShape {
-    fn open(&self) -> JsonText {
-        let mut text = JsonText::default();
-        self.head.open(&mut text);
-        text
+    fn head(&self) -> &Head {
+        &self.head
     }
 
     fn choice(&self, index: usize, choice: &CollectedChoice) -> Sections {
@@ -100,10 +98,8 @@ impl Shape for ChatShape {
         } else {
             text.raw("null");
         }
-        let reason = choice.reason.as_ref().unwrap_or(&EndReason::Length);
         let text = sections.text();
-        text.raw(",\"finish_reason\":").value(finish_reason(reason));
-        text.raw(",\"stop_reason\":").value(&stop_reason(reason));
+        choice.write_end(text);
         if self.wire.return_token_ids {
             text.raw(",\"token_ids\":[");
             sections.rows(Column::Id, false);

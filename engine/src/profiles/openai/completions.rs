@@ -177,10 +177,8 @@ struct TextShape {
 }
 
 impl Shape for TextShape {
-    fn open(&self) -> JsonText {
-        let mut text = JsonText::default();
-        self.head.open(&mut text);
-        text
+    fn head(&self) -> &Head {
+        &self.head
     }
 
     fn choice(&self, index: usize, choice: &CollectedChoice) -> Sections {
@@ -189,10 +187,8 @@ impl Shape for TextShape {
             return sections;
         };
         begin_choice(&mut sections, index, part, part.columns.as_ref(), Some(choice));
-        let reason = choice.reason.as_ref().unwrap_or(&EndReason::Length);
         let text = sections.text();
-        text.raw(",\"finish_reason\":").value(finish_reason(reason));
-        text.raw(",\"stop_reason\":").value(&stop_reason(reason));
+        choice.write_end(text);
         if let Some(logprobs) = &part.logprobs {
             text.raw(",\"prompt_logprobs\":[").share(logprobs).raw("]");
         }

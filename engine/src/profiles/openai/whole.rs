@@ -14,15 +14,15 @@ use crate::api::instance::Instance;
 use crate::handle::AnswerRoom;
 use crate::http::json_text::{JsonText, List, SharedText};
 use crate::http::reply::{Reply, json_blocks, with_type};
-use crate::profiles::openai::answer::CollectedChoice;
+use crate::profiles::openai::answer::{CollectedChoice, Head};
 use crate::profiles::openai::logprobs::{Column, TokenNames};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 
 /// The shape of an operation's answers. Joined, the texts are one JSON object.
 pub trait Shape: Send + 'static {
-    /// What comes before the choices.
-    fn open(&self) -> JsonText;
+    /// The fields before the choices.
+    fn head(&self) -> &Head;
 
     /// A choice, without the comma before it.
     fn choice(&self, index: usize, choice: &CollectedChoice) -> Sections;
@@ -104,8 +104,10 @@ impl<S: Shape> WholeAnswer<S> {
         choices: Vec<CollectedChoice>,
         rooms: Vec<AnswerRoom>,
     ) -> Self {
+        let mut text = JsonText::default();
+        shape.head().open(&mut text);
         WholeAnswer {
-            ready: shape.open().take().into(),
+            ready: text.take().into(),
             shape,
             wire: wire.clone(),
             instance: instance.clone(),
