@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from resource import RLIMIT_NOFILE, setrlimit
 
 import httpx
 
@@ -23,9 +24,12 @@ def free_port():
 
 
 class Server:
-    """One running `pagoda`. `with Server("--flag", "value") as server:` ends it by SIGTERM."""
+    """One running `pagoda`. `with Server("--flag", "value") as server:` ends it by SIGTERM.
 
-    def __init__(self, *flags, env=None, port=None):
+    `open_files` are its soft and its hard limit of them.
+    """
+
+    def __init__(self, *flags, env=None, port=None, open_files=None):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = tempfile.TemporaryFile()
@@ -35,6 +39,7 @@ class Server:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
+            preexec_fn=open_files and (lambda: setrlimit(RLIMIT_NOFILE, open_files)),
         )
 
     def __enter__(self):

@@ -1,9 +1,11 @@
 """Starting, a taken port, draining, settings that make no sense, and `--help`."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -34,6 +36,25 @@ def test_a_second_start_on_the_port_says_so_in_one_line(server):
     assert second.returncode != 0
     lines = [line for line in (second.stdout + second.stderr).splitlines() if line.strip()]
     assert len(lines) == 1 and str(server.port) in lines[0], lines
+
+
+def test_a_server_takes_the_open_files_that_it_may_and_outlives_their_end():
+    with Server(open_files=(64, 600)) as server:
+        assert "fewer files may be open" in server.output()
+        address = ("127.0.0.1", server.port)
+        with contextlib.ExitStack() as held:
+            socks = [held.enter_context(socket.create_connection(address, timeout=30)) for _ in range(150)]
+            for sock in socks:
+                sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert all(b" 200 " in sock.recv(4096) for sock in socks), "more than the soft limit"
+            more = [held.enter_context(socket.create_connection(address, timeout=30)) for _ in range(200)]
+            deadline = time.monotonic() + 30
+            while "cannot accept" not in server.output():
+                assert time.monotonic() < deadline, "it never ran out of files"
+                time.sleep(0.05)
+            assert len(more) == 200
+        assert httpx.get(server.url + "/health", timeout=30).status_code == 200
+        assert server.output().count("cannot accept") < 5
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

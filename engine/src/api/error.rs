@@ -105,6 +105,12 @@ pub enum ApiError {
         /// Suggested wait.
         retry_after_s: u32,
     },
+    /// The request names a host that nobody should know us by.
+    #[error(
+        "This server is for its own machine and answers to no name that others may have chosen; \
+         allow the page's origin with --allowed-origins, or set a key."
+    )]
+    ForeignHost,
     /// The model is still loading.
     #[error("The model is still loading, please try again later")]
     NotReady,
@@ -154,7 +160,8 @@ impl ApiError {
         if let ApiError::Invalid { param, code: ANSWER_TOO_LARGE, .. } = &mut self
             && options.n == 1
         {
-            let field = if options.logprobs.is_some() { "logprobs" } else { "max_tokens" };
+            let has_logprobs = options.logprobs.is_some();
+            let field = if has_logprobs { options.logprobs_field } else { "max_tokens" };
             *param = field.to_string();
         }
         self
@@ -168,6 +175,7 @@ impl ApiError {
             | ApiError::ContextLength { .. }
             | ApiError::Template(_) => StatusCode::BAD_REQUEST,
             ApiError::MissingKey | ApiError::WrongKey => StatusCode::UNAUTHORIZED,
+            ApiError::ForeignHost => StatusCode::FORBIDDEN,
             ApiError::ModelNotFound(_) | ApiError::UnknownRoute { .. } => StatusCode::NOT_FOUND,
             ApiError::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,

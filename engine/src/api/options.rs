@@ -50,6 +50,8 @@ pub struct Options {
     pub skip_special: bool,
     /// Log-probabilities of the output, with so many alternatives.
     pub logprobs: Option<u32>,
+    /// The request's field that says so: errors name it.
+    pub logprobs_field: &'static str,
     /// Log-probabilities of the prompt, with so many alternatives.
     pub prompt_logprobs: Option<u32>,
     /// Requests with different salts share no cached blocks.
@@ -81,6 +83,7 @@ impl Default for Options {
             ignore_eos: false,
             skip_special: true,
             logprobs: None,
+            logprobs_field: "logprobs",
             prompt_logprobs: None,
             cache_salt: String::new(),
             priority: 0,
@@ -176,7 +179,7 @@ impl Options {
             }
         }
         for (param, wanted) in
-            [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)]
+            [(self.logprobs_field, self.logprobs), ("prompt_logprobs", self.prompt_logprobs)]
         {
             if wanted.is_some_and(|wanted| wanted > info.max_logprobs) {
                 let message = format!(

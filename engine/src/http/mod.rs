@@ -12,6 +12,9 @@ pub mod values;
 /// Cross-origin requests.
 pub mod cors;
 
+/// Names that the server answers to.
+pub mod hosts;
+
 /// Static API keys.
 pub mod keys;
 

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -40,6 +40,7 @@ impl Server {
     /// Accepts until told to drain, then waits until the last connection is gone. The caller
     /// bounds that wait; what it gives up on ends with the runtime.
     pub async fn run(mut self, listener: TcpListener) {
+        let mut told: Option<Instant> = None;
         loop {
             let place = tokio::select! {
                 place = self.places.clone().acquire_owned() => place,
@@ -55,7 +56,10 @@ impl Server {
                 Ok((socket, _)) => self.spawn(socket, place),
                 Err(error) => {
                     // Out of file descriptors, most likely: let some connection end first.
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if told.is_none_or(|at| at.elapsed() > ACCEPT_TOLD_EVERY) {
+                        tracing::warn!(%error, "cannot accept connections");
+                        told = Some(Instant::now());
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -90,6 +94,9 @@ impl Drop for OpenConnection {
         self.0.connections.decrement(1.0);
     }
 }
+
+/// A log is not the place to count failed accepts.
+const ACCEPT_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::header::{
     ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
+use hyper::http::request;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
 use crate::api::Api;
@@ -20,6 +21,7 @@ use crate::config::Limits;
 use crate::http::access::Access;
 use crate::http::body::BodyBudget;
 use crate::http::cors::Cors;
+use crate::http::hosts::Hosts;
 use crate::http::keys::{Caller, Keys};
 use crate::http::reply::{Reply, ReplyBody};
 use crate::http::request_id::{REQUEST_ID, header_value, request_id};
@@ -32,6 +34,8 @@ pub struct Service {
     pub router: Router,
     /// Who may call.
     pub keys: Arc<Keys>,
+    /// Which names of ours a caller may use.
+    pub hosts: Hosts,
     /// Whose pages may call.
     pub cors: Cors,
     /// Whether `/metrics` needs no key.
@@ -65,7 +69,7 @@ impl Service {
                 if route.access != AccessRule::Key {
                     access.set_probe();
                 }
-                match self.admit(route.access, &head.headers) {
+                match self.admit(route.access, &head) {
                     Ok(caller) => {
                         let context = self.context(id.clone(), caller, &access);
                         let headers = head.headers.clone();
@@ -110,11 +114,17 @@ impl Service {
     }
 
     /// Lets the caller into a route. Default deny: once keys exist, only `Public` is open.
-    fn admit(&self, rule: AccessRule, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    fn admit(&self, rule: AccessRule, head: &request::Parts) -> Result<Caller, ApiError> {
         match rule {
             AccessRule::Metrics if self.metrics_public => Ok(Caller::anonymous()),
             AccessRule::Public => Ok(Caller::anonymous()),
-            AccessRule::Key | AccessRule::Metrics => self.keys.authenticate(headers),
+            AccessRule::Key | AccessRule::Metrics => {
+                // A key that a page cannot know protects better than any name.
+                if self.keys.is_open() {
+                    self.hosts.check(&head.uri, &head.headers)?;
+                }
+                self.keys.authenticate(&head.headers)
+            }
         }
     }
 

@@ -12,6 +12,9 @@ pub(crate) mod device;
 /// Why an engine thread ended.
 mod engine_end;
 
+/// How many sockets the process may have.
+mod open_files;
+
 /// What is printed once everything serves.
 mod summary;
 
@@ -29,6 +32,7 @@ use crate::api::{Api, Condition};
 use crate::config::Config;
 use crate::http::body::BodyBudget;
 use crate::http::cors::Cors;
+use crate::http::hosts::Hosts;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::route::Router;
 use crate::http::server::Server;
@@ -113,6 +117,7 @@ async fn serve_until_stopped(
 ) -> Result<(), ServeError> {
     let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
     let mut signals = Signals::new().map_err(setup)?;
+    open_files::allow(config.limits.connections_max);
     let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
     let metrics =
         Metrics::new(config.vllm_metrics).map_err(|error| ServeError::Setup(error.to_string()))?;
@@ -124,7 +129,8 @@ async fn serve_until_stopped(
     let step_time_max = config.scheduling.step_time_max;
     let api = Api::with_step_time_max(metrics.clone(), step_time_max);
     let http = HttpMetrics::new(metrics);
-    let service = service(&config, keys.clone(), api.clone(), http.clone())?;
+    let hosts = Hosts::of(address, &config.network.allowed_origins);
+    let service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
     let (drain, draining) = watch::channel(false);
     let server = Server::new(Arc::new(service), config.limits.clone(), draining);
     let serving = tokio::spawn(server.run(listener));
@@ -197,12 +203,13 @@ const FLUSH_TIME: Duration = Duration::from_secs(1);
 fn service(
     config: &Config,
     keys: Arc<Keys>,
-    api: Arc<Api>,
-    metrics: Arc<HttpMetrics>,
+    hosts: Hosts,
+    (api, metrics): (Arc<Api>, Arc<HttpMetrics>),
 ) -> Result<Service, ServeError> {
     Ok(Service {
         router: Router::new(FACES).ok_or_else(|| ServeError::Setup("no profile".into()))?,
         keys,
+        hosts,
         cors: Cors::new(&config.network.allowed_origins),
         metrics_public: config.network.metrics_public,
         limits: Arc::new(config.limits.clone()),

@@ -57,6 +57,7 @@ fn code(error: &ApiError) -> Option<&'static str> {
         ApiError::TooLarge { .. } | ApiError::TooManyValues { .. } => "request_too_large",
         ApiError::BodyTimeout { .. } => "request_timeout",
         ApiError::MissingKey => return None,
+        ApiError::ForeignHost => "host_not_allowed",
         ApiError::WrongKey => "invalid_api_key",
         ApiError::Busy { .. } => "engine_overloaded",
         ApiError::NotReady => "model_loading",

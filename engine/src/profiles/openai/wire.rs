@@ -108,6 +108,7 @@ impl Wire {
         }
         if self.chat_logprobs {
             self.options.logprobs = Some(self.top_logprobs.unwrap_or(0));
+            self.options.logprobs_field = "top_logprobs";
         }
         if self.continue_final_message && self.add_generation_prompt == Some(true) {
             let why = "it excludes add_generation_prompt";

@@ -366,6 +366,11 @@ async fn errors_are_told_in_shape_before_and_after_the_first_byte() {
             json!({"prompt": "x", "logprobs": 21}),
             "400 logprobs integer_above_max_value",
         ),
+        (
+            CHAT,
+            with(user("x"), json!({"logprobs": true, "top_logprobs": 21})),
+            "400 top_logprobs integer_above_max_value",
+        ),
         (CHAT, user("fail at once"), "503 - shutting_down"),
         (CHAT, with(user("fail at once"), json!({"stream": true})), "503 - shutting_down"),
         (CHAT, user("fail midway"), "500 - engine_failed"),

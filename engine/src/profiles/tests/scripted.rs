@@ -17,6 +17,7 @@ use crate::handle::stream::{EventSink, FlatToken};
 use crate::handle::{Inbox, Message, border};
 use crate::http::body::BodyBudget;
 use crate::http::cors::Cors;
+use crate::http::hosts::Hosts;
 use crate::http::keys::Keys;
 use crate::http::route::{Face, Router};
 use crate::http::server::Server;
@@ -126,7 +127,10 @@ pub(super) async fn listen_with(
     api: Arc<Api>,
     metrics: Arc<Metrics>,
 ) -> (SocketAddr, watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
     let service = Service {
+        hosts: Hosts::of(address, &setup.origins),
         router: Router::new(faces).unwrap(),
         keys: Keys::new(&setup.keys, None).unwrap(),
         cors: Cors::new(&setup.origins),
@@ -136,8 +140,6 @@ pub(super) async fn listen_with(
         api,
         metrics: HttpMetrics::new(metrics),
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
     let (drain, draining) = watch::channel(false);
     tokio::spawn(Server::new(Arc::new(service), setup.limits, draining).run(listener));
     (address, drain)

@@ -5,7 +5,10 @@ use futures_util::{FutureExt, StreamExt, stream};
 use hyper::Method;
 use serde_json::json;
 
-use super::client::{get, post, send};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::client::{get, post, read_to_end, send};
 use super::scripted::{Scripted, Setup, listen_with, until};
 use crate::api::Api;
 use crate::api::error::ApiError;
@@ -48,6 +51,32 @@ async fn with_keys_only_public_routes_are_open() {
     // Near misses of a protected path are no way in: they are not found.
     for path in ["/v1/models/", "//v1/models", "/v1/%6Dodels", "/health/../v1/models"] {
         assert_eq!(get(at, path).await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn without_keys_a_name_chosen_by_others_opens_nothing() {
+    let raw = |method: &str, path: &str, more: &str| {
+        format!("{method} {path} HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n{more}\r\n")
+    };
+    let keys = vec!["sk-right".to_string()];
+    let (open, locked) =
+        (Scripted::open().await, Scripted::with(Setup { keys, ..Setup::default() }).await);
+    for (server, method, path, more, expected) in [
+        (&open, "GET", "/v1/models", "", 403),
+        (&open, "GET", "/metrics", "", 403),
+        (&open, "POST", "/v1/completions", "content-length: 0\r\n", 403),
+        (&open, "GET", "/health", "", 200),
+        (&locked, "GET", "/v1/models", "authorization: Bearer sk-right\r\n", 200),
+        (&locked, "GET", "/v1/models", "", 401),
+    ] {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        socket.write_all(raw(method, path, more).as_bytes()).await.unwrap();
+        let answer = read_to_end(&mut socket).await;
+        assert_eq!(answer.status, expected, "{method} {path}: {}", answer.body);
+        if expected == 403 {
+            assert_eq!(answer.error(), "403 - host_not_allowed");
+        }
     }
 }
 
