@@ -19,9 +19,16 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Tokens that came after `second`.
-    pub fn tokens_after(&self, second: f64) -> f64 {
-        self.tokens_s.iter().filter(|time| **time > second).count() as f64
+    /// When the last of the requests had its first token.
+    pub fn last_first_s(&self) -> f64 {
+        self.first_tokens_s.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// Tokens/s while all of them decoded.
+    pub fn decode_rate(&self) -> f64 {
+        let from = self.last_first_s();
+        let tokens = self.tokens_s.iter().filter(|time| **time > from).count() as f64;
+        tokens / (self.elapsed.as_secs_f64() - from)
     }
 }
 

@@ -3,9 +3,11 @@
 //! `engine [--threads N] [--isa NAME] [--rounds N] [--quantization FORMAT]` prints one JSON object a
 //! line. In bf16, or in the quantized format: start-up,
 //! prefill of 512 tokens, tokens/s and time to first token at 1, 4, 16 and 64 concurrent requests,
-//! each with its share of read bandwidth and of the arithmetic peak, and peak memory. In f32: 1 and
-//! 16 requests (unless quantized). For both: what 16 requests together gain over one, beside what the machine allows.
-//! Ceilings are measured before and after on the same threads.
+//! each with its share of the arithmetic peak, peak memory, and decode of one stream as a share of
+//! read bandwidth. In f32: 1 and 16 requests (unless quantized). For both: what 16 requests together gain over one, beside what
+//! the machine allows.
+//! Ceilings are measured before and after on the same threads. What neighbours leave of the memory's
+//! bandwidth changes by the second, so that of one stream is read before and after each round.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -37,6 +39,9 @@ const DECODE_PARAMETERS: f64 = 494.0e6;
 /// Weights that one prefilled token multiplies with; the head runs for the last token only.
 const PREFILL_PARAMETERS: f64 = 357.8e6;
 
+/// Rounds of one stream are short.
+const ONE_STREAM_ROUNDS: usize = 3;
+
 /// Elements of most rows.
 const HIDDEN: usize = 896;
 
@@ -44,6 +49,9 @@ const MAX_MODEL_LEN: u32 = 2048;
 const PROMPT: usize = 128;
 const OUTPUT: u32 = 64;
 const PREFILL: usize = 512;
+
+/// Far more than any cache holds.
+const PROBE_BYTES: usize = 512 << 20;
 
 fn main() -> Result<()> {
     let bench = Bench::new(Settings::parse(3)?)?;
@@ -59,11 +67,13 @@ fn main() -> Result<()> {
         json!({ "rows": stats.rows, "steps": stats.steps, "preemptions": stats.preemptions });
     bench.print(json!({ "what": "peak memory", "unit": "MiB", "median": peak_memory_mib(),
         "weight_mib": handle.info().weight_bytes as f64 / 1048576.0, "counts": rows }))?;
+    bench.one_stream(&handle, format)?;
     drop(handle);
     if quantization.is_none() {
         let between = bench.ceilings("between")?;
         let (handle, _) = bench.start(DType::F32.into())?;
         bench.streams(&handle, DType::F32.into(), &[1, 16], &between)?;
+        bench.one_stream(&handle, DType::F32.into())?;
     }
     bench.ceilings("after")?;
     Ok(())
@@ -91,7 +101,7 @@ impl Bench {
 
     fn ceilings(&self, when: &str) -> Result<Ceilings> {
         let Settings { threads, isa, rounds, quantization } = self.settings;
-        let probe = ReadProbe::new(512 << 20)?;
+        let probe = ReadProbe::new(PROBE_BYTES)?;
         let read = median((0..=rounds).map(|_| probe.bytes_per_second(isa, threads) / 1e9));
         let flops = median((0..=rounds).map(|_| {
             let dots = match quantization {
@@ -191,24 +201,43 @@ impl Bench {
             let outcome = run(handle, requests)?;
             let tokens = streams as f64 * f64::from(OUTPUT);
             output.push(tokens / outcome.elapsed.as_secs_f64());
-            let last_first = outcome.first_tokens_s.iter().copied().fold(0.0, f64::max);
-            first.push(last_first);
-            let rest = outcome.elapsed.as_secs_f64() - last_first;
-            decode.push(outcome.tokens_after(last_first) / rest);
+            first.push(outcome.last_first_s());
+            decode.push(outcome.decode_rate());
         }
         output.sort_by(f64::total_cmp);
         let decode = median(decode.into_iter());
-        let bytes = decode / streams as f64 * DECODE_PARAMETERS * weight_bytes(format);
         let flops = decode * DECODE_PARAMETERS * 2.0;
         self.print(json!({
             "what": "streams", "streams": streams, "dtype": format.name(), "prompt": PROMPT,
             "output": OUTPUT, "unit": "tokens/s", "median": output[output.len() / 2],
             "min": output.first(), "max": output.last(), "rounds": self.settings.rounds,
             "decode_tokens_per_s": decode, "last_first_token_s": median(first.into_iter()),
-            "share_of_read": bytes / 1e9 / ceilings.read,
             "share_of_peak": flops / 1e9 / ceilings.flops,
         }))?;
         Ok(decode)
+    }
+
+    /// Decode of one stream, each round beside what the memory gives just before and just after it.
+    fn one_stream(&self, handle: &EngineHandle, format: WeightFormat) -> Result<()> {
+        let Settings { threads, isa, rounds, .. } = self.settings;
+        let probe = ReadProbe::new(PROBE_BYTES)?;
+        let read = || median((0..3).map(|_| probe.bytes_per_second(isa, threads)));
+        let (mut shares, mut reads, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ONE_STREAM_ROUNDS * rounds {
+            let before = read();
+            let rate = run(handle, vec![request(5000 + round, PROMPT, OUTPUT)])?.decode_rate();
+            let mean = f64::midpoint(before, read());
+            shares.push(rate * DECODE_PARAMETERS * weight_bytes(format) / mean);
+            reads.push(mean / 1e9);
+            rates.push(rate);
+        }
+        shares.sort_by(f64::total_cmp);
+        self.print(json!({
+            "what": "decode of one stream", "dtype": format.name(), "prompt": PROMPT, "output": OUTPUT,
+            "unit": "tokens/s", "median": median(rates.into_iter()), "rounds": shares.len(),
+            "read_beside": median(reads.into_iter()), "share_of_read": shares[shares.len() / 2],
+            "share_min": shares.first(), "share_max": shares.last(),
+        }))
     }
 
     #[expect(clippy::print_stdout, reason = "the result of this program")]

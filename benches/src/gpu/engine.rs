@@ -187,13 +187,9 @@ fn figures(
     let of =
         |what: &str| format!("{streams} requests of {} + {}: {what}", load.prompt, load.output);
     let samples = |value: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(value).collect::<Vec<_>>();
-    let last_first = |outcome: &Outcome| outcome.first_tokens_s.iter().copied().fold(0.0, f64::max);
     let total = streams as f64 * f64::from(load.output);
     let output = samples(&|outcome| total / outcome.elapsed.as_secs_f64());
-    let decode = samples(&|outcome| {
-        let first = last_first(outcome);
-        outcome.tokens_after(first) / (outcome.elapsed.as_secs_f64() - first)
-    });
+    let decode = samples(&Outcome::decode_rate);
     let first = samples(&|outcome| {
         let mut seconds = outcome.first_tokens_s.clone();
         seconds.sort_by(f64::total_cmp);
