@@ -139,3 +139,102 @@ PRODUCT(f16_256, F16, 256, STORED, false)
 PRODUCT(f16_64_transposed, F16, 64, REGISTERS, true)
 PRODUCT(f16_128_transposed, F16, 128, COPIED, true)
 PRODUCT(f16_256_transposed, F16, 256, STORED, true)
+
+// Tiles one after another through a ring, as kernels bring their operands.
+struct TileRing {
+    TensorMap map;  // [64 * tiles, 64] of 2 bytes
+    u32* out;       // [tiles, RING_WORDS]: each tile as it lies in shared memory
+    u32 tiles;
+};
+
+constexpr u32 RING_SLOTS = 3;
+constexpr u32 RING_BYTES = 64 * LINE_BYTES;
+constexpr u32 RING_WORDS = RING_BYTES / 4;
+constexpr u32 RING_READERS = 2 * WARPGROUP;
+
+__device__ void bring_tiles(const TileRing& p, u64* full, u64* empty) {
+    wait_for_kernels();
+    for (u32 i = 0; i < p.tiles; i++) {
+        u32 slot = i % RING_SLOTS;
+        wait_phase(empty + slot, (i / RING_SLOTS + 1) % 2);
+        arrive_expecting(full + slot, RING_BYTES);
+        copy_tile(shared_bytes() + slot * RING_BYTES, &p.map, full + slot, 0, i * 64);
+    }
+    let_next_kernel_start();
+}
+
+__device__ void read_tiles(const TileRing& p, u64* full, u64* empty) {
+    for (u32 i = 0; i < p.tiles; i++) {
+        u32 slot = i % RING_SLOTS;
+        wait_phase(full + slot, i / RING_SLOTS % 2);
+        const u32* tile = (const u32*)(shared_bytes() + slot * RING_BYTES);
+        for (u32 word = thread_index() - WARPGROUP; word < RING_WORDS; word += RING_READERS) {
+            p.out[i * RING_WORDS + word] = tile[word];
+        }
+        arrive(empty + slot);
+    }
+}
+
+__device__ void turn_ring(const TileRing& p) {
+    u64 *full = (u64*)(shared_bytes() + 2 * TILE_MAX), *empty = full + RING_SLOTS;
+    if (thread_index() == 0) {
+        for (u32 i = 0; i < RING_SLOTS; i++) {
+            init_barrier(full + i, 1);
+            init_barrier(empty + i, RING_READERS);
+        }
+        publish_barriers();
+    }
+    sync_block();
+    if (thread_index() < WARPGROUP) {
+        give_registers<40>();
+        if (thread_index() == 0) bring_tiles(p, full, empty);
+    } else {
+        take_registers<232>();
+        read_tiles(p, full, empty);
+    }
+}
+
+HOPPER_KERNEL(tile_ring, 3 * WARPGROUP, TileRing, turn_ring)
+
+// Products after products of the same tiles in shared memory: what the units do at most.
+struct ProductRate {
+    float* out;  // [threads of the grid]
+    u32 turns;
+};
+
+constexpr u32 RATE_COLUMNS = 256;
+// Products of each turn, of 2 * 64 * RATE_COLUMNS * 16 operations for a warpgroup.
+constexpr u32 RATE_PRODUCTS = 32;
+
+__device__ void products_at_rate(const ProductRate& p) {
+    u8 *a = shared_bytes(), *b = a + TILE_MAX;
+    // Numbers of either sign below a half, that no short pattern repeats.
+    for (u32 i = thread_index(); i < 2 * TILE_MAX / 4; i += 2 * WARPGROUP) {
+        u32 bits = i * 2654435761u;
+        ((u32*)a)[i] = (bits & 0x807f807f) | 0x3e803e80;
+    }
+    publish_stores();
+    sync_block();
+    u64 on_a = operand(a + thread_index() / WARPGROUP * ROWS * LINE_BYTES), on_b = operand(b);
+    float sums[RATE_COLUMNS / 2];
+    UNROLL
+    for (u32 i = 0; i < RATE_COLUMNS / 2; i++) sums[i] = 0.0f;
+    for (u32 turn = 0; turn < p.turns; turn++) {
+        hold_sums(sums);
+        fence_products();
+        UNROLL
+        for (u32 i = 0; i < RATE_PRODUCTS; i++) {
+            u32 step = i % 4 * STEP_BYTES;
+            multiply_tiles(Bf16{}, sums, moved(on_a, step), moved(on_b, step), true);
+        }
+        commit_products();
+        wait_products<0>();
+        hold_sums(sums);
+    }
+    float sum = 0.0f;
+    UNROLL
+    for (u32 i = 0; i < RATE_COLUMNS / 2; i++) sum += sums[i];
+    p.out[blockIdx.x * 2 * WARPGROUP + thread_index()] = sum;
+}
+
+HOPPER_KERNEL(product_rate, 2 * WARPGROUP, ProductRate, products_at_rate)

@@ -185,6 +185,15 @@ pub struct BuildReport {
 
 /// The bytes of a file with all kernels for `archs`. Needs NVRTC, and no GPU.
 pub fn build(archs: &[Arch], places: &Places) -> Result<(Vec<u8>, BuildReport), KernelError> {
+    build_sources(&SOURCES, archs, places)
+}
+
+/// The same with `sources`. What takes longest to compile comes first.
+pub(crate) fn build_sources(
+    sources: &[&'static Source],
+    archs: &[Arch],
+    places: &Places,
+) -> Result<(Vec<u8>, BuildReport), KernelError> {
     let began = Instant::now();
     let compiler = Nvrtc::find(places, None).map_err(|why| {
         KernelError::Unsupported(format!(
@@ -195,14 +204,14 @@ pub fn build(archs: &[Arch], places: &Places) -> Result<(Vec<u8>, BuildReport), 
     let each =
         |source: &&'static Source| archs.iter().map(|arch| (*source, *arch)).collect::<Vec<_>>();
     // What takes longest comes first, for all architectures.
-    let jobs: Vec<Job> = SOURCES.iter().flat_map(each).collect();
+    let jobs: Vec<Job> = sources.iter().flat_map(each).collect();
     let mut file = BuiltFile::default();
     for ((source, arch), code) in jobs.iter().zip(compile(&compiler, &jobs)?) {
         file.add(source, *arch, code);
     }
     let bytes = file.to_bytes();
     let report = BuildReport {
-        sources: SOURCES.len(),
+        sources: sources.len(),
         bytes: bytes.len(),
         compiler: compiler.version,
         took: began.elapsed(),

@@ -62,6 +62,8 @@ pub use system::Gpu;
 use crate::cuda::source::Source;
 use crate::error::KernelError;
 
+#[cfg(any(test, feature = "suite"))]
+pub(crate) use cubins::build_sources;
 pub(crate) use driver::Nvidia;
 
 /// Takes the GPU `index` with the kernels of `sources` loaded. Tells in a line if minutes may go by.

@@ -1,4 +1,4 @@
-//! What a part found: comparisons, and figures with their spread.
+//! What a part found: comparisons, figures with their spread, and what it says in words.
 
 /// One thing that a part has to say.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -8,6 +8,8 @@ pub enum Finding {
     Check(Check),
     /// Something was measured.
     Figure(Figure),
+    /// Words: versions, or why something was not measured.
+    Note(Note),
 }
 
 /// Results compared with what they must be.
@@ -46,6 +48,15 @@ pub struct Figure {
     pub of: Option<&'static str>,
 }
 
+/// What is neither compared nor measured.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Note {
+    /// What it is about.
+    pub what: String,
+    /// What there is to say.
+    pub text: String,
+}
+
 /// Wrong results that are told one by one.
 const TOLD_MAX: usize = 8;
 
@@ -55,7 +66,15 @@ impl Finding {
         match self {
             Finding::Check(check) => check.cases > 0 && check.num_wrong == 0,
             Finding::Figure(figure) => figure.median.is_finite() && figure.median > 0.0,
+            Finding::Note(_) => true,
         }
+    }
+}
+
+impl Note {
+    /// Says why there is no figure.
+    pub fn not_measured(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Note { what: what.into(), text: format!("not measured: {why}") }
     }
 }
 

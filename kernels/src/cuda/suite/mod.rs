@@ -4,6 +4,7 @@
 //! It compares and measures; where results are kept, and what comes first, is the program's.
 
 mod ceilings;
+mod costs;
 mod finding;
 mod ops;
 mod pool;
@@ -19,24 +20,35 @@ use std::sync::Arc;
 
 use crate::cuda::driver::Driver;
 use crate::cuda::linear_choice::Target;
-use crate::cuda::nvidia::{KernelReport, Places};
+use crate::cuda::nvidia::{self, Arch, BuildReport, KernelReport, Places};
 use crate::cuda::source::{SOURCES, SUITE_SOURCES};
 use crate::cuda::{CudaDevice, GpuOptions};
 use crate::error::KernelError;
 
-pub use finding::{Check, Figure, Finding};
+pub use finding::{Check, Figure, Finding, Note};
+pub use shapes::{PeerTask, peer_tasks};
 
 /// The parts that need this crate's insides, in the order of their worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// Each wrapper of ptx.cuh against the emulation, bit for bit or within a stated bound.
     Wrappers,
+    /// Each wrapper of ptx90.cuh against what it is defined to do, on Hopper.
+    Hopper,
     /// Random shapes of each op against float64.
     Ops,
     /// Read and copy bandwidth, matrix and multiply-add rates, the cost of a launch.
     Ceilings,
+    /// Nodes of graphs, copies from and to the host, marks.
+    Costs,
     /// Each kernel's share of the ceilings over the shapes of models.
     Kernels,
+    /// The same for sampling over vocabularies.
+    Sampling,
+    /// The same for routing and the products of experts.
+    Experts,
+    /// The same for products with quantized weights.
+    Quantized,
 }
 
 /// How much a part does.
@@ -78,6 +90,15 @@ impl Suite {
         CudaDevice::open_with(gpu, places, &sources, told)
     }
 
+    /// Compiles those kernels for `arch` into the bytes of a file that [`Places::kernels`] may name.
+    pub fn build_kernels(
+        arch: Arch,
+        places: &Places,
+    ) -> Result<(Vec<u8>, BuildReport), KernelError> {
+        let sources: Vec<_> = SOURCES.iter().chain(&SUITE_SOURCES).copied().collect();
+        nvidia::build_sources(&sources, &[arch], places)
+    }
+
     /// A suite on `device`. `seed` draws shapes and numbers.
     pub fn new(device: &CudaDevice, size: Size, seed: u64) -> Self {
         Suite { driver: Arc::clone(&device.driver), target: device.target, size, seed }
@@ -96,9 +117,14 @@ impl Suite {
         let mut run = Run { driver, target, size, seed, keeps_going, put };
         match part {
             Part::Wrappers => wrappers::run(&mut run),
+            Part::Hopper => ops::run_hopper(&mut run),
             Part::Ops => ops::run(&mut run),
             Part::Ceilings => ceilings::run(&mut run),
+            Part::Costs => costs::run(&mut run),
             Part::Kernels => shares::run(&mut run),
+            Part::Sampling => shares::sampling::run(&mut run),
+            Part::Experts => shares::experts::run(&mut run),
+            Part::Quantized => shares::quantized::run(&mut run),
         }
     }
 

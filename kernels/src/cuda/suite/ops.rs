@@ -1,9 +1,12 @@
-//! Random shapes of each op against float64: the cases of the tests, drawn by a seed.
+//! Random shapes of each op against float64, and Hopper's own instructions against what they are
+//! defined to do: the cases of the tests, drawn by a seed.
 
-use super::finding::Check;
+use super::finding::{Check, Note};
 use super::{Finding, Run, Size};
 use crate::cuda::tests::dice::Dice;
-use crate::cuda::tests::{Bed, Drawn, attention, embed, linear, moe, norm, rope_store, sample};
+use crate::cuda::tests::{
+    Bed, Drawn, attention, embed, hopper, linear, linear_quantized, moe, norm, rope_store, sample,
+};
 use crate::error::KernelError;
 
 /// An op: draws a case no larger than a number, and runs it.
@@ -22,8 +25,9 @@ const fn op(
     Op { name, random, most }
 }
 
-const OPS: [Op; 7] = [
+const OPS: [Op; 8] = [
     op("linear", linear::random, [40_000_000, 20_000]),
+    op("quantized linear", linear_quantized::random, [4_000_000, 20_000]),
     op("attention", attention::random, [60_000, 300]),
     op("norm", norm::random, [400_000, 2000]),
     op("rope and KV store", rope_store::random, [0, 0]),
@@ -32,13 +36,35 @@ const OPS: [Op; 7] = [
     op("embedding and rows", embed::random, [8192, 100]),
 ];
 
+/// What suite_hopper.cu does: numbers of k, of tiles.
+const HOPPER: [Op; 3] = [
+    op("tiles by the copy engine", hopper::random_tile, [0, 0]),
+    op("products of warpgroups", hopper::random_product, [8, 3]),
+    op("tiles through a ring", hopper::random_ring, [16, 4]),
+];
+
 /// Cases of an op.
 const CASES: [usize; 2] = [60, 2];
 
 pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
+    run_all(run, &OPS)
+}
+
+/// The same for Hopper's instructions. Other cards have none of them, which is no fault.
+pub(super) fn run_hopper(run: &mut Run<'_>) -> Result<bool, KernelError> {
+    if !run.target.is_hopper {
+        let (major, minor) = run.driver.capability();
+        let why = format!("compute capability {major}.{minor} has none, only 9.0 has");
+        (run.put)(Finding::Note(Note::not_measured("Hopper's instructions", why)));
+        return Ok(true);
+    }
+    run_all(run, &HOPPER)
+}
+
+fn run_all(run: &mut Run<'_>, ops: &[Op]) -> Result<bool, KernelError> {
     let at = usize::from(run.size == Size::Tiny);
     let bed = Bed::on(run.driver);
-    for (index, op) in OPS.iter().enumerate() {
+    for (index, op) in ops.iter().enumerate() {
         let mut dice = Dice(run.seed << 8 | index as u64);
         let mut check = Check::new(op.name);
         let mut ends = true;

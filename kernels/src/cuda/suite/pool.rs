@@ -26,10 +26,18 @@ impl Pool {
             Size::Full => 6 << 30,
             Size::Tiny => 1 << 20,
         };
-        let chunk = random_numbers(CHUNK_BYTES.min(bytes) / 2);
+        Pool::of(driver, bytes, &random_numbers(CHUNK_BYTES.min(bytes) / 2))
+    }
+
+    /// `bytes` bytes of `chunk` after `chunk`, whole ones.
+    pub(super) fn of(
+        driver: &Arc<dyn Driver>,
+        bytes: usize,
+        chunk: &[u8],
+    ) -> Result<Self, KernelError> {
         let buffer = DeviceBuffer::new(driver, bytes, "random numbers")?;
         for at in (0..bytes).step_by(chunk.len()) {
-            buffer.upload(at, &chunk)?;
+            buffer.upload(at, chunk)?;
         }
         Ok(Pool { buffer, bytes })
     }

@@ -1,4 +1,4 @@
-//! Shapes of models, as published: what kernels are measured over.
+//! Shapes of models, as published: what kernels are measured over, ours and others'.
 
 use super::Size;
 
@@ -62,6 +62,14 @@ pub(super) struct Product {
     pub(super) joins: bool,
 }
 
+impl Product {
+    /// What a figure of it is called.
+    pub(super) fn what(&self, shape: &Shape, rows: usize) -> String {
+        let Product { name, n, k, .. } = self;
+        format!("{} {name} [{n}, {k}], {rows} rows", shape.name)
+    }
+}
+
 impl Shape {
     /// Those that a suite of this size measures.
     pub(super) fn all(size: Size) -> &'static [Shape] {
@@ -90,6 +98,118 @@ pub(super) fn rows(size: Size) -> &'static [usize] {
     match size {
         Size::Full => &[1, 2, 4, 8, 16, 32, 64, 512],
         Size::Tiny => &[1, 3],
+    }
+}
+
+/// What a figure of attention is called.
+pub(super) fn attention_what(shape: &Shape, [seqs, keys, rows]: [usize; 3]) -> String {
+    format!("{} attention, {seqs} × {rows} rows over {keys} keys", shape.name)
+}
+
+/// One figure of the suite that other programs can be asked for, too.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerTask {
+    /// `rows` rows `[rows, k]` times a weight `[n, k]`, in bf16.
+    Product {
+        /// What our figure is called.
+        what: String,
+        /// Rows of x.
+        rows: usize,
+        /// Rows of the weight.
+        n: usize,
+        /// Columns of both.
+        k: usize,
+    },
+    /// One layer's attention of sequences of one length, causal, in bf16.
+    Attention {
+        /// What our figure is called.
+        what: String,
+        /// Sequences.
+        seqs: usize,
+        /// Keys of each.
+        keys: usize,
+        /// Its last rows, which attend.
+        rows: usize,
+        /// Heads of queries,
+        num_q: usize,
+        /// of keys and values,
+        num_kv: usize,
+        /// and their size.
+        head_dim: usize,
+    },
+}
+
+/// Every product and attention that [`super::Part::Kernels`] measures.
+pub fn peer_tasks(size: Size) -> Vec<PeerTask> {
+    let mut tasks = Vec::new();
+    for shape in Shape::all(size) {
+        for &rows in rows(size) {
+            tasks.extend(shape.products().map(|product| {
+                let what = product.what(shape, rows);
+                PeerTask::Product { what, rows, n: product.n, k: product.k }
+            }));
+        }
+        let &Shape { num_q, num_kv, head_dim, .. } = shape;
+        tasks.extend(attentions(size).iter().map(|&[seqs, keys, rows]| {
+            let what = attention_what(shape, [seqs, keys, rows]);
+            PeerTask::Attention { what, seqs, keys, rows, num_q, num_kv, head_dim }
+        }));
+    }
+    tasks
+}
+
+/// Experts of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertShape {
+    pub(super) name: &'static str,
+    pub(super) hidden: usize,
+    pub(super) intermediate: usize,
+    pub(super) num_experts: usize,
+    pub(super) num_chosen: usize,
+}
+
+/// The layer of experts that is measured.
+pub(super) fn experts(size: Size) -> ExpertShape {
+    match size {
+        Size::Full => ExpertShape {
+            name: "Qwen3-30B-A3B",
+            hidden: 2048,
+            intermediate: 768,
+            num_experts: 128,
+            num_chosen: 8,
+        },
+        Size::Tiny => ExpertShape {
+            name: "tiny",
+            hidden: 64,
+            intermediate: 32,
+            num_experts: 4,
+            num_chosen: 2,
+        },
+    }
+}
+
+/// Rows of a step with experts.
+pub(super) fn expert_rows(size: Size) -> &'static [usize] {
+    match size {
+        Size::Full => &[1, 8, 32, 64, 128, 512, 2048],
+        Size::Tiny => &[1, 2, 3],
+    }
+}
+
+/// Rows of a step with quantized weights.
+pub(super) fn quantized_rows(size: Size) -> &'static [usize] {
+    match size {
+        Size::Full => &[1, 2, 4, 8, 16, 64, 512],
+        Size::Tiny => &[3],
+    }
+}
+
+/// Vocabularies, and rows that are sampled.
+pub(super) fn samplings(size: Size) -> (&'static [usize], &'static [usize]) {
+    match size {
+        Size::Full => (&[32_000, 128_256, 151_936], &[1, 64, 256]),
+        Size::Tiny => (&[300], &[2]),
     }
 }
 

@@ -10,6 +10,7 @@ use super::shapes::{Product, Shape, attentions, rows};
 use super::stopwatch::Stopwatch;
 use super::{Finding, Run};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
+use crate::cuda::embed::Embed;
 use crate::cuda::linear::{Linear, stride_of};
 use crate::cuda::linear_choice::ProductShape;
 use crate::cuda::norm::{Norm, Put};
@@ -18,8 +19,12 @@ use crate::cuda::rope_store::RopeStore;
 use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::ops::{Activation, Epilogue};
+use crate::weight_format::WeightFormat;
 
 mod attention;
+pub(super) mod experts;
+pub(super) mod quantized;
+pub(super) mod sampling;
 
 /// Tokens of a KV block.
 const BLOCK: usize = 64;
@@ -36,7 +41,11 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
                     (run.put)(Finding::Figure(figure));
                 }
             }
-            for figure in [bench.norm(run, shape, rows)?, bench.rope_store(run, shape, rows)?] {
+            for figure in [
+                bench.norm(run, shape, rows)?,
+                bench.rope_store(run, shape, rows)?,
+                bench.embed(run, shape, rows)?,
+            ] {
                 (run.put)(Finding::Figure(figure));
             }
         }
@@ -53,15 +62,11 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
     Ok(true)
 }
 
-/// What all kernels are measured with.
-struct Bench {
+/// What shares are made of.
+struct Meter {
     pool: Pool,
     ceilings: Ceilings,
     watch: Stopwatch,
-    products: Products,
-    /// Activations: in, and out.
-    x: DeviceBuffer,
-    out: DeviceBuffer,
 }
 
 /// What a launch moves and computes at least.
@@ -70,18 +75,41 @@ struct Work {
     flops: f64,
 }
 
-impl Bench {
+impl Meter {
     fn new(run: &mut Run<'_>) -> Result<Self, KernelError> {
         let pool = Pool::new(run.driver, run.size)?;
         let ceilings = Ceilings::measure(run, &pool)?;
+        Ok(Meter { pool, ceilings, watch: Stopwatch::new(run.driver, run.size)? })
+    }
+
+    /// Microseconds of a launch, with its share of whichever ceiling binds it.
+    fn figure(&self, what: String, seconds: Vec<f64>, work: &Work) -> Figure {
+        let micros = seconds.into_iter().map(|seconds| seconds * 1e6).collect();
+        let figure = Figure::new(what, "us", micros);
+        let read = work.bytes as f64 / self.ceilings.read;
+        let products = work.flops / self.ceilings.products;
+        let (floor, of) = if read >= products { (read, "read") } else { (products, "products") };
+        let share = floor / (figure.median / 1e6);
+        figure.share(share, of)
+    }
+}
+
+/// What plain kernels are measured with.
+struct Bench {
+    meter: Meter,
+    products: Products,
+    /// Activations: in, and out.
+    x: DeviceBuffer,
+    out: DeviceBuffer,
+}
+
+impl Bench {
+    fn new(run: &mut Run<'_>) -> Result<Self, KernelError> {
+        let meter = Meter::new(run)?;
         let floats = Shape::all(run.size).iter().map(|shape| floats_of(shape, run)).max();
-        let floats = floats.unwrap_or(0);
-        let x = DeviceBuffer::new(run.driver, floats * 4, "activations")?;
-        x.upload(0, &activations(floats))?;
-        let out = DeviceBuffer::new(run.driver, floats * 4, "results")?;
-        let watch = Stopwatch::new(run.driver, run.size)?;
+        let (x, out) = both_activations(run, floats.unwrap_or(0))?;
         let products = Products::new(run.driver, run.target, &product_shapes(run))?;
-        Ok(Bench { pool, ceilings, watch, products, x, out })
+        Ok(Bench { meter, products, x, out })
     }
 
     /// A product in bf16; `None` where the pool has no room for its weight.
@@ -91,14 +119,14 @@ impl Bench {
         product: &Product,
         rows: usize,
     ) -> Result<Option<Figure>, KernelError> {
-        let &Product { name, n, k, joins } = product;
+        let &Product { n, k, joins, .. } = product;
         let weight_bytes = n * stride_of(k, DType::Bf16) * 2;
-        if !self.pool.has(weight_bytes) {
+        if !self.meter.pool.has(weight_bytes) {
             return Ok(None);
         }
         let epilogue = if joins { Epilogue::Glu(Activation::Silu) } else { Epilogue::Store };
-        let seconds = self.watch.time(&mut |call| {
-            let weight = self.pool.window(weight_bytes, call);
+        let seconds = self.meter.watch.time(&mut |call| {
+            let weight = self.meter.pool.window(weight_bytes, call);
             let pointers = [self.x.pointer(), weight, self.out.pointer()];
             let linear = Linear::plain(pointers, rows, (n, k), DType::Bf16).with_epilogue(epilogue);
             // SAFETY: the pool holds the weight, activations hold the rows of any product.
@@ -107,12 +135,11 @@ impl Bench {
         let out_cols = if joins { n / 2 } else { n };
         let bytes = weight_bytes + rows * (k + out_cols) * 4;
         let work = Work { bytes, flops: 2.0 * (rows * n * k) as f64 };
-        let what = format!("{} {name} [{n}, {k}], {rows} rows", shape.name);
-        Ok(Some(self.figure(what, seconds, &work)))
+        Ok(Some(self.meter.figure(product.what(shape, rows), seconds, &work)))
     }
 
     fn norm(&self, run: &Run<'_>, shape: &Shape, rows: usize) -> Result<Figure, KernelError> {
-        let seconds = self.watch.time(&mut |_| {
+        let seconds = self.meter.watch.time(&mut |_| {
             let norm = Norm {
                 x: self.x.pointer(),
                 weight: self.x.pointer(),
@@ -124,7 +151,7 @@ impl Bench {
             unsafe { norm.launch(&**run.driver, Put::Store, rows as u32) }
         })?;
         let work = Work { bytes: rows * shape.hidden * 8, flops: 0.0 };
-        Ok(self.figure(format!("{} norm, {rows} rows", shape.name), seconds, &work))
+        Ok(self.meter.figure(format!("{} norm, {rows} rows", shape.name), seconds, &work))
     }
 
     fn rope_store(&self, run: &Run<'_>, shape: &Shape, rows: usize) -> Result<Figure, KernelError> {
@@ -132,7 +159,7 @@ impl Bench {
         let slots = words(run, (0..rows as u32).collect())?;
         let plane_bytes = rows.div_ceil(BLOCK) * BLOCK * num_kv * head_dim * 2;
         let plane = DeviceBuffer::new(run.driver, 2 * plane_bytes, "a cache")?;
-        let seconds = self.watch.time(&mut |_| {
+        let seconds = self.meter.watch.time(&mut |_| {
             let store = RopeStore {
                 qkv: self.out.pointer(),
                 q_norm: DevicePointer::NULL,
@@ -156,18 +183,34 @@ impl Bench {
         })?;
         let heads = 2 * num_q * 4 + 2 * num_kv * (4 + 2);
         let work = Work { bytes: rows * heads * head_dim, flops: 0.0 };
-        Ok(self.figure(format!("{} rope and store, {rows} rows", shape.name), seconds, &work))
+        Ok(self.meter.figure(format!("{} rope and store, {rows} rows", shape.name), seconds, &work))
     }
 
-    /// Microseconds of a launch, with its share of whichever ceiling binds it.
-    fn figure(&self, what: String, seconds: Vec<f64>, work: &Work) -> Figure {
-        let micros = seconds.into_iter().map(|seconds| seconds * 1e6).collect();
-        let figure = Figure::new(what, "us", micros);
-        let read = work.bytes as f64 / self.ceilings.read;
-        let products = work.flops / self.ceilings.products;
-        let (floor, of) = if read >= products { (read, "read") } else { (products, "products") };
-        let share = floor / (figure.median / 1e6);
-        figure.share(share, of)
+    /// Rows of an embedding in bf16, of tokens far apart.
+    fn embed(&self, run: &Run<'_>, shape: &Shape, rows: usize) -> Result<Figure, KernelError> {
+        let Shape { hidden, vocab, .. } = *shape;
+        let id = |row: usize| (row * 7919 + 13) % vocab;
+        let ids = words(run, (0..rows).map(|row| id(row) as u32).collect())?;
+        let table_bytes = vocab * stride_of(hidden, DType::Bf16) * 2;
+        let seconds = self.meter.watch.time(&mut |call| {
+            let embed = Embed {
+                table: self.meter.pool.window(table_bytes, call),
+                scales: DevicePointer::NULL,
+                ids: ids.pointer(),
+                // Of tokens that are not known yet, which there are none of.
+                row_seq: ids.pointer(),
+                seq_slot: ids.pointer(),
+                last_tokens: ids.pointer(),
+                x: self.out.pointer(),
+                cols: hidden as u32,
+                stride: stride_of(hidden, DType::Bf16) as u32,
+                scale: 1.0,
+            };
+            // SAFETY: the pool holds the table, activations hold the rows; ids are in the table.
+            unsafe { embed.launch(&**run.driver, WeightFormat::Plain(DType::Bf16), rows as u32) }
+        })?;
+        let work = Work { bytes: rows * hidden * 6, flops: 0.0 };
+        Ok(self.meter.figure(format!("{} embedding, {rows} rows", shape.name), seconds, &work))
     }
 }
 
@@ -192,6 +235,16 @@ fn floats_of(shape: &Shape, run: &Run<'_>) -> usize {
     let widest = shape.products().iter().map(|product| product.n.max(product.k)).max().unwrap_or(0);
     let most = rows(run.size).iter().max().copied().unwrap_or(0);
     (attention_rows * qkv).max(most * widest)
+}
+
+/// Activations of numbers, and room for as many results.
+fn both_activations(
+    run: &Run<'_>,
+    floats: usize,
+) -> Result<(DeviceBuffer, DeviceBuffer), KernelError> {
+    let x = DeviceBuffer::new(run.driver, floats * 4, "activations")?;
+    x.upload(0, &activations(floats))?;
+    Ok((x, DeviceBuffer::new(run.driver, floats * 4, "results")?))
 }
 
 /// Numbers between −1 and 1, that no short pattern repeats.

@@ -3,10 +3,10 @@
 use std::cell::Cell;
 use std::sync::Arc;
 
-use super::{Finding, Part, Size, Suite};
+use super::{Finding, Part, PeerTask, Size, Suite, peer_tasks};
 use crate::cuda::emulated::{Emulated, Fault};
 use crate::cuda::linear_choice::Target;
-use crate::cuda::source::{HEADERS, SUITE_WRAPPERS};
+use crate::cuda::source::{HEADERS, SUITE_HOPPER, SUITE_WRAPPERS, Source};
 use crate::error::KernelError;
 
 fn suite(seed: u64, fault: Option<Fault>) -> Suite {
@@ -42,21 +42,31 @@ fn wrappers_are_as_expected_in_any_order_of_threads() {
     }
 }
 
-#[test]
-fn every_wrapper_is_looked_at() {
-    let ptx = HEADERS.iter().find(|header| header.name == "ptx.cuh").unwrap();
-    let on_device = ptx.text.split("#else").next().unwrap();
-    let mut seen = 0;
+/// Functions that `header` defines for the device, and that `source` does not call.
+fn not_called(header: &str, source: &Source) -> (usize, Vec<String>) {
+    let header = HEADERS.iter().find(|known| known.name == header).unwrap();
+    let on_device = header.text.split("#else  // emulation").next().unwrap();
+    let (mut seen, mut missing) = (0, Vec::new());
     for line in on_device.lines().filter(|line| line.starts_with("__device__")) {
         let head = line.split('(').next().unwrap();
         let name = head.rsplit(' ').next().unwrap();
-        let is_called = [format!("{name}("), format!("{name}<")]
-            .iter()
-            .any(|call| SUITE_WRAPPERS.text.contains(call));
-        assert!(is_called, "suite_wrappers.cu does not call {name}");
+        let is_called =
+            [format!("{name}("), format!("{name}<")].iter().any(|call| source.text.contains(call));
+        if !is_called {
+            missing.push(name.to_owned());
+        }
         seen += 1;
     }
-    assert!(seen > 25, "{seen}");
+    (seen, missing)
+}
+
+#[test]
+fn every_wrapper_is_looked_at() {
+    let (seen, missing) = not_called("ptx.cuh", &SUITE_WRAPPERS);
+    assert!(seen > 25 && missing.is_empty(), "{seen}, not called: {missing:?}");
+    let (seen, missing) = not_called("ptx90.cuh", &SUITE_HOPPER);
+    // The others call it.
+    assert!(seen > 18 && missing == ["shared_address"], "{seen}, not called: {missing:?}");
 }
 
 // Some ulps more than the bound.
@@ -117,15 +127,47 @@ fn a_wrapper_that_does_something_else_is_found() {
     }
 }
 
+/// Findings of each part but the wrappers'.
+const PARTS: [(Part, usize); 8] = [
+    (Part::Hopper, 3),
+    (Part::Ops, 8),
+    (Part::Ceilings, 8),
+    (Part::Costs, 2 * 3 + 2 * 4 + 1),
+    (Part::Kernels, 3 + 2 * 8 + 2),
+    (Part::Sampling, 3 + 5),
+    (Part::Experts, 3 + 4 + 2 * 5),
+    (Part::Quantized, 3 + 3 * 5),
+];
+
 #[test]
-fn ops_ceilings_and_shares_run_to_their_end() {
+fn every_part_runs_to_its_end() {
     let suite = suite(5, None);
-    let counts = [(Part::Ops, 7), (Part::Ceilings, 7), (Part::Kernels, 2 + 2 * 7 + 2)];
-    for (part, count) in counts {
+    for (part, count) in PARTS {
         let found = findings(&suite, part).unwrap();
         assert_right(&found);
-        assert_eq!(found.len(), count, "{part:?}");
+        assert_eq!(found.len(), count, "{part:?}: {found:?}");
     }
+}
+
+#[test]
+fn what_a_card_lacks_is_told_and_no_fault() {
+    let mut suite = suite(1, None);
+    suite.target.is_hopper = false;
+    let found = findings(&suite, Part::Hopper).unwrap();
+    let [Finding::Note(note)] = &found[..] else { panic!("{found:?}") };
+    assert!(found[0].is_right() && note.text.starts_with("not measured: "), "{note:?}");
+}
+
+#[test]
+fn peers_are_asked_for_what_has_a_figure() {
+    let found = findings(&suite(1, None), Part::Kernels).unwrap();
+    for task in peer_tasks(Size::Tiny) {
+        let (PeerTask::Product { what, .. } | PeerTask::Attention { what, .. }) = &task;
+        let has = |finding: &Finding| matches!(finding, Finding::Figure(f) if f.what == *what);
+        assert!(found.iter().any(has), "{task:?}");
+    }
+    // Three shapes of eight numbers of rows with five products, and of eleven steps.
+    assert_eq!(peer_tasks(Size::Full).len(), 3 * (8 * 5 + 11));
 }
 
 #[test]
@@ -147,11 +189,11 @@ fn an_op_that_is_wrong_is_told() {
 
 #[test]
 fn a_part_stops_where_it_is_told() {
-    for part in [Part::Wrappers, Part::Ops, Part::Ceilings, Part::Kernels] {
+    for part in PARTS.map(|(part, _)| part).into_iter().chain([Part::Wrappers]) {
         let (left, mut count) = (Cell::new(2), 0);
         let keeps_going = || left.replace(left.get() - 1) > 0;
         let ended = suite(1, None).run(part, &keeps_going, &mut |_| count += 1).unwrap();
         assert!(!ended, "{part:?}");
-        assert!((1..=4).contains(&count), "{part:?}: {count}");
+        assert!((1..=12).contains(&count), "{part:?}: {count}");
     }
 }

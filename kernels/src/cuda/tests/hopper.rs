@@ -1,5 +1,6 @@
 //! ptx90.cuh and its emulation: suite_hopper.cu against what the layouts are defined to be.
 
+use super::dice::Dice;
 use super::*;
 use crate::cuda::driver::{Grid, Kernel, launch};
 use crate::cuda::source::SUITE_HOPPER;
@@ -26,6 +27,14 @@ struct TileProduct {
     plain: DevicePointer,
     out: DevicePointer,
     k: u32,
+}
+
+/// Mirrors `TileRing`.
+#[repr(C)]
+struct TileRing {
+    map: TensorMap,
+    out: DevicePointer,
+    tiles: u32,
 }
 
 const fn axis(size: usize, stride: usize, taken: usize) -> Axis {
@@ -77,14 +86,42 @@ impl Boxes<'_> {
         // SAFETY: buffers of this tensor and this box.
         unsafe { launch(&*bed.driver, &kernel, grid, &parameters) }?;
         let words = read_words(&out, elements / 2);
-        let lies = |i: usize| {
-            // Of each eight lines of 64 elements, line l has its piece p of eight at place p ^ l.
-            let (line, piece) = (i / 64, i / 8 % 8);
-            let from = if self.swizzled { line * 64 + (piece ^ (line % 8)) * 8 + i % 8 } else { i };
-            (words[from / 2] >> (from % 2 * 16)) as u16
-        };
+        let lies = |i| lying(&words, if self.swizzled { place_of(i) } else { i });
         Ok((0..elements).all(|i| lies(i) == self.element(at, i)))
     }
+}
+
+/// Where element `i` of lines of 64 lies among those that are swizzled: of each eight lines, line l has
+/// its piece p of eight elements at place p ^ l.
+fn place_of(i: usize) -> usize {
+    let (line, piece) = (i / 64, i / 8 % 8);
+    line * 64 + (piece ^ (line % 8)) * 8 + i % 8
+}
+
+/// Element `i` of `words`.
+fn lying(words: &[u32], i: usize) -> u16 {
+    (words[i / 2] >> (i % 2 * 16)) as u16
+}
+
+/// A tensor of up to 8 KiB, and a box that may lie in it, half outside or beyond it.
+pub(in crate::cuda) fn random_tile(bed: &Bed, dice: &mut Dice, _: usize) -> Drawn {
+    let swizzled = !dice.once_in(3);
+    let across = if swizzled { 64 } else { 8 * (1 + dice.below(16)) };
+    let columns = 1 + dice.below(100);
+    let stride = (columns * 2).next_multiple_of(16) + 16 * dice.below(2);
+    let rows = 1 + dice.below((8192 / stride).min(40));
+    let mut axes = vec![axis(columns, 2, across), axis(rows, stride, 1 + dice.below(64))];
+    if dice.once_in(2) {
+        axes[1].taken = 1 + dice.below(8);
+        let plane = rows * stride;
+        axes.push(axis(1 + dice.below((8192 / plane).min(5)), plane, 1 + dice.below(3)));
+    }
+    let mut at = [0; 3];
+    for (place, axis) in at.iter_mut().zip(&axes) {
+        *place = dice.below(axis.size + 2 * axis.taken) as i32 - axis.taken as i32;
+    }
+    let case = format!("{axes:?} at {at:?}, swizzled: {swizzled}");
+    (case, Boxes { axes: &axes, swizzled }.lands(bed, at))
 }
 
 #[test]
@@ -153,14 +190,49 @@ const PRODUCTS: [Product; 12] = [
 /// Rows of a product.
 const ROWS: usize = 64;
 
+/// Whether sums of a product are exact.
+#[derive(Clone, Copy, Debug)]
+enum Numbers {
+    /// Whole, and small enough that every sum is exact in any order.
+    Whole,
+    /// Any: sums are rounded, and a card may cut where the emulation rounds.
+    Rounded,
+}
+
+impl Numbers {
+    fn draw(self, seed: u64, len: usize, format: DType) -> Vec<f32> {
+        let number = |value: f32| match (self, format) {
+            (Numbers::Whole, _) => (value * 8.0).round(),
+            (Numbers::Rounded, DType::F16) => f16::from_f32(value).to_f32(),
+            (Numbers::Rounded, _) => bf16::from_f32(value).to_f32(),
+        };
+        noises(seed, len).into_iter().map(number).collect()
+    }
+
+    /// The largest relative error.
+    fn bound(self) -> f64 {
+        match self {
+            Numbers::Whole => 0.0,
+            Numbers::Rounded => 2e-5,
+        }
+    }
+}
+
 impl Product {
     fn is_right(&self, bed: &Bed, k: usize) -> Result<bool, KernelError> {
+        self.multiplies(bed, k, (Numbers::Whole, 1))
+    }
+
+    /// Whether a product over `k`, of numbers that are drawn by a seed, is what it is defined to be.
+    fn multiplies(
+        &self,
+        bed: &Bed,
+        k: usize,
+        (numbers, seed): (Numbers, u64),
+    ) -> Result<bool, KernelError> {
         let Product { name, columns, format, is_transposed } = *self;
-        // Whole numbers, small enough that every sum is exact in any order.
-        let whole = |seed, len| -> Vec<f32> {
-            noises(seed, len).iter().map(|value| (value * 8.0).round()).collect()
-        };
-        let (a, b) = (whole(1, ROWS * k), whole(2, columns * k));
+        let a = numbers.draw(2 * seed, ROWS * k, format);
+        let b = numbers.draw(2 * seed + 1, columns * k, format);
         let b_at = |column: usize, i: usize| {
             if is_transposed { b[i * columns + column] } else { b[column * k + i] }
         };
@@ -191,8 +263,90 @@ impl Product {
         let grid = Grid { blocks: [1, 1, 1], shared_bytes: SHARED_BYTES };
         // SAFETY: buffers of these shapes.
         unsafe { launch(&*bed.driver, &kernel, grid, &parameters) }?;
-        Ok(error(&read_floats(&out, ROWS * columns), &want) == 0.0)
+        Ok(error(&read_floats(&out, ROWS * columns), &want) <= numbers.bound())
     }
+}
+
+/// A product of any kind over up to 512 k.
+pub(in crate::cuda) fn random_product(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let product = dice.of(&PRODUCTS);
+    let k = 64 * (1 + dice.below(most.clamp(1, 8)));
+    let numbers = dice.of(&[Numbers::Whole, Numbers::Rounded]);
+    let seed = dice.below(1 << 16) as u64;
+    let case = format!("{} over {k}, {numbers:?}, seed {seed}", product.name);
+    (case, product.multiplies(bed, k, (numbers, seed)))
+}
+
+/// Up to sixteen tiles, one after another through a ring.
+pub(in crate::cuda) fn random_ring(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let tiles = 1 + dice.below(most.clamp(1, 16));
+    (format!("{tiles} tiles"), turns(bed, tiles))
+}
+
+/// Whether so many tiles come out of a ring as they went in, in their order.
+fn turns(bed: &Bed, tiles: usize) -> Result<bool, KernelError> {
+    const ELEMENTS: usize = 64 * 64;
+    let element = |i: usize| (i as u16).wrapping_mul(40_503);
+    let bytes: Vec<u8> = (0..tiles * ELEMENTS).flat_map(|i| element(i).to_le_bytes()).collect();
+    let tensor = bed.bytes(&bytes);
+    let out = bed.poison(tiles * ELEMENTS / 2);
+    let axes = [axis(64, 2, 64), axis(64 * tiles, 128, 64)];
+    let spec = TensorMapSpec {
+        address: tensor.pointer(),
+        format: DType::Bf16,
+        axes: &axes,
+        swizzled: true,
+    };
+    let map = bed.driver.tensor_map(&spec)?;
+    let parameters = TileRing { map, out: out.pointer(), tiles: tiles as u32 };
+    let kernel = Kernel::new(&SUITE_HOPPER, "tile_ring", 3 * 128);
+    // Two barriers for each of three slots.
+    let grid = Grid { blocks: [1, 1, 1], shared_bytes: 2 * 32768 + 6 * 8 };
+    // SAFETY: buffers of so many tiles.
+    unsafe { launch(&*bed.driver, &kernel, grid, &parameters) }?;
+    let words = read_words(&out, tiles * ELEMENTS / 2);
+    Ok((0..tiles * ELEMENTS).all(|i| lying(&words, place_of(i)) == element(i)))
+}
+
+#[test]
+fn tiles_come_through_a_ring() {
+    for seed in SEEDS {
+        let bed = Bed::new(seed, None);
+        for tiles in [1, 3, 4, 11] {
+            assert!(turns(&bed, tiles).unwrap(), "{tiles} tiles");
+        }
+    }
+}
+
+#[test]
+fn what_is_drawn_is_right() {
+    for seed in SEEDS {
+        let (bed, mut dice) = (Bed::new(seed, None), Dice(seed));
+        for random in [random_tile, random_product, random_ring] {
+            for _ in 0..4 {
+                let (case, right) = random(&bed, &mut dice, 3);
+                assert!(right.unwrap(), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn faults_in_a_ring_show() {
+    let faults = [
+        Fault { from: "(i / RING_SLOTS + 1) % 2", to: "i / RING_SLOTS % 2" },
+        Fault { from: "wait_phase(full + slot, i / RING_SLOTS % 2);", to: "" },
+        Fault {
+            from: "        wait_phase(empty + slot",
+            to: "        if (0) wait_phase(empty + slot",
+        },
+        Fault { from: "        arrive(empty + slot);\n", to: "" },
+        Fault { from: "init_barrier(empty + i, RING_READERS)", to: "init_barrier(empty + i, 1)" },
+        Fault { from: "full + slot, 0, i * 64", to: "full + slot, 0, i * 32" },
+        Fault { from: "give_registers<40>();", to: "" },
+        Fault { from: "take_registers<232>();", to: "take_registers<248>();" },
+    ];
+    assert_caught(&faults, |bed| turns(bed, 11));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! linear_quantized.cu.
 
+use super::dice::Dice;
 use super::*;
 use crate::cuda::linear::Linear;
 use crate::cuda::linear_quantized::QuantizedLinear;
@@ -82,6 +83,18 @@ impl Case {
     fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {
         Ok(error(&self.run(bed)?, &self.reference()) < 2e-5)
     }
+}
+
+/// A product of any format.
+pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+    let rows = dice.size(40.min(most / 16));
+    let k = dice.size(8192.min(most / rows / 2));
+    let n = dice.size(8192.min(most / rows / k)).next_multiple_of(2);
+    let glu = Epilogue::Glu(dice.of(&[Activation::Silu, Activation::GeluTanh]));
+    let epilogue = dice.of(&[Epilogue::Store, Epilogue::Add, glu]);
+    let (quantization, biased) = (dice.of(&Quantization::ALL), dice.once_in(2));
+    let case = Case { biased, epilogue, ..Case::plain(rows, n, k, quantization) };
+    (format!("{case:?}"), case.is_right(bed))
 }
 
 #[test]

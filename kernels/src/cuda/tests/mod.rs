@@ -19,15 +19,13 @@ pub(in crate::cuda) mod embed;
 mod emulator;
 #[cfg(test)]
 mod executor;
-#[cfg(test)]
-mod hopper;
+pub(in crate::cuda) mod hopper;
 pub(in crate::cuda) mod linear;
 #[cfg(test)]
 mod linear_choice;
 #[cfg(test)]
 mod linear_hopper;
-#[cfg(test)]
-mod linear_quantized;
+pub(in crate::cuda) mod linear_quantized;
 pub(in crate::cuda) mod linear_tensor;
 pub(in crate::cuda) mod moe;
 pub(in crate::cuda) mod norm;

@@ -2,7 +2,7 @@
 
 use super::super::Run;
 use super::super::finding::Figure;
-use super::super::shapes::Shape;
+use super::super::shapes::{Shape, attention_what};
 use super::{BLOCK, Bench, Work, words};
 use crate::batch::Batch;
 use crate::cuda::attention::{Attention, AttentionKernels};
@@ -114,12 +114,12 @@ impl Bench {
     ) -> Result<Option<Figure>, KernelError> {
         let Shape { num_q, num_kv, head_dim, .. } = *shape;
         let plane_bytes = step.blocks() * BLOCK * num_kv * head_dim * 2;
-        if !self.pool.has(2 * plane_bytes) {
+        if !self.meter.pool.has(2 * plane_bytes) {
             return Ok(None);
         }
         let planned = Planned::new(run, Heads { num_q, num_kv, head_dim }, step)?;
-        let seconds = self.watch.time(&mut |call| {
-            let keys = self.pool.window(2 * plane_bytes, call);
+        let seconds = self.meter.watch.time(&mut |call| {
+            let keys = self.meter.pool.window(2 * plane_bytes, call);
             let attention = Attention {
                 qkv: self.x.pointer(),
                 out: self.out.pointer(),
@@ -146,7 +146,7 @@ impl Bench {
         let bytes = cache + 2 * rows * num_q * head_dim * 4;
         let flops = 4.0 * (num_q * head_dim) as f64 * step.pairs();
         let Step { seqs, keys, rows } = step;
-        let what = format!("{} attention, {seqs} × {rows} rows over {keys} keys", shape.name);
-        Ok(Some(self.figure(what, seconds, &Work { bytes, flops })))
+        let what = attention_what(shape, [seqs, keys, rows]);
+        Ok(Some(self.meter.figure(what, seconds, &Work { bytes, flops })))
     }
 }

@@ -1,0 +1,117 @@
+//! What a step pays beside its kernels: nodes of a graph, copies from and to the host, marks.
+
+use std::time::Instant;
+
+use super::ceilings::{Ceiling, NOTHING, micros, rate};
+use super::finding::Figure;
+use super::stopwatch::Stopwatch;
+use super::{Finding, Run, Size};
+use crate::cuda::driver::{DeviceBuffer, Driver, Grid, Kernel, MarkIndex, launch};
+use crate::cuda::host_buffer::HostBuffer;
+use crate::error::KernelError;
+
+/// Launches [`NOTHING`].
+type LaunchNothing =
+    unsafe fn(&dyn Driver, &Kernel<Ceiling>, Grid, &Ceiling) -> Result<(), KernelError>;
+
+/// How a kernel follows the one before it.
+struct Edge {
+    name: &'static str,
+    launch: LaunchNothing,
+}
+
+/// All that the driver offers.
+const EDGES: [Edge; 1] = [Edge { name: "", launch: launch::<Ceiling> }];
+
+/// Kernels of a small model's step, and of a large one's.
+const NODES: [[usize; 2]; 2] = [[50, 300], [2, 5]];
+
+/// Bytes of copies: what a step brings, and as many as make a rate.
+const COPIES: [[usize; 2]; 2] = [[4 << 10, 256 << 20], [64, 4 << 10]];
+
+pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
+    let at = usize::from(run.size == Size::Tiny);
+    let watch = Stopwatch::new(run.driver, run.size)?;
+    for edge in &EDGES {
+        for nodes in NODES[at] {
+            if !(run.keeps_going)() {
+                return Ok(false);
+            }
+            for figure in graph(run, &watch, edge, nodes)? {
+                (run.put)(Finding::Figure(figure));
+            }
+        }
+    }
+    for bytes in COPIES[at] {
+        if !(run.keeps_going)() {
+            return Ok(false);
+        }
+        for figure in copies(run, &watch, bytes)? {
+            (run.put)(Finding::Figure(figure));
+        }
+    }
+    let mark = mark(run, &watch)?;
+    (run.put)(Finding::Figure(mark));
+    Ok(true)
+}
+
+/// A graph of empty kernels: microseconds a node, of the whole, and that the host takes to start it.
+fn graph(
+    run: &Run<'_>,
+    watch: &Stopwatch,
+    edge: &Edge,
+    nodes: usize,
+) -> Result<[Figure; 3], KernelError> {
+    let grid = Grid { blocks: [1, 1, 1], shared_bytes: 0 };
+    let recorded = watch.record(nodes, &mut |_| {
+        // SAFETY: the kernel looks at nothing.
+        unsafe { (edge.launch)(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }
+    })?;
+    let whole = watch.time_asked(&mut |_| recorded.replay())?;
+    let each: Vec<f64> = whole.iter().map(|seconds| seconds / nodes as f64).collect();
+    let mut host = Vec::new();
+    for _ in 0..if run.size == Size::Tiny { 1 } else { 20 } {
+        watch.wait()?;
+        let began = Instant::now();
+        recorded.replay()?;
+        host.push(began.elapsed().as_secs_f64());
+    }
+    let name = format!("graph of {nodes} empty kernels{}", edge.name);
+    Ok([
+        micros(&format!("{name}: a node"), &each),
+        micros(&name, &whole),
+        micros(&format!("{name}: host time of its launch"), &host),
+    ])
+}
+
+/// Copies of `bytes` both ways between page-locked memory and the device.
+fn copies(run: &Run<'_>, watch: &Stopwatch, bytes: usize) -> Result<Vec<Figure>, KernelError> {
+    let host = HostBuffer::new(run.driver, bytes)?;
+    let device = DeviceBuffer::new(run.driver, bytes, "copies")?;
+    let inward = watch.time_asked(&mut |_| {
+        // SAFETY: both hold so many bytes, and nobody writes the host's.
+        unsafe { run.driver.copy_in(device.pointer(), host.pointer(0), bytes) }
+    })?;
+    let outward = watch.time_asked(&mut |_| {
+        // SAFETY: as above, and nobody reads the host's.
+        unsafe { run.driver.copy_out(host.pointer(0), device.pointer(), bytes) }
+    })?;
+    let figures = [("host to device", inward), ("device to host", outward)];
+    let figures = figures.into_iter().flat_map(|(way, seconds)| {
+        let what = format!("copy of {bytes} bytes, {way}");
+        [micros(&what, &seconds), rate(&what, "GB/s", &seconds, bytes as f64 / 1e9)]
+    });
+    Ok(figures.collect())
+}
+
+/// Microseconds from an empty launch to a mark behind it that was waited for.
+fn mark(run: &Run<'_>, watch: &Stopwatch) -> Result<Figure, KernelError> {
+    let grid = Grid { blocks: [1, 1, 1], shared_bytes: 0 };
+    let seconds = watch.time_asked(&mut |_| {
+        // SAFETY: the kernel looks at nothing.
+        unsafe { launch(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }?;
+        run.driver.mark(MarkIndex(0))?;
+        run.driver.wait(MarkIndex(0))
+    })?;
+    Ok(micros("launch, mark and wait for the mark", &seconds))
+}
