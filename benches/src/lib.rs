@@ -9,5 +9,8 @@ pub mod settings;
 /// Requests straight to the engine, without the network.
 pub mod streams;
 
+/// When steps are launched and finished.
+pub mod timed;
+
 /// The hardware suite.
 pub mod gpu;

@@ -12,60 +12,75 @@ use pagoda_engine::request::{
 pub struct Outcome {
     /// From the first submission to the last end.
     pub elapsed: Duration,
-    /// When each request had its first token.
-    pub first_tokens_s: Vec<f64>,
-    /// When each token came.
-    pub tokens_s: Vec<f64>,
+    /// When each token of each request came, in seconds.
+    pub requests: Vec<Vec<f64>>,
 }
 
 impl Outcome {
+    /// When each request had its first token.
+    pub fn first_tokens_s(&self) -> Vec<f64> {
+        self.requests.iter().filter_map(|tokens| tokens.first().copied()).collect()
+    }
+
+    /// Seconds from each token of a request to its next.
+    pub fn between_tokens_s(&self) -> Vec<f64> {
+        let gaps = |tokens: &Vec<f64>| tokens.windows(2).map(|two| two[1] - two[0]).collect();
+        self.requests.iter().flat_map::<Vec<f64>, _>(gaps).collect()
+    }
+
     /// When the last of the requests had its first token.
     pub fn last_first_s(&self) -> f64 {
-        self.first_tokens_s.iter().copied().fold(0.0, f64::max)
+        self.first_tokens_s().into_iter().fold(0.0, f64::max)
     }
 
     /// Tokens/s while all of them decoded.
     pub fn decode_rate(&self) -> f64 {
         let from = self.last_first_s();
-        let tokens = self.tokens_s.iter().filter(|time| **time > from).count() as f64;
+        let tokens = self.requests.iter().flatten().filter(|time| **time > from).count() as f64;
         tokens / (self.elapsed.as_secs_f64() - from)
     }
 }
 
+/// How often streams are looked at, unless asked otherwise: seldom enough to leave the cores alone.
+const LOOK: Duration = Duration::from_micros(300);
+
 /// Submits all requests and reads them to their end.
 pub fn run(handle: &EngineHandle, requests: Vec<Request>) -> Result<Outcome> {
+    run_looking(handle, requests, LOOK)
+}
+
+/// The same, looking for tokens every so often.
+pub fn run_looking(
+    handle: &EngineHandle,
+    requests: Vec<Request>,
+    look: Duration,
+) -> Result<Outcome> {
     let began = Instant::now();
-    let mut streams: Vec<(EventStream, bool)> = requests
+    let mut streams: Vec<(usize, EventStream)> = requests
         .into_iter()
-        .map(|request| Ok((handle.submit(request)?, false)))
+        .enumerate()
+        .map(|(index, request)| Ok((index, handle.submit(request)?)))
         .collect::<Result<_>>()?;
-    let mut outcome =
-        Outcome { elapsed: Duration::ZERO, first_tokens_s: Vec::new(), tokens_s: Vec::new() };
+    let mut tokens = vec![Vec::new(); streams.len()];
     while !streams.is_empty() {
         let now = began.elapsed().as_secs_f64();
         let mut ended = Vec::new();
-        for (index, (stream, has_first)) in streams.iter_mut().enumerate() {
+        for (place, (index, stream)) in streams.iter_mut().enumerate() {
             while let Some(event) = stream.try_next() {
                 match event {
-                    Event::Token { .. } => {
-                        if !std::mem::replace(has_first, true) {
-                            outcome.first_tokens_s.push(now);
-                        }
-                        outcome.tokens_s.push(now);
-                    }
-                    Event::Finished { .. } => ended.push(index),
+                    Event::Token { .. } => tokens[*index].push(now),
+                    Event::Finished { .. } => ended.push(place),
                     Event::Failed(error) => return Err(failed(error)),
                     Event::Started { .. } | Event::Prompt { .. } => {}
                 }
             }
         }
-        for index in ended.into_iter().rev() {
-            streams.swap_remove(index);
+        for place in ended.into_iter().rev() {
+            streams.swap_remove(place);
         }
-        std::thread::sleep(Duration::from_micros(300));
+        std::thread::sleep(look);
     }
-    outcome.elapsed = began.elapsed();
-    Ok(outcome)
+    Ok(Outcome { elapsed: began.elapsed(), requests: tokens })
 }
 
 fn failed(error: StepError) -> anyhow::Error {

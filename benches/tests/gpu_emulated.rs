@@ -3,15 +3,21 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use pagoda_benches::gpu::line::{self, Line};
 use pagoda_benches::gpu::part::PARTS;
 
-fn gpu(arguments: &[&str], results: &Path) -> Output {
+fn command(arguments: &[&str], results: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gpu"));
     command.args(arguments).args(["--commit", "abc", "--budget-s", "800"]);
-    command.arg("--resume").arg(results).output().unwrap()
+    command.arg("--resume").arg(results);
+    command
+}
+
+fn gpu(arguments: &[&str], results: &Path) -> Output {
+    command(arguments, results).output().unwrap()
 }
 
 #[test]
@@ -34,6 +40,28 @@ fn every_part_runs_and_none_twice() {
     let output = gpu(&["--device", "emulated", "--seed", "2", "--parts", "ceilings"], &results);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(line::read(&results).unwrap().len(), lines.len() + 1);
+}
+
+#[test]
+fn what_was_stopped_half_way_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let results = folder.path().join("results.jsonl");
+    let names = ["wrappers", "costs", "ceilings"];
+    let asked = ["--device", "emulated", "--parts", &names.join(",")];
+    let mut process = command(&asked, &results).stdout(Stdio::null()).spawn().unwrap();
+    while line::read(&results).unwrap().is_empty() && process.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let before = line::read(&results).unwrap();
+    assert!(!before.is_empty());
+    let output = gpu(&asked, &results);
+    assert!(output.status.success(), "{output:?}");
+    let lines = line::read(&results).unwrap();
+    assert_eq!(lines[..before.len()], before);
+    let parts: Vec<&str> = lines.iter().map(|line| line.part.as_str()).collect();
+    assert_eq!(parts, names);
 }
 
 #[test]

@@ -13,7 +13,7 @@ import gpu_table
 def line(**fields):
     return {
         "part": "ceilings", "commit": "abc", "code": ["kernels"], "at_unix_s": 1, "ended": True,
-        "right": True, "machine": {"gpu": "NVIDIA H200"},
+        "right": True, "machine": {"gpu": "NVIDIA H200"}, "settings": {"tiny": False},
         "findings": [{"figure": {"what": "read", "unit": "GB/s", "median": 4321.0}}], **fields,
     }
 
@@ -40,8 +40,9 @@ def checkout(tmp_path):
 
 def test_without_lines_of_a_gpu_it_says_so(tmp_path):
     assert gpu_table.table(gpu_table.lines_of(tmp_path), ROOT) == gpu_table.NOTHING
-    put(tmp_path, line(machine={"gpu": "emulated"}))
-    assert gpu_table.table(gpu_table.lines_of(tmp_path), ROOT) == gpu_table.NOTHING
+    for nothing in (line(machine={"gpu": "emulated"}), line(settings={"tiny": True})):
+        put(tmp_path, nothing)
+        assert gpu_table.table(gpu_table.lines_of(tmp_path), ROOT) == gpu_table.NOTHING
 
 
 def test_the_latest_line_of_a_part_counts(tmp_path):
@@ -71,8 +72,34 @@ def test_what_is_wrong_or_failed_is_said():
 
 def test_many_figures_become_their_shares():
     figure = lambda share: {"figure": {"what": "w", "unit": "us", "median": 1.0, "share": share, "of": "read"}}
-    text = gpu_table.headline(line(findings=[figure(i / 10) for i in range(10)]))
-    assert "10 shares of a ceiling: median 50%, best 90%" in text
+    text = gpu_table.headline(line(findings=[figure(i / 20) for i in range(20)]))
+    assert "20 shares of a ceiling: median 50%, best 95%" in text
+
+
+def test_peers_stand_beside_ours():
+    def figure(what, unit, median, **more):
+        return {"figure": {"what": what, "unit": unit, "median": median, **more}}
+
+    lines = [
+        line(part="kernels", findings=[figure("a product", "us", 10.0, share=0.5, of="read")]),
+        line(part="llama-8b", findings=[figure("16 requests: output", "tokens/s", 1000.0)]),
+        line(part="peer-cublaslt", findings=[figure("a product", "us", 15.0)]),
+        line(part="peer-attention", findings=[figure("a product: cuDNN", "us", 5.0), figure("x", "us", 1.0)]),
+        line(part="peer-transformers", findings=[figure("16 requests: output", "tokens/s", 500.0)]),
+        line(part="peer-cublaslt", machine={"gpu": "other"}, findings=[figure("a product", "us", 1.0)]),
+    ]
+    rows = gpu_table.beside_peers(lines).splitlines()[3:]
+    assert rows == [
+        "| a product | 10 us | 50% | cuBLASLt | 15 us | 1.50 |",
+        "| a product | 10 us | 50% | cuDNN | 5 us | 0.50 |",
+        "| 16 requests: output | 1000 tokens/s |  | transformers | 500 tokens/s | 2.00 |",
+    ]
+    assert gpu_table.beside_peers(lines[:2]) == ""
+
+
+def test_notes_are_told():
+    note = {"note": {"what": "cuBLASLt", "text": "not measured: No module named 'torch'"}}
+    assert "not measured: No module" in gpu_table.headline(line(findings=[note]))
 
 
 def test_the_readme_has_a_place_for_it():

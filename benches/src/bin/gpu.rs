@@ -11,6 +11,7 @@ use clap::Parser;
 use pagoda_benches::gpu::arguments::Arguments;
 use pagoda_benches::gpu::conductor::{Conductor, Tally};
 use pagoda_benches::gpu::part::{self, PARTS, Part};
+use pagoda_kernels::cuda::nvidia::Places;
 use pagoda_kernels::cuda::suite::Suite;
 
 fn main() -> Result<ExitCode> {
@@ -25,10 +26,17 @@ fn main() -> Result<ExitCode> {
         std::fs::write(path, suite.expectations()?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let [arch, path] = &arguments.build_kernels[..] {
+        let places = Places::of_this_machine(None);
+        let (bytes, report) = Suite::build_kernels(arch.parse()?, &places)?;
+        std::fs::write(path, bytes)?;
+        tell(&format!("{path}: {} sources for {arch}, {} bytes", report.sources, report.bytes));
+        return Ok(ExitCode::SUCCESS);
+    }
     let deadline = Instant::now() + Duration::from_secs(arguments.budget_s);
     if let Some(name) = &arguments.child {
         let part = part::find(name).with_context(|| format!("no part is named {name}"))?;
-        part.run(&arguments.settings, &|| Instant::now() < deadline)?;
+        part.run(&arguments.settings, deadline)?;
         return Ok(ExitCode::SUCCESS);
     }
     conduct(&arguments, deadline)
@@ -71,7 +79,7 @@ fn conduct(arguments: &Arguments, deadline: Instant) -> Result<ExitCode> {
 
 fn list() {
     for part in &PARTS {
-        tell(&format!("{:15} about {:3} s  {}", part.name, part.seconds, part.about));
+        tell(&format!("{:17} about {:3} s  {}", part.name, part.seconds, part.about));
     }
 }
 

@@ -4,55 +4,24 @@
 //! A second thread reads all streams, as connections would. One JSON line for each depth.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use pagoda_benches::machine::{CpuTimes, commit, load};
+use pagoda_benches::timed::{Timed, Watched};
 use pagoda_engine::handle::border;
 use pagoda_engine::model::info::{InstanceInfo, KvGroupInfo, KvGroupKind};
 use pagoda_engine::request::{Request, SamplerParams, Segment, StopParams, Tenant};
-use pagoda_engine::runner::{NullRunner, Plan, Runner, Ticket};
+use pagoda_engine::runner::NullRunner;
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::{Parts, StepLoop, Turn};
 use pagoda_kernels::dtype::DType;
-use pagoda_kernels::error::KernelError;
 
 const SEQUENCES: u32 = 256;
 const PROMPT: u32 = 128;
 const STEPS: usize = 1_800;
-
-/// Notes when steps are finished and launched.
-struct Timed {
-    inner: NullRunner,
-    finished_at: Option<Instant>,
-    times: Arc<Mutex<Vec<Duration>>>,
-}
-
-impl Runner for Timed {
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn launch(&mut self, plan: Plan) -> Result<Ticket, KernelError> {
-        let is_decode = plan.step.batch.num_tokens() == SEQUENCES as usize;
-        let ticket = self.inner.launch(plan);
-        if let Some(finished_at) = self.finished_at.filter(|_| is_decode)
-            && let Ok(mut times) = self.times.lock()
-            && times.len() < times.capacity()
-        {
-            times.push(finished_at.elapsed());
-        }
-        ticket
-    }
-
-    fn finish(&mut self, ticket: Ticket) -> Result<Plan, KernelError> {
-        let plan = self.inner.finish(ticket);
-        self.finished_at = Some(Instant::now());
-        plan
-    }
-}
 
 fn info(depth: u32) -> InstanceInfo {
     let group = |kind| KvGroupInfo { kind, num_layers: 1, num_blocks: 20_000, bytes_per_block: 1 };
@@ -98,9 +67,9 @@ fn request(number: u32) -> Request {
 /// Times [`STEPS`] steps at `depth`.
 fn measure(depth: u32) -> Result<Vec<Duration>> {
     let (handle, inbox) = border(info(depth), SchedulerSettings::default());
-    let times = Arc::new(Mutex::new(Vec::with_capacity(STEPS)));
-    let inner = NullRunner::new(depth as usize, 3);
-    let runner = Box::new(Timed { inner, finished_at: None, times: times.clone() });
+    let (runner, notes) = Timed::new(Box::new(NullRunner::new(depth as usize, 3)));
+    notes.watch(Watched { seqs: SEQUENCES as usize, steps: STEPS, repeat: (0, 0) });
+    let runner = Box::new(runner);
     let clock = Box::new(Instant::now);
     let mut step_loop = StepLoop::new(Parts { runner, inbox, clock, drafts: None, reaper: None });
     let mut streams = Vec::new();
@@ -117,11 +86,10 @@ fn measure(depth: u32) -> Result<Vec<Duration>> {
             std::thread::sleep(Duration::from_millis(1));
         }
     });
-    let left = || times.lock().map(|times| times.capacity() - times.len()).unwrap_or(0);
-    while left() > 0 && step_loop.turn()? == Turn::Stepped {}
+    while notes.left() > 0 && step_loop.turn()? == Turn::Stepped {}
     done.store(true, Relaxed);
     reader.join().ok().context("the reader ended badly")?;
-    let mut times = times.lock().map(|times| times.clone()).unwrap_or_default();
+    let mut times = notes.read().host;
     times.sort_unstable();
     Ok(times)
 }

@@ -39,6 +39,11 @@ pub struct Arguments {
     #[command(flatten)]
     pub settings: Settings,
 
+    /// Compiles all kernels of the suite for this architecture into this file and ends: with it, named by
+    /// `PAGODA_KERNELS`, a machine needs no compiler. Needs NVRTC and no GPU.
+    #[arg(long, num_args = 2, value_names = ["ARCH", "FILE"])]
+    pub build_kernels: Vec<String>,
+
     /// Makes the file of what every wrapper gives, on this device, and ends.
     #[arg(long, value_name = "FILE", hide = true)]
     pub write_expectations: Option<PathBuf>,

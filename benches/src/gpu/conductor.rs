@@ -119,6 +119,9 @@ fn told(what: &Value) -> String {
         let first = wrong.get(0).and_then(Value::as_str);
         return first.map_or_else(|| counts.clone(), |first| format!("{counts}: {first}"));
     }
+    if let Some(note) = what.get("note") {
+        return format!("  {}: {}", text(note, "what"), text(note, "text"));
+    }
     format!("  {what}")
 }
 
@@ -208,5 +211,7 @@ mod tests {
         let check = serde_json::json!({ "check": { "what": "norm", "cases": 3, "num_wrong": 1,
             "wrong": ["3 rows"] } });
         assert_eq!(told(&check), "  norm: 3 compared, 1 wrong: 3 rows");
+        let note = serde_json::json!({ "note": { "what": "a peer", "text": "not measured: x" } });
+        assert_eq!(told(&note), "  a peer: not measured: x");
     }
 }

@@ -1,32 +1,46 @@
 //! The engine at the shapes of published models, with random weights, without the network.
 //!
-//! Start-up, then sets of requests that arrive together: tokens/s, time to the first token, time
-//! between tokens; a decode's rate beside the floor that reading its weights sets.
+//! Start-up in its parts, then sets of requests that arrive together: tokens/s, time to the first token
+//! and between tokens, what the host does between two steps, and how far the engine's steps are apart
+//! beside the same step behind itself; a decode's rate beside the floor that reading its weights sets.
 
-use std::time::Instant;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use pagoda_engine::handle::EngineHandle;
 use pagoda_engine::memory::KvBudget;
 use pagoda_engine::model::files::Checkpoint;
 use pagoda_engine::model::load::load_on;
 use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_engine::scheduler::settings::SchedulerSettings;
-use pagoda_kernels::cuda::CudaDevice;
-use pagoda_kernels::cuda::suite::{self, Figure, Finding, Suite};
+use pagoda_engine::step::EngineThread;
+use pagoda_kernels::cuda::suite::{self, Figure, Finding, Note, Suite};
+use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::weight_format::Quantization;
 
 use super::part::Task;
-use crate::streams::{Outcome, request, run as run_streams};
+use crate::streams::{Outcome, request, run_looking};
+use crate::timed::{Noted, Notes, Timed, Watched};
 
 /// A published shape.
+#[derive(Clone, Copy)]
 pub(super) struct Shape {
     config: &'static str,
-    /// Bytes of weights in bf16 that one decoded token reads.
-    read_bytes: f64,
+    reads: Reads,
 }
 
-/// Llama-3.1-8B: all but the input embedding.
+/// What a decoded token reads of the weights.
+#[derive(Clone, Copy)]
+enum Reads {
+    /// All but an embedding of so many bytes.
+    AllBut(f64),
+    /// So many bytes in bf16.
+    Bytes(f64),
+}
+
+/// Llama-3.1-8B: all but the input embedding, which stays in bf16.
 pub(super) const LLAMA_8B: Shape = Shape {
     config: r#"{
       "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -35,7 +49,7 @@ pub(super) const LLAMA_8B: Shape = Shape {
       "max_position_embeddings": 131072, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
       "tie_word_embeddings": false, "torch_dtype": "bfloat16"
     }"#,
-    read_bytes: 15.01e9,
+    reads: Reads::AllBut(128_256.0 * 4096.0 * 2.0),
 };
 
 /// Qwen3-30B-A3B: attention, router, head, and 8 of 128 experts a layer.
@@ -49,7 +63,7 @@ pub(super) const QWEN3_30B_A3B: Shape = Shape {
       "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true,
       "decoder_sparse_step": 1, "mlp_only_layers": [], "attention_bias": false
     }"#,
-    read_bytes: 6.06e9,
+    reads: Reads::Bytes(6.06e9),
 };
 
 /// In place of either, under emulation.
@@ -61,65 +75,57 @@ const TINY: &str = r#"{
   "torch_dtype": "bfloat16"
 }"#;
 
-/// How much is asked.
+/// How much is asked of which model.
 struct Load {
     config: &'static str,
+    reads: Reads,
+    quantization: Option<Quantization>,
     max_model_len: u32,
     kv_bytes: u64,
     sets: &'static [usize],
     prompt: usize,
     output: u32,
     rounds: usize,
+    /// Steps to note, behind how many one is repeated, and how often.
+    watched: (usize, usize, usize),
 }
 
+/// How often streams are looked at: often beside the time between two tokens.
+const LOOK: Duration = Duration::from_micros(20);
+/// Requests at once, of a part that shows all of it and of one that shows what a setting costs.
+const SETS: [&[usize]; 2] = [&[1, 4, 16, 64, 256], &[1, 16, 64, 256]];
+
 impl Load {
-    fn new(task: &Task<'_>, shape: &Shape) -> Self {
+    fn new(task: &Task<'_>, shape: &Shape, sets: &'static [usize]) -> Self {
+        let Shape { config, reads } = *shape;
         if task.settings.is_tiny() {
-            let (max_model_len, kv_bytes, sets) = (64, 1 << 20, &[1, 2][..]);
-            let (prompt, output, rounds) = (5, 3, 1);
-            return Load { config: TINY, max_model_len, kv_bytes, sets, prompt, output, rounds };
+            return Load {
+                config: TINY,
+                reads: Reads::AllBut(200.0 * 64.0 * 2.0),
+                quantization: None,
+                max_model_len: 64,
+                kv_bytes: 1 << 20,
+                sets: &[1, 2],
+                prompt: 5,
+                output: 7,
+                rounds: 1,
+                watched: (4, 2, 2),
+            };
         }
         Load {
-            config: shape.config,
+            config,
+            reads,
+            quantization: None,
             max_model_len: 4096,
             kv_bytes: 24 << 30,
-            sets: &[1, 4, 16, 64, 256],
+            sets,
             prompt: 512,
             output: 128,
             rounds: 3,
+            watched: (96, 24, 32),
         }
     }
-}
 
-pub(super) fn run(task: &Task<'_>, shape: &Shape) -> Result<bool> {
-    let device = task.settings.open()?;
-    let read = read_ceiling(task, &device)?;
-    let load = Load::new(task, shape);
-    let began = Instant::now();
-    let handle = start(&device, &load)?;
-    task.figure(Figure::one(
-        "start-up, to the first token".into(),
-        "s",
-        began.elapsed().as_secs_f64(),
-    ))?;
-    for &streams in load.sets {
-        if !(task.keeps_going)() {
-            return Ok(false);
-        }
-        let mut outcomes = Vec::new();
-        for round in 0..load.rounds {
-            let seed = 10_000 * streams + 1000 * round;
-            let requests = (0..streams).map(|i| load.request(seed + i)).collect();
-            outcomes.push(run_streams(&handle, requests)?);
-        }
-        for figure in figures(&load, shape, streams, &outcomes, read) {
-            task.figure(figure)?;
-        }
-    }
-    Ok(true)
-}
-
-impl Load {
     fn request(&self, seed: usize) -> pagoda_engine::request::Request {
         let mut request = request(seed, self.prompt, self.output);
         if self.config == TINY {
@@ -133,6 +139,63 @@ impl Load {
     }
 }
 
+/// The engine at `shape`, its products quantized or not.
+pub(super) fn run(
+    task: &Task<'_>,
+    shape: &Shape,
+    quantization: Option<Quantization>,
+) -> Result<bool> {
+    let sets = SETS[usize::from(quantization.is_some())];
+    let load = Load { quantization, ..Load::new(task, shape, sets) };
+    let began = Instant::now();
+    let device = task.settings.open()?;
+    task.figure(seconds("start-up: kernels", began.elapsed()))?;
+    let read = read_ceiling(task, &device)?;
+    let engine = Engine::start(task, &device, &load)?;
+    let ended = engine.measure(task, &load, Some(read))?;
+    engine.end()?;
+    Ok(ended.is_some())
+}
+
+/// The same shape as fast as it goes and deterministic: what that costs.
+pub(super) fn run_deterministic(task: &Task<'_>, shape: &Shape) -> Result<bool> {
+    let load = Load { rounds: 1, ..Load::new(task, shape, SETS[1]) };
+    let device = task.settings.open()?;
+    let mut modes = Vec::new();
+    for deterministic in [false, true] {
+        let device = device.clone().with_options(CudaOptions { deterministic });
+        let name = if deterministic { "deterministic, " } else { "fast, " };
+        let say = |what, right| (task.say)(prefixed(what, name), right);
+        let named = Task { say: &say, ..*task };
+        let engine = Engine::start(&named, &device, &load)?;
+        let measured = engine.measure(&named, &load, None)?;
+        engine.end()?;
+        let Some(measured) = measured else { return Ok(false) };
+        modes.push(measured);
+    }
+    for (fast, deterministic) in modes[0].iter().zip(&modes[1]) {
+        let what = format!("{}: deterministic over fast", fast.what);
+        let cost = Figure::one(what, "times", deterministic.median / fast.median);
+        task.figure(cost)?;
+    }
+    Ok(true)
+}
+
+/// A finding whose name begins with `prefix`.
+fn prefixed(mut finding: serde_json::Value, prefix: &str) -> serde_json::Value {
+    for kind in ["figure", "check", "note"] {
+        let what = finding.get_mut(kind).and_then(|found| found.get_mut("what"));
+        if let Some(serde_json::Value::String(what)) = what {
+            what.insert_str(0, prefix);
+        }
+    }
+    finding
+}
+
+fn seconds(what: &str, time: Duration) -> Figure {
+    Figure::one(what.into(), "s", time.as_secs_f64())
+}
+
 impl Task<'_> {
     fn figure(&self, figure: Figure) -> Result<()> {
         let finding = Finding::Figure(figure);
@@ -143,69 +206,181 @@ impl Task<'_> {
 /// Bytes a second, measured on this device now.
 fn read_ceiling(task: &Task<'_>, device: &CudaDevice) -> Result<f64> {
     let suite = Suite::new(device, task.settings.size(), task.settings.seed);
-    let mut read = None;
-    suite.run(suite::Part::Ceilings, &|| true, &mut |finding| {
+    let read = Cell::new(None);
+    // It comes first; nothing else is waited for.
+    suite.run(suite::Part::Ceilings, &|| read.get().is_none(), &mut |finding| {
         if let Finding::Figure(figure) = finding
             && figure.what == "read"
         {
-            read = Some(figure.median * 1e9);
+            read.set(Some(figure.median * 1e9));
         }
     })?;
-    read.context("the ceilings have no read")
+    read.get().context("the ceilings have no read")
 }
 
-/// Loads, and answers one token.
-fn start(device: &CudaDevice, load: &Load) -> Result<EngineHandle> {
-    let folder = tempfile::tempdir()?;
-    std::fs::write(folder.path().join("config.json"), load.config)?;
-    let most = load.sets.iter().max().copied().unwrap_or(1);
-    let options = LoadOptions {
-        dtype: Some(DType::Bf16),
-        max_model_len: Some(load.max_model_len),
-        max_num_seqs: Some(u32::try_from(most)?),
-        max_num_batched_tokens: Some(load.max_model_len.min(2048)),
-        kv: KvBudget::Bytes(load.kv_bytes),
-        ..LoadOptions::default()
-    };
-    let checkpoint =
-        Checkpoint::open(&ModelSource::Dummy { folder: folder.path().into(), seed: 1 })?;
-    let loaded = load_on(device, checkpoint, &options, &|_| ())?;
-    let settings = SchedulerSettings::default();
-    let (handle, _thread) = pagoda_engine::step::start(loaded.runner, loaded.info, settings)?;
-    run_streams(&handle, vec![load.request(0)])?;
-    Ok(handle)
+/// A model that answers.
+struct Engine {
+    handle: EngineHandle,
+    thread: EngineThread,
+    notes: Notes,
+    /// Bytes of weights that a decoded token reads.
+    read_bytes: f64,
 }
 
-/// What `streams` requests at once gave.
-fn figures(
-    load: &Load,
-    shape: &Shape,
-    streams: usize,
-    outcomes: &[Outcome],
-    read: f64,
-) -> Vec<Figure> {
+impl Engine {
+    /// Loads, and answers one token; says how long each part took.
+    fn start(task: &Task<'_>, device: &CudaDevice, load: &Load) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("config.json"), load.config)?;
+        let most = load.sets.iter().max().copied().unwrap_or(1);
+        let options = LoadOptions {
+            dtype: Some(DType::Bf16),
+            quantization: load.quantization,
+            max_model_len: Some(load.max_model_len),
+            max_num_seqs: Some(u32::try_from(most)?),
+            max_num_batched_tokens: Some(load.max_model_len.min(2048)),
+            kv: KvBudget::Bytes(load.kv_bytes),
+            ..LoadOptions::default()
+        };
+        let source = ModelSource::Dummy { folder: folder.path().into(), seed: 1 };
+        let began = Instant::now();
+        let packed = Cell::new(Duration::ZERO);
+        let loaded = load_on(device, Checkpoint::open(&source)?, &options, &|_| {
+            packed.set(began.elapsed())
+        })?;
+        let ready = began.elapsed();
+        task.figure(seconds("start-up: weights", packed.get()))?;
+        task.figure(seconds("start-up: memory, cache and graphs", ready - packed.get()))?;
+        let weight_bytes = loaded.info.weight_bytes as f64;
+        let read_bytes = match load.reads {
+            Reads::AllBut(embedding) => weight_bytes - embedding,
+            Reads::Bytes(bytes) => bytes,
+        };
+        let (runner, notes) = Timed::new(loaded.runner);
+        let settings = SchedulerSettings::default();
+        let (handle, thread) = pagoda_engine::step::start(Box::new(runner), loaded.info, settings)?;
+        let began = Instant::now();
+        run_looking(&handle, vec![load.request(0)], LOOK)?;
+        task.figure(seconds("start-up: the first answer", began.elapsed()))?;
+        Ok(Engine { handle, thread, notes, read_bytes })
+    }
+
+    /// Says what each set of requests gave; `read` is what the card reads a second. Gives the figures
+    /// that are compared between modes, or nothing if there was no time for all.
+    fn measure(
+        &self,
+        task: &Task<'_>,
+        load: &Load,
+        read: Option<f64>,
+    ) -> Result<Option<Vec<Figure>>> {
+        let mut compared = Vec::new();
+        for &streams in load.sets {
+            if !(task.keeps_going)() {
+                return Ok(None);
+            }
+            let (steps, behind, times) = load.watched;
+            let mut outcomes = Vec::new();
+            for round in 0..=load.rounds {
+                let seed = 10_000 * streams + 1000 * round;
+                let requests = (0..streams).map(|i| load.request(seed + i)).collect();
+                // The last is watched, which takes time from its tokens.
+                let is_watched = round == load.rounds;
+                let repeat = (behind, if is_watched { times } else { 0 });
+                let steps = if is_watched { steps } else { 0 };
+                self.notes.watch(Watched { seqs: streams, steps, repeat });
+                let outcome = run_looking(&self.handle, requests, LOOK)?;
+                if !is_watched {
+                    outcomes.push(outcome);
+                }
+            }
+            let floor = read.map(|read| self.read_bytes / read);
+            let figures = figures(load, streams, &outcomes, floor);
+            compared.extend(figures.iter().take(COMPARED).cloned());
+            for figure in figures {
+                task.figure(figure)?;
+            }
+            self.say_steps(task, streams)?;
+        }
+        Ok(Some(compared))
+    }
+
+    /// Says what was noted of steps of `streams` sequences.
+    fn say_steps(&self, task: &Task<'_>, streams: usize) -> Result<()> {
+        let Noted { host, between, repeated, .. } = self.notes.read();
+        if host.is_empty() || between.is_empty() || repeated.is_empty() {
+            let what = format!("{streams} requests: steps");
+            return task.note(Note::not_measured(what, "too few steps had all of them"));
+        }
+        let micros = |times: &[Duration]| -> Vec<f64> {
+            times.iter().map(|time| time.as_secs_f64() * 1e6).collect()
+        };
+        let of = |what: &str| format!("{streams} requests: {what}");
+        let host_figure = Figure::new(of("host time between two steps"), "us", micros(&host));
+        let p99 = percentile(micros(&host), 99);
+        let alone = Figure::new(of("a step behind itself"), "us", micros(&repeated));
+        let apart = Figure::new(of("from step to step"), "us", micros(&between));
+        let idle = (apart.median - alone.median).max(0.0);
+        let busy = alone.median / apart.median;
+        task.figure(host_figure)?;
+        task.figure(Figure::one(of("host time between two steps, 99%"), "us", p99))?;
+        task.figure(alone)?;
+        task.figure(apart.share(busy, "a step behind itself"))?;
+        // None at all is a figure, too.
+        let idle = Figure::one(of("the device waits, at most"), "us", idle);
+        (task.say)(serde_json::to_value(Finding::Figure(idle))?, true)
+    }
+
+    /// Ends the engine and gives its memory back.
+    fn end(self) -> Result<()> {
+        let Engine { handle, thread, .. } = self;
+        drop(handle);
+        thread.join().map_err(|_| anyhow!("the engine ended badly"))??;
+        Ok(())
+    }
+}
+
+/// Of [`figures`], those that modes are compared by.
+const COMPARED: usize = 4;
+
+/// What `streams` requests at once gave. One token of one request takes `floor` seconds at least.
+fn figures(load: &Load, streams: usize, outcomes: &[Outcome], floor: Option<f64>) -> Vec<Figure> {
     let of =
         |what: &str| format!("{streams} requests of {} + {}: {what}", load.prompt, load.output);
     let samples = |value: &dyn Fn(&Outcome) -> f64| outcomes.iter().map(value).collect::<Vec<_>>();
     let total = streams as f64 * f64::from(load.output);
     let output = samples(&|outcome| total / outcome.elapsed.as_secs_f64());
     let decode = samples(&Outcome::decode_rate);
-    let first = samples(&|outcome| {
-        let mut seconds = outcome.first_tokens_s.clone();
-        seconds.sort_by(f64::total_cmp);
-        1e3 * seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
-    });
-    let between = decode.iter().map(|rate| 1e3 * streams as f64 / rate).collect();
+    // No finer than streams are looked at.
+    let millis = |value: &dyn Fn(&Outcome) -> Vec<f64>| -> Vec<f64> {
+        let finest = LOOK.as_secs_f64();
+        outcomes.iter().flat_map(value).map(|seconds| 1e3 * seconds.max(finest)).collect()
+    };
+    let first = millis(&Outcome::first_tokens_s);
+    let between = millis(&Outcome::between_tokens_s);
     // One request's floor is reading the weights it meets; that of many is not so simple.
     let mut decode = Figure::new(of("decode"), "tokens/s", decode);
-    if streams == 1 {
-        let share = decode.median * shape.read_bytes / read;
+    if let Some(floor) = floor.filter(|_| streams == 1) {
+        let share = decode.median * floor;
         decode = decode.share(share, "read");
     }
+    let late = |what: &str, times: &[f64]| {
+        Figure::one(of(&format!("{what}, 99%")), "ms", percentile(times.to_vec(), 99))
+    };
+    let [late_first, late_between] =
+        [late("first token", &first), late("between tokens", &between)];
     vec![
         Figure::new(of("output"), "tokens/s", output),
         decode,
         Figure::new(of("first token"), "ms", first),
         Figure::new(of("between tokens"), "ms", between),
+        late_first,
+        late_between,
     ]
+}
+
+/// What `percent` % of `values` do not exceed.
+fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = (values.len() * percent / 100).min(values.len().saturating_sub(1));
+    values.get(at).copied().unwrap_or(f64::NAN)
 }

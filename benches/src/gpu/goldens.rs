@@ -128,9 +128,12 @@ impl Task<'_> {
         }
         let right = wrong.is_empty();
         let share = apart as f64 / cpu.tops.len().max(1) as f64;
-        let what = format!("{name}: most likely tokens, of {:.0}% that are apart", 100.0 * share);
+        let what = format!("{name}: most likely tokens, where the first two are apart");
         let check = Check { what, cases: apart, num_wrong: wrong.len(), wrong };
-        (self.say)(serde_json::to_value(Finding::Check(check))?, right)
+        (self.say)(serde_json::to_value(Finding::Check(check))?, right)?;
+        let what = format!("{name}: tokens whose first two are further apart than twice the bound");
+        let figure = Figure::one(what, "%", 100.0 * share);
+        (self.say)(serde_json::to_value(Finding::Figure(figure))?, true)
     }
 }
 

@@ -32,14 +32,24 @@ impl Settings {
         if self.is_emulated() {
             return Ok(CudaDevice::emulated(&emulation_folder(), self.seed));
         }
+        let opened = Suite::open(self.gpu_options()?, &self.places(), &|_| ());
+        Ok(opened.with_context(|| format!("{} cannot be used", self.device))?.0)
+    }
+
+    /// Which GPU.
+    pub(super) fn gpu_options(&self) -> Result<GpuOptions> {
         let index = self.device.strip_prefix("cuda:").and_then(|index| index.parse().ok());
         let index = index.with_context(|| format!("{} is no device", self.device))?;
-        let mut places = Places::of_this_machine(None);
+        Ok(GpuOptions { index, ..GpuOptions::default() })
+    }
+
+    /// Where libraries and kernels are. `PAGODA_KERNELS` names a file of built ones.
+    pub(super) fn places(&self) -> Places {
+        let built = std::env::var_os("PAGODA_KERNELS").filter(|path| !path.is_empty());
+        let mut places = Places::of_this_machine(built.map(PathBuf::from));
         // Each part is a process: what one compiled is there for the next.
         places.cache = places.cache.or_else(|| Some(std::env::temp_dir().join("pagoda-cubin")));
-        let gpu = GpuOptions { index, ..GpuOptions::default() };
-        let opened = Suite::open(gpu, &places, &|_| ());
-        Ok(opened.with_context(|| format!("{} cannot be used", self.device))?.0)
+        places
     }
 
     /// How much is asked of it.

@@ -30,3 +30,12 @@ mod demo;
 
 /// The engine at the shapes of published models.
 mod engine;
+
+/// What taking a device costs.
+mod opening;
+
+/// NVIDIA's checker over small shapes.
+mod sanitizer;
+
+/// Other programs on the same card.
+mod peers;

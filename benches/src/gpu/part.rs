@@ -1,11 +1,14 @@
 //! The parts, in the order of their worth, and what each does.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use pagoda_kernels::cuda::suite::{self, Suite};
+use pagoda_kernels::weight_format::Quantization;
 
 use super::arguments::Settings;
 use super::child::Message;
-use super::{demo, engine, goldens};
+use super::{demo, engine, goldens, opening, peers, sanitizer};
 
 /// One part of the suite.
 pub struct Part {
@@ -27,73 +30,135 @@ pub(super) struct Task<'a> {
     pub(super) settings: &'a Settings,
     /// Whether there is time for more.
     pub(super) keeps_going: &'a dyn Fn() -> bool,
+    /// When there is none.
+    pub(super) deadline: Instant,
     /// Says what was found, and whether it is right.
     pub(super) say: &'a dyn Fn(serde_json::Value, bool) -> Result<()>,
 }
 
 /// What every kernel includes.
 const BASE: [&str; 2] = ["kernels/cuda/prelude.cuh", "kernels/cuda/ptx.cuh"];
+const HOPPER: [&str; 2] = ["kernels/cuda/ptx90.cuh", "kernels/cuda/suite_hopper.cu"];
+const CEILINGS: [&str; 2] = ["kernels/cuda/suite_ceilings.cu", HOPPER[1]];
+const COSTS: [&str; 2] = ["kernels/cuda/suite_ceilings.cu", DRIVER[0]];
+const DRIVER: [&str; 1] = ["kernels/src/cuda/nvidia"];
 const KERNELS: [&str; 2] = ["kernels/cuda", "kernels/src/cuda"];
 const ENGINE: [&str; 3] = ["kernels/cuda", "kernels/src/cuda", "engine/src"];
 
-/// All of them. Correctness comes before speed: a fast kernel that is wrong is worth nothing.
-pub static PARTS: [Part; 8] = [
-    Part {
-        name: "wrappers",
-        about: "each PTX wrapper against the emulation: bit for bit, or within a stated bound",
-        code: &BASE,
-        seconds: 5,
-        run: |task| task.suite(suite::Part::Wrappers),
-    },
-    Part {
-        name: "ops",
-        about: "random shapes of each op against float64",
-        code: &KERNELS,
-        seconds: 60,
-        run: |task| task.suite(suite::Part::Ops),
-    },
-    Part {
-        name: "ceilings",
-        about: "this card's own: read, copy, matrix and multiply-add rates, the cost of a launch",
-        code: &["kernels/cuda/suite_ceilings.cu"],
-        seconds: 10,
-        run: |task| task.suite(suite::Part::Ceilings),
-    },
-    Part {
-        name: "kernels",
-        about: "each kernel's share of the ceilings over the shapes of 1B, 8B and 32B models",
-        code: &KERNELS,
-        seconds: 90,
-        run: |task| task.suite(suite::Part::Kernels),
-    },
-    Part {
-        name: "goldens",
-        about: "log-probabilities of each family against transformers, and against the CPU in bf16",
-        code: &ENGINE,
-        seconds: 60,
-        run: goldens::run,
-    },
-    Part {
-        name: "demo",
-        about: "the built-in model's answers against the CPU's",
-        code: &ENGINE,
-        seconds: 20,
-        run: demo::run,
-    },
-    Part {
-        name: "llama-8b",
-        about: "the engine at Llama-3.1-8B's shape: tokens/s at 1 to 256 requests, TTFT, start-up",
-        code: &ENGINE,
-        seconds: 120,
-        run: |task| engine::run(task, &engine::LLAMA_8B),
-    },
-    Part {
-        name: "qwen3-30b-a3b",
-        about: "the same at Qwen3-30B-A3B's shape",
-        code: &ENGINE,
-        seconds: 180,
-        run: |task| engine::run(task, &engine::QWEN3_30B_A3B),
-    },
+const PEERS: [&str; 2] = ["benches/peers", "kernels/src/cuda/suite/shapes.rs"];
+
+const fn part(
+    (name, seconds): (&'static str, u64),
+    about: &'static str,
+    code: &'static [&'static str],
+    run: fn(&Task<'_>) -> Result<bool>,
+) -> Part {
+    Part { name, about, code, seconds, run }
+}
+
+/// All of them. Correctness comes before speed: a fast kernel that is wrong is worth nothing. Peers come
+/// last.
+pub static PARTS: [Part; 21] = [
+    part(
+        ("wrappers", 5),
+        "each PTX wrapper against the emulation: bit for bit, or within a stated bound",
+        &BASE,
+        |task| task.suite(suite::Part::Wrappers),
+    ),
+    part(
+        ("hopper", 10),
+        "Hopper's own instructions against what they are defined to do, drawn at random",
+        &HOPPER,
+        |task| task.suite(suite::Part::Hopper),
+    ),
+    part(("ops", 60), "random shapes of each op against float64", &KERNELS, |task| {
+        task.suite(suite::Part::Ops)
+    }),
+    part(
+        ("ceilings", 10),
+        "this card's own: read, copy, matrix and multiply-add rates, the cost of a launch",
+        &CEILINGS,
+        |task| task.suite(suite::Part::Ceilings),
+    ),
+    part(
+        ("goldens", 60),
+        "log-probabilities of each family against transformers, and against the CPU in bf16",
+        &ENGINE,
+        goldens::run,
+    ),
+    part(("demo", 20), "the built-in model's answers against the CPU's", &ENGINE, demo::run),
+    part(
+        ("kernels", 90),
+        "each kernel's share of the ceilings over the shapes of 1B, 8B and 32B models",
+        &KERNELS,
+        |task| task.suite(suite::Part::Kernels),
+    ),
+    part(
+        ("llama-8b", 120),
+        "the engine at Llama-3.1-8B's shape: start-up, then tokens/s, TTFT, ITL and steps at 1 to 256",
+        &ENGINE,
+        |task| engine::run(task, &engine::LLAMA_8B, None),
+    ),
+    part(("qwen3-30b-a3b", 150), "the same at Qwen3-30B-A3B's shape", &ENGINE, |task| {
+        engine::run(task, &engine::QWEN3_30B_A3B, None)
+    }),
+    part(("costs", 10), "nodes of graphs, copies from and to the host, marks", &COSTS, |task| {
+        task.suite(suite::Part::Costs)
+    }),
+    part(
+        ("opening", 30),
+        "a device taken: code found, loaded, compiled anew",
+        &DRIVER,
+        opening::run,
+    ),
+    part(
+        ("sampling", 20),
+        "the same as kernels for sampling over vocabularies",
+        &KERNELS,
+        |task| task.suite(suite::Part::Sampling),
+    ),
+    part(("experts", 20), "the same for routing and the products of experts", &KERNELS, |task| {
+        task.suite(suite::Part::Experts)
+    }),
+    part(("quantized", 60), "the same for q8_0, q4_0 and fp8, of packed bytes", &KERNELS, |task| {
+        task.suite(suite::Part::Quantized)
+    }),
+    part(
+        ("deterministic", 90),
+        "Llama-3.1-8B's shape twice: what deterministic mode costs",
+        &ENGINE,
+        |task| engine::run_deterministic(task, &engine::LLAMA_8B),
+    ),
+    part(("llama-8b-q8_0", 90), "llama-8b with weights in q8_0", &ENGINE, |task| {
+        engine::run(task, &engine::LLAMA_8B, Some(Quantization::Q8_0))
+    }),
+    part(("llama-8b-fp8", 90), "llama-8b with weights in fp8", &ENGINE, |task| {
+        engine::run(task, &engine::LLAMA_8B, Some(Quantization::Fp8))
+    }),
+    part(
+        ("sanitizer", 120),
+        "compute-sanitizer over tiny shapes: memory, races, barriers",
+        &KERNELS,
+        sanitizer::run,
+    ),
+    part(
+        ("peer-cublaslt", 90),
+        "the best of sixteen algorithms of cuBLASLt at the products of kernels",
+        &PEERS,
+        |task| peers::run(task, &peers::CUBLASLT),
+    ),
+    part(
+        ("peer-attention", 120),
+        "cuDNN's attention and flex_attention of PyTorch at the steps of kernels",
+        &PEERS,
+        |task| peers::run(task, &peers::ATTENTION),
+    ),
+    part(
+        ("peer-transformers", 150),
+        "transformers' continuous batching at Llama-3.1-8B's shape: a weak peer",
+        &PEERS,
+        |task| peers::run(task, &peers::TRANSFORMERS),
+    ),
 ];
 
 /// The part of a name.
@@ -102,10 +167,11 @@ pub fn find(name: &str) -> Option<&'static Part> {
 }
 
 impl Part {
-    /// Runs it in this process and says what it finds on standard output.
-    pub fn run(&self, settings: &Settings, keeps_going: &dyn Fn() -> bool) -> Result<()> {
+    /// Runs it in this process until `deadline` and says what it finds on standard output.
+    pub fn run(&self, settings: &Settings, deadline: Instant) -> Result<()> {
         let say = |what, right| Message::Finding { what, right }.say();
-        let task = Task { settings, keeps_going, say: &say };
+        let keeps_going = || Instant::now() < deadline;
+        let task = Task { settings, keeps_going: &keeps_going, deadline, say: &say };
         let end = match (self.run)(&task) {
             Ok(all) => Message::End { all },
             Err(error) => Message::Error { text: format!("{error:#}") },
@@ -115,6 +181,11 @@ impl Part {
 }
 
 impl Task<'_> {
+    /// Time for more.
+    pub(super) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
     fn suite(&self, part: suite::Part) -> Result<bool> {
         let device = self.settings.open()?;
         let suite = Suite::new(&device, self.settings.size(), self.settings.seed);
