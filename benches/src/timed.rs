@@ -66,10 +66,15 @@ impl Notes {
 }
 
 impl Noted {
-    /// Whether `batch` is a step to be noted.
+    /// Whether `batch` is a step that is watched.
     fn is_watched(&self, batch: &Batch) -> bool {
         let seqs = batch.num_seqs();
-        seqs == self.watched.seqs && batch.num_tokens() == seqs && self.seen < self.watched.steps
+        seqs == self.watched.seqs && batch.num_tokens() == seqs
+    }
+
+    /// Whether there are enough notes.
+    fn is_full(&self) -> bool {
+        self.seen >= self.watched.steps
     }
 
     /// Whether `batch`, which is watched, is the one to be repeated: no sequence may begin with it.
@@ -146,7 +151,7 @@ impl Runner for Timed {
     fn launch(&mut self, plan: Plan) -> Result<Ticket, KernelError> {
         let (is_watched, repeats) = {
             let noted = self.notes.lock();
-            let is_watched = noted.is_watched(&plan.step.batch);
+            let is_watched = noted.is_watched(&plan.step.batch) && !noted.is_full();
             let repeats = is_watched && noted.is_repeated(&plan.step.batch);
             (is_watched, repeats.then_some(noted.watched.repeat.1))
         };
@@ -178,6 +183,7 @@ impl Runner for Timed {
         let is_watched = noted.is_watched(&plan.step.batch);
         if let Some((before, true)) = self.finished
             && is_watched
+            && noted.between.len() < noted.watched.steps
         {
             noted.between.push(now - before);
         }

@@ -109,7 +109,7 @@ impl Load {
                 prompt: 5,
                 output: 7,
                 rounds: 1,
-                watched: (4, 2, 2),
+                watched: (6, 2, 2),
             };
         }
         Load {

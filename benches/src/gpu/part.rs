@@ -102,7 +102,7 @@ pub static PARTS: [Part; 21] = [
     part(("qwen3-30b-a3b", 150), "the same at Qwen3-30B-A3B's shape", &ENGINE, |task| {
         engine::run(task, &engine::QWEN3_30B_A3B, None)
     }),
-    part(("costs", 10), "nodes of graphs, copies from and to the host, marks", &COSTS, |task| {
+    part(("costs", 10), "nodes of graphs, copies from and to the host", &COSTS, |task| {
         task.suite(suite::Part::Costs)
     }),
     part(

@@ -1,4 +1,4 @@
-//! What a step pays beside its kernels: nodes of a graph, copies from and to the host, marks.
+//! What a step pays beside its kernels: nodes of a graph, copies from and to the host.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use super::ceilings::{Ceiling, NOTHING, micros, rate};
 use super::finding::Figure;
 use super::stopwatch::Stopwatch;
 use super::{Finding, Run, Size};
-use crate::cuda::driver::{DeviceBuffer, Driver, Grid, Kernel, MarkIndex, launch};
+use crate::cuda::driver::{DeviceBuffer, Driver, Grid, Kernel, launch};
 use crate::cuda::host_buffer::HostBuffer;
 use crate::error::KernelError;
 
@@ -50,8 +50,6 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
             (run.put)(Finding::Figure(figure));
         }
     }
-    let mark = mark(run, &watch)?;
-    (run.put)(Finding::Figure(mark));
     Ok(true)
 }
 
@@ -102,16 +100,4 @@ fn copies(run: &Run<'_>, watch: &Stopwatch, bytes: usize) -> Result<Vec<Figure>,
         [micros(&what, &seconds), rate(&what, "GB/s", &seconds, bytes as f64 / 1e9)]
     });
     Ok(figures.collect())
-}
-
-/// Microseconds from an empty launch to a mark behind it that was waited for.
-fn mark(run: &Run<'_>, watch: &Stopwatch) -> Result<Figure, KernelError> {
-    let grid = Grid { blocks: [1, 1, 1], shared_bytes: 0 };
-    let seconds = watch.time_asked(&mut |_| {
-        // SAFETY: the kernel looks at nothing.
-        unsafe { launch(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }?;
-        run.driver.mark(MarkIndex(0))?;
-        run.driver.wait(MarkIndex(0))
-    })?;
-    Ok(micros("launch, mark and wait for the mark", &seconds))
 }

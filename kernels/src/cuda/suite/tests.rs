@@ -66,7 +66,7 @@ fn every_wrapper_is_looked_at() {
     assert!(seen > 25 && missing.is_empty(), "{seen}, not called: {missing:?}");
     let (seen, missing) = not_called("ptx90.cuh", &SUITE_HOPPER);
     // The others call it.
-    assert!(seen > 18 && missing == ["shared_address"], "{seen}, not called: {missing:?}");
+    assert!(seen > 15 && missing == ["shared_address"], "{seen}, not called: {missing:?}");
 }
 
 // Some ulps more than the bound.
@@ -132,7 +132,7 @@ const PARTS: [(Part, usize); 8] = [
     (Part::Hopper, 3),
     (Part::Ops, 8),
     (Part::Ceilings, 8),
-    (Part::Costs, 2 * 3 + 2 * 4 + 1),
+    (Part::Costs, 2 * 3 + 2 * 4),
     (Part::Kernels, 3 + 2 * 8 + 2),
     (Part::Sampling, 3 + 5),
     (Part::Experts, 3 + 4 + 2 * 5),
