@@ -40,10 +40,11 @@ fn report(findings: &Findings, kernels: Option<&Path>) -> String {
         lines.add(&format!("GPU {}", gpu.index), &describe_gpu(gpu, memory));
     }
     lines.add("NVRTC", &found(compiler, ""));
-    let cublaslt = match cublaslt {
-        Ok(file) => format!("{} (not needed: products are kernels of our own)", file.display()),
-        Err(why) => format!("{why} (not needed: products are kernels of our own)"),
+    let use_of_it = match cublaslt {
+        Ok(_) => "takes products of many rows where it is faster",
+        Err(_) => "not needed: products are kernels of our own",
     };
+    let cublaslt = format!("{} ({use_of_it})", found(cublaslt, ""));
     lines.add("cuBLASLt", &cublaslt);
     lines.add("kernels", &kernel_file(findings, kernels));
     lines.add("cubin cache", &describe_cache(cache.as_ref()));

@@ -33,6 +33,8 @@ pub struct FixedBytes {
     pub activations: u64,
     /// What the device takes to run steps.
     pub scratch: u64,
+    /// What a device of its own memory takes of the host's, page-locked: told, and no part of the sum.
+    pub page_locked: u64,
 }
 
 impl FixedBytes {

@@ -61,19 +61,40 @@ __device__ __forceinline__ void load_pair(const T* const (&weight)[PAIR], u32 k,
     for (u32 i = 0; i < PAIR; i++) pieces[i] = load_once((const uint4*)(weight[i] + k));
 }
 
+// The weight rows of the warp; a last one without a neighbour twice, its copy is not stored.
+template <class T>
+__device__ __forceinline__ const T* weight_row(const Linear& p, u64 matrix, u32 n, u32 i) {
+    return (const T*)p.weight + (matrix * p.n + (n + i < p.n ? n + i : n)) * p.stride;
+}
+
+__device__ __forceinline__ u32 first_column() { return (blockIdx.y * LINEAR_WARPS + warp_index()) * PAIR; }
+
+constexpr u32 LINE = 128;
+
+// No kernel writes weights: the first lines of a warp's rows come while the kernel before ends. More of
+// all blocks that wait would not fit the second cache level. Which expert's rows, only that kernel says.
+template <class T>
+__device__ __forceinline__ void fetch_weight(const Linear& p) {
+#if !ON_DEVICE || __CUDA_ARCH__ >= 900  // Elsewhere none begins early.
+    u32 n = first_column();
+    if (p.experts || n >= p.n || blockIdx.x > 0) return;
+    u32 at = lane_index() * LINE;
+    if (at >= p.stride * (u32)sizeof(T)) return;
+    for (u32 i = 0; i < PAIR; i++) fetch_line((const u8*)weight_row<T>(p, 0, n, i) + at);
+#endif
+}
+
 template <class T, class X, u32 ROWS>
 __device__ void linear(const Linear& p) {
     X* rows = (X*)shared_bytes();
     u32 first_row = blockIdx.x * ROWS;
     load_rows<T, X, ROWS>(p, first_row, rows);
 
-    u32 n = (blockIdx.y * LINEAR_WARPS + warp_index()) * PAIR;
+    u32 n = first_column();
     if (n >= p.n) return;
     // Rows of one block share a weight, so with experts a block has one row.
     u64 matrix = p.experts ? p.experts[first_row] : 0;
-    // A last weight row without a neighbour is read twice; its copy is not stored.
-    const T* weight[PAIR] = {(const T*)p.weight + (matrix * p.n + n) * p.stride,
-                             (const T*)p.weight + (matrix * p.n + (n + 1 < p.n ? n + 1 : n)) * p.stride};
+    const T* weight[PAIR] = {weight_row<T>(p, matrix, n, 0), weight_row<T>(p, matrix, n, 1)};
     float sums[ROWS][PAIR] = {};
     auto add = [&](const uint4 (&pieces)[PAIR], u32 k) {
         float w[PAIR][PIECE<T>];
@@ -113,10 +134,12 @@ __device__ void linear(const Linear& p) {
     }
 }
 
-#define LINEAR_KERNELS(rows)                                                              \
-    KERNEL(linear_f32_##rows, LINEAR_THREADS, Linear, (linear<float, float, rows>))       \
-    KERNEL(linear_bf16_##rows, LINEAR_THREADS, Linear, (linear<Bf16, Bf16, rows>))        \
-    KERNEL(linear_f16_##rows, LINEAR_THREADS, Linear, (linear<F16, float, rows>))
+#define LINEAR_KERNEL(name, T, X, rows) \
+    KERNEL_READING_AHEAD(name##_##rows, LINEAR_THREADS, Linear, fetch_weight<T>, (linear<T, X, rows>))
+#define LINEAR_KERNELS(rows)                       \
+    LINEAR_KERNEL(linear_f32, float, float, rows)  \
+    LINEAR_KERNEL(linear_bf16, Bf16, Bf16, rows)   \
+    LINEAR_KERNEL(linear_f16, F16, float, rows)
 
 LINEAR_KERNELS(1)
 LINEAR_KERNELS(2)

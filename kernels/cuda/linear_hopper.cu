@@ -86,8 +86,6 @@ __device__ __forceinline__ Corner corner_of(const HopperLinear& p, u32 tile) {
 // One thread's.
 template <class M>
 __device__ __forceinline__ void produce(const HopperLinear& p, SlotRing<M> ring) {
-    fetch_map(&p.x);
-    fetch_map(&p.weight);
     for (u32 tile = blockIdx.x; tile < p.row_tiles * p.column_tiles; tile += gridDim.x) {
         Corner corner = corner_of<M>(p, tile);
         for (u32 k = 0; k < p.linear.k; k += M::STEP) {
@@ -172,7 +170,6 @@ template <class M>
 __device__ void linear_hopper(const HopperLinear& p) {
     SlotRing<M> ring;
     ring.make_barriers();
-    wait_for_kernels();
     if (warp_index() / 4 == M::CONSUMERS) {
         give_registers<40>();
         if (thread_index() == M::CONSUMERS * WARPGROUP) produce(p, ring);
@@ -182,9 +179,16 @@ __device__ void linear_hopper(const HopperLinear& p) {
     }
 }
 
+// Maps are parameters: no kernel writes them.
+__device__ __forceinline__ void fetch_maps(const HopperLinear& p) {
+    if (thread_index() != 0) return;
+    fetch_map(&p.x);
+    fetch_map(&p.weight);
+}
+
 #define LINEAR_HOPPER(name, T, columns)                                               \
-    HOPPER_KERNEL(linear_hopper_##name, (HopperTiling<T, columns>::THREADS), HopperLinear, \
-                  (linear_hopper<HopperTiling<T, columns>>))
+    HOPPER_KERNEL_READING_AHEAD(linear_hopper_##name, (HopperTiling<T, columns>::THREADS), HopperLinear, fetch_maps, \
+                                (linear_hopper<HopperTiling<T, columns>>))
 
 LINEAR_HOPPER(bf16_128, Bf16, 128)
 LINEAR_HOPPER(bf16_256, Bf16, 256)

@@ -38,21 +38,35 @@ constexpr u32 ALL_LANES = 0xffffffff;
 #define INFINITY_F INFINITY
 #endif
 
-// A kernel `name` of blocks of `threads` threads, whose body is `function(parameters)`.
+// A kernel `name` of blocks of `threads` threads, whose body is `function(parameters)`. On Hopper it may
+// have been started while the kernel before it was ending. So it waits before it does anything, all of
+// its threads: then whoever waits for it has waited for all that came before, too.
+#define KERNEL(name, threads, Parameters, ...) \
+    KERNEL_READING_AHEAD(name, threads, Parameters, read_nothing, __VA_ARGS__)
+// A kernel that does `ahead(parameters)` before it waits: it may touch nothing that a kernel writes.
 #if ON_DEVICE
-#define KERNEL(name, threads, Parameters, ...)                                 \
+#define KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                    \
     extern "C" __global__ void __launch_bounds__(threads)                             \
         name(const __grid_constant__ Parameters parameters) {                         \
+        ahead(parameters);                                                              \
+        wait_for_kernels();                                                             \
+        let_next_kernel_start();                                                        \
         (__VA_ARGS__)(parameters);                                                      \
     }
 #else
-#define KERNEL(name, threads, Parameters, ...)                                 \
+#define KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                    \
     static emulate::Kernel name##_kernel(#name, threads, sizeof(Parameters), [](const void* p) { \
+        ahead(*(const Parameters*)p);                                                    \
+        wait_for_kernels();                                                             \
+        let_next_kernel_start();                                                        \
         (__VA_ARGS__)(*(const Parameters*)p);                                           \
     });
 #endif
 
 #include "ptx.cuh"
+
+template <class Parameters>
+__device__ __forceinline__ void read_nothing(const Parameters&) {}
 
 struct Bf16 {
     u16 bits;

@@ -8,6 +8,19 @@ __device__ __forceinline__ u32 thread_index() { return threadIdx.x; }
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 
+// Waits until all that the kernels before wrote is there, if this one was started before they ended.
+__device__ __forceinline__ void wait_for_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel start, as far as there is room, once all blocks of this one have come so far.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, u32 mask) { return __shfl_xor_sync(ALL_LANES, value, mask); }
 template <class T>
@@ -56,6 +69,9 @@ __device__ __forceinline__ uint4 load_once(const uint4* from) {
                  : "l"(from));
     return v;
 }
+
+// Brings a line of memory nearer, to the second cache level, whoever wants it later.
+__device__ __forceinline__ void fetch_line(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 __device__ __forceinline__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 // Rounded by itself: never joined with a sum into one operation.
@@ -131,6 +147,10 @@ inline u32 thread_index() { return emulate::block.current; }
 inline void sync_block() { emulate::meet(emulate::block.all, emulate::block.launch.threads, [] {}); }
 inline void sync_warp() { emulate::meet_warp([] {}); }
 
+// Kernels run one after another; it is counted who waits.
+inline void wait_for_kernels() { emulate::block.fibers[emulate::block.current].waited = true; }
+inline void let_next_kernel_start() {}
+
 template <class T>
 inline T shuffle_xor(T value, u32 mask) {
     return emulate::exchange(value, [mask](unsigned lane) { return lane ^ mask; });
@@ -196,6 +216,11 @@ inline u16 f16_of_float(float value) {
 inline uint4 load_once(const uint4* from) {
     if ((uintptr_t)from % 16 != 0) emulate::fail("a load of 16 bytes from %p", (const void*)from);
     return *from;
+}
+
+inline void fetch_line(const void* from) {
+    // Memory that nobody has is an error, as it is not on a device.
+    (void)*(const volatile char*)from;
 }
 
 inline float fused(float a, float b, float c) { return fmaf(a, b, c); }

@@ -19,17 +19,23 @@ struct alignas(128) TensorMap {
 };
 
 // A kernel whose blocks have a multiprocessor each to themselves, so that warpgroups may trade
-// registers. For other architectures there is none.
+// registers. For other architectures there is none. It waits before it does anything, as all kernels do,
+// or before anything but what is done ahead.
+#define HOPPER_KERNEL(name, threads, Parameters, ...) \
+    HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, read_nothing, __VA_ARGS__)
 #if !ON_DEVICE
-#define HOPPER_KERNEL KERNEL
+#define HOPPER_KERNEL_READING_AHEAD KERNEL_READING_AHEAD
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER_KERNEL(name, threads, Parameters, ...)                                              \
+#define HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                         \
     extern "C" __global__ void __launch_bounds__(threads, 1)                                       \
         name(const __grid_constant__ Parameters parameters) {                                      \
+        ahead(parameters);                                                                         \
+        wait_for_kernels();                                                                        \
+        let_next_kernel_start();                                                                   \
         (__VA_ARGS__)(parameters);                                                                 \
     }
 #else
-#define HOPPER_KERNEL(name, threads, Parameters, ...)
+#define HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)
 #endif
 
 #if ON_DEVICE
@@ -97,11 +103,6 @@ template <u32 COUNT>
 __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 template <u32 COUNT>
 __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
-
-// Waits until all that the kernels before wrote is there, if this one was started before they ended.
-__device__ __forceinline__ void wait_for_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// Lets the next kernel start, as far as there is room.
-__device__ __forceinline__ void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 // Before products that use registers which the thread has touched since the last wait.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -231,10 +232,6 @@ template <u32 COUNT>
 inline void take_registers() { emulate::set_registers(COUNT, true); }
 template <u32 COUNT>
 inline void give_registers() { emulate::set_registers(COUNT, false); }
-
-// Kernels run one after another.
-inline void wait_for_kernels() {}
-inline void let_next_kernel_start() {}
 
 inline void fence_products() { emulate::fence_products(); }
 inline void commit_products() { emulate::commit_products(); }

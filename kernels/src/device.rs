@@ -70,9 +70,9 @@ pub trait Device: Clone + Send + 'static {
     /// An empty program.
     fn program(&self) -> Self::Program;
 
-    /// Bytes that replaying `program` takes for up to `limits`, beside the program's own buffers.
-    /// Does not depend on the number of KV blocks.
-    fn scratch_bytes(&self, program: Self::Program, limits: &Limits) -> Result<u64, KernelError>;
+    /// What replaying `program` takes for up to `limits`, beside the program's own buffers. Does not
+    /// depend on the number of KV blocks.
+    fn scratch(&self, program: Self::Program, limits: &Limits) -> Result<Scratch, KernelError>;
 
     /// Starts replaying `program` for up to `limits`.
     fn executor(
@@ -80,6 +80,15 @@ pub trait Device: Clone + Send + 'static {
         program: Self::Program,
         limits: Limits,
     ) -> Result<Self::Executor, KernelError>;
+}
+
+/// Bytes that steps take beside a program's buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scratch {
+    /// Of the memory that programs are in.
+    pub bytes: u64,
+    /// Of the host's memory beside it, which may not be swapped out.
+    pub page_locked_bytes: u64,
 }
 
 /// Bytes of memory that is a device's own.

@@ -22,14 +22,19 @@ SOURCES = ROOT / "kernels" / "cuda"
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
 
 # As the engine compiles; the last makes the assembler report.
-OPTIONS = ("--std=c++17", "--ptxas-options=-v")
+OPTIONS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
 
 # Opcodes worth a place in the table: matrices, asynchronous copies, wide accesses, barriers, atomics,
 # what registers spill to, double precision, calls. By their first word.
 WATCHED = {
     "HMMA", "IMMA", "DMMA", "HGMMA", "IGMMA", "QGMMA", "LDSM", "STSM", "LDGSTS", "UTMALDG", "UTMASTG",
     "UBLKCP", "SYNCS", "WARPGROUP", "BAR", "LDL", "STL", "LDG", "STG", "ATOM", "ATOMG", "ATOMS", "RED",
-    "DADD", "DMUL", "DFMA", "CALL", "SHFL",
+    "DADD", "DMUL", "DFMA", "CALL", "SHFL", "ACQBULK", "PREEXIT",
+}
+# What a kernel may not do before it has waited for the kernels before it (ACQBULK). CCTL, which only
+# brings a line nearer, it may.
+ACCESSES = {
+    "LD", "LDG", "LDGSTS", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG", "UTMALDG", "UTMASTG", "UBLKCP",
 }
 # Of these the whole word is kept; of the others the first, and how wide the access is.
 WHOLE = {"HMMA", "IMMA", "DMMA", "HGMMA", "IGMMA", "QGMMA"}
@@ -45,6 +50,8 @@ class Row:
     spills: int
     shared: int
     opcodes: dict
+    # Accesses to memory before the kernel waits for others. Not in the table: none has any.
+    early: int = dataclasses.field(default=0, compare=False)
 
     def opcode_words(self):
         return " ".join(f"{name}:{count}" for name, count in sorted(self.opcodes.items()))
@@ -70,7 +77,10 @@ def compiled(nvrtc, name, text, headers, architecture):
     opcodes = opcodes_of(cubin)
     if set(resources) != set(opcodes):
         raise CompileError(f"{name}: the report has {sorted(resources)}, the code {sorted(opcodes)}")
-    return {kernel: Row(**resources[kernel], opcodes=opcodes[kernel]) for kernel in resources}
+    return {
+        kernel: Row(**resources[kernel], opcodes=opcodes[kernel][0], early=opcodes[kernel][1])
+        for kernel in resources
+    }
 
 
 def resources_of(log):
@@ -95,7 +105,7 @@ def resources_of(log):
 
 
 def opcodes_of(cubin):
-    """Counts of the watched opcodes by kernel, from the disassembly."""
+    """By kernel, from the disassembly: counts of the watched opcodes, and of accesses before the wait."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -103,18 +113,21 @@ def opcodes_of(cubin):
             [library_file("*/bin/nvdisasm"), "-c", file.name],
             capture_output=True, text=True, check=True,
         ).stdout
-    kernels = {}
+    kernels, early = {}, collections.Counter()
     counts = None
     for line in listing.splitlines():
         section = re.match(r"\.section\s+\.text\.([^,\s]+)", line.strip())
         if section:
-            counts = kernels.setdefault(section[1].strip('"'), collections.Counter())
+            name = section[1].strip('"')
+            counts = kernels.setdefault(name, collections.Counter())
         instruction = re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_.]*)", line)
         if instruction and counts is not None:
             opcode = watched(instruction[1])
             if opcode:
                 counts[opcode] += 1
-    return {kernel: dict(counts) for kernel, counts in kernels.items()}
+            if instruction[1].split(".")[0] in ACCESSES and "ACQBULK" not in counts:
+                early[name] += 1
+    return {kernel: (dict(counts), early[kernel]) for kernel, counts in kernels.items()}
 
 
 def watched(opcode):

@@ -26,6 +26,9 @@ HEADER = f"""\
 # tests/cuda holds the sources against it. Written by: {REWRITE}
 """
 
+# Architectures on which every kernel is launched so that it may begin early.
+BEGUN_EARLY = {"sm_90a"}
+
 # What any block may have, whatever the kernel.
 STATIC_SHARED_MAX = 48 << 10
 REGISTERS_MAX = 255
@@ -91,6 +94,8 @@ def broken_promises(promises, rows):
         place = f"{key[0]}: {key[1]} on {key[2]}"
         mine = [p for p in promises if any(fnmatch.fnmatch(key[1], name) for name in p["kernels"])]
         lines += [f"{place}: {line}" for line in limits(row, mine)]
+        if key[2] in BEGUN_EARLY:
+            lines += [f"{place}: {line}" for line in haste(row)]
         for promise in mine:
             for opcode in promise.get("opcodes", []):
                 if not any(name.startswith(opcode) for name in row.opcodes):
@@ -101,6 +106,14 @@ def broken_promises(promises, rows):
             if not fnmatch.filter(names, name):
                 lines.append(f"{PROMISES.name}: no kernel is named {name}")
     return lines
+
+
+def haste(row):
+    """What a kernel does that may have been started while the one before it was ending."""
+    if "ACQBULK" not in row.opcodes:
+        yield "never waits for the kernels before it"
+    elif row.early:
+        yield f"{row.early} accesses to memory before it waits for the kernels before it"
 
 
 def limits(row, promises):
@@ -119,7 +132,7 @@ def limits(row, promises):
 
 def declared_kernels(text):
     """Names that a source gives to KERNEL itself; those that its own macros put together are not here."""
-    return set(re.findall(r"^\s*(?:HOPPER_)?KERNEL\(\s*(\w+)\s*,", text, flags=re.M))
+    return set(re.findall(r"^\s*(?:HOPPER_)?KERNEL(?:_READING_AHEAD)?\(\s*(\w+)\s*,", text, flags=re.M))
 
 
 def promises():

@@ -101,6 +101,24 @@ def test_a_spill_breaks_a_promise(nvrtc):
     assert any("local memory" in line for line in lines), lines
 
 
+def test_a_kernel_that_does_not_wait_for_others_breaks_a_promise(nvrtc):
+    key = ("small.cu", "small_kernel", "sm_90a")
+    body = "p.x[thread_index()] += 1.0f;"
+    sound = small(nvrtc, body, "sm_90a")
+    assert sound.opcodes["ACQBULK"] == 1 and table.broken_promises([], {key: sound}) == []
+    told = []
+    for declared in (
+        # Not at all, and behind a read of what another kernel may still write.
+        'extern "C" __global__ void small_kernel(const Small p) { small(p); }',
+        'extern "C" __global__ void small_kernel(const Small p) '
+        "{ float early = p.x[1]; wait_for_kernels(); p.x[0] = early; }",
+    ):
+        text = SMALL.replace("BODY", body).replace("KERNEL(small_kernel, THREADS, Small, small)", declared)
+        row = compiled(nvrtc, "small.cu", text, headers_of(text), "sm_90a")["small_kernel"]
+        told += table.broken_promises([], {key: row})
+    assert len(told) == 2 and "never waits" in told[0] and "1 accesses" in told[1], told
+
+
 def test_an_array_that_is_indexed_at_run_time_breaks_a_promise(nvrtc):
     body = """
         float held[64];

@@ -144,6 +144,16 @@ pub struct Written {
         help_heading = "Device and memory"
     )]
     pub deterministic: Option<bool>,
+    /// On a GPU: products of many rows by cuBLASLt, where it is found and faster (`false`: never)
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        help_heading = "Device and memory"
+    )]
+    pub cublaslt: Option<bool>,
     /// File of `pagoda kernels build`: a GPU then needs its driver alone
     #[arg(
         long,
@@ -286,6 +296,7 @@ impl Written {
             seed,
             device,
             deterministic,
+            cublaslt,
             kernels,
             threads,
             isa,

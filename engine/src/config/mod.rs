@@ -78,6 +78,8 @@ pub struct DeviceSettings {
     pub device: DeviceChoice,
     /// Whether a GPU gives the same answer alone or in a crowd.
     pub deterministic: bool,
+    /// Whether a GPU's products of many rows may go to cuBLASLt.
+    pub cublaslt: bool,
     /// File of compiled GPU kernels.
     pub kernels: Option<PathBuf>,
     /// Compute threads; `None` is one a core.

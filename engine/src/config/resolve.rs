@@ -158,6 +158,7 @@ fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
     Ok(DeviceSettings {
         device: device_choice(written.device.as_deref())?,
         deterministic: written.deterministic.unwrap_or(false),
+        cublaslt: written.cublaslt.unwrap_or(true),
         kernels: written.kernels.clone().filter(|path| !path.as_os_str().is_empty()),
         threads,
         isa: written.isa.clone().filter(|isa| isa != "auto"),
@@ -395,6 +396,8 @@ mod tests {
         assert_eq!(device(&["--device", "cuda:3"]), DeviceChoice::Gpu(3));
         assert!(!resolve(&[]).unwrap().device.deterministic);
         assert!(resolve(&["--deterministic"]).unwrap().device.deterministic);
+        assert!(resolve(&[]).unwrap().device.cublaslt);
+        assert!(!resolve(&["--cublaslt=false"]).unwrap().device.cublaslt);
     }
 
     #[test]

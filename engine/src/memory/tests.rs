@@ -62,6 +62,7 @@ fn a_share_counts_weights_and_what_is_free() {
         weights: weights * MIB,
         activations: activations * MIB,
         scratch: scratch * MIB,
+        page_locked: 1 << 40,
     };
     let budget = |share, fixed| kv_budget(KvBudget::Share(share), &machine, &fixed);
     assert_eq!(budget(0.5, fixed(0, 70, 30)), Ok((500 - 100 - 192) * MIB));

@@ -5,7 +5,7 @@
 
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
-use pagoda_kernels::device::{Device, DeviceMemory, KvSpec, Limits};
+use pagoda_kernels::device::{Device, DeviceMemory, KvSpec, Limits, Scratch};
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::weight_format::Quantization;
 
@@ -183,10 +183,12 @@ where
     let buffers =
         Buffers::new(device, spec, &limits).map_err(LoadError::device("allocating activations"))?;
     let recorder = Recorder { device, spec, weights: &weights, buffers: &buffers, kv_dtype };
+    let scratch = recorder.scratch(&limits)?;
     let fixed = FixedBytes {
         weights: weights.bytes,
         activations: activation_bytes(spec, &limits),
-        scratch: recorder.scratch_bytes(&limits)?,
+        scratch: scratch.bytes,
+        page_locked: scratch.page_locked_bytes,
     };
     let needs = kv_needs(spec, kv_dtype, device.block_size());
     let machine = own_memory.map_or_else(MachineMemory::read, MachineMemory::from);
@@ -312,11 +314,11 @@ impl<D: Device> Recorder<'_, D> {
         decoder.record(device).map_err(LoadError::device("recording the decoder"))
     }
 
-    /// Bytes that steps take beside the buffers: the same program says it over a cache of one block.
-    fn scratch_bytes(&self, limits: &Limits) -> Result<u64, LoadError> {
+    /// What steps take beside the buffers: the same program says it over a cache of one block.
+    fn scratch(&self, limits: &Limits) -> Result<Scratch, LoadError> {
         let program = self.program(&vec![1; self.spec.groups.len()])?;
-        let bytes = self.device.scratch_bytes(program, limits);
-        bytes.map_err(LoadError::device("planning scratch"))
+        let scratch = self.device.scratch(program, limits);
+        scratch.map_err(LoadError::device("planning scratch"))
     }
 }
 

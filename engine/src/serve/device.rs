@@ -93,7 +93,10 @@ fn open_gpu(index: usize, settings: &DeviceSettings) -> Result<Chosen, KernelErr
     let places = Places::of_this_machine(settings.kernels.clone());
     let block_size = settings.block_size.map(|size| size as usize);
     let told = |line: &str| tracing::info!("{line}");
-    let (device, report) = CudaDevice::open(GpuOptions { index, block_size }, &places, &told)?;
+    // Opened where nobody may ask it, the library would take memory for nothing.
+    let own_products = settings.deterministic || !settings.cublaslt;
+    let gpu = GpuOptions { index, block_size, own_products, ..GpuOptions::default() };
+    let (device, report) = CudaDevice::open(gpu, &places, &told)?;
     let options = CudaOptions { deterministic: settings.deterministic };
     Ok(Chosen::Gpu(device.with_options(options), report))
 }

@@ -38,6 +38,8 @@ struct Launch {
     unsigned threads;
     size_t shared_bytes;
     uint64_t seed;
+    // Whether it may be started while the kernel before it ends.
+    bool begins_early = false;
 };
 
 // Threads that wait for each other.
@@ -52,6 +54,8 @@ struct Fiber {
     char* stack = nullptr;
     bool started = false;
     bool done = false;
+    // For the kernels before.
+    bool waited = false;
     // What it waits for, and since when.
     const Meeting* meeting = nullptr;
     unsigned generation = 0;
@@ -229,6 +233,7 @@ inline void run_block(uint64_t& random) {
         Fiber& fiber = block.fibers[i];
         if (!fiber.stack) fiber.stack = (char*)malloc(STACK_BYTES);
         fiber.done = false;
+        fiber.waited = false;
     }
     std::vector<unsigned> order(threads);
     for (unsigned i = 0; i < threads; i++) order[i] = i;
@@ -245,6 +250,9 @@ inline void run_block(uint64_t& random) {
             fail("deadlock: %u of %u threads wait in block %u, %u, %u", live, threads,
                  block.index.x, block.index.y, block.index.z);
         }
+    }
+    for (unsigned i = 0; block.launch.begins_early && i < threads; i++) {
+        if (!block.fibers[i].waited) fail("thread %u never waits for the kernels before", i);
     }
     if (!under_way.empty()) fail("%zu copies are under way when the block ends", under_way.size());
 }

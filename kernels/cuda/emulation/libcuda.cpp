@@ -2,11 +2,13 @@
 //
 // Stands in for libcuda.so.1 where there is no GPU, so that everything above it is the code that runs
 // on one: opening it, loading code (here a library of libnvrtc.cpp), memory, launches, marks, graphs.
+// A kernel that may begin while the one before it ends has to wait for it, or it fails.
 // Work waits in the stream and runs as late as allowed. What a driver would refuse is refused here:
 // a context that is not current, memory that is not allocated, a struct of another size, too much
 // shared memory. A file `behaviour` beside the library says what card it is and what fails:
 //     gpus 1 | version 13000 | capability 90 | memory 1073741824 | init 0
 //     fail NAME CODE AFTER    the function fails with CODE from its call number AFTER on (from 0)
+//     products slow           libcublasLt.cpp takes its time; `products refuse`: it offers ways and takes none
 //     log                     every call is a line of the file `calls` beside the library
 #include <dlfcn.h>
 #include <sys/mman.h>
@@ -40,6 +42,8 @@ struct Behaviour {
     int gpus = 1, version = 13000, capability = 90, init = 0;
     size_t memory = 1 << 30;
     bool log = false;
+    // Of libcublasLt.cpp.
+    std::string products;
     std::map<std::string, Failure> failures;
     std::string folder;
 };
@@ -72,17 +76,22 @@ struct State {
     uint64_t asked = 0, done = 0, seed = 1;
     int fault = SUCCESS;
     bool ready = false, capturing = false;
-    std::vector<Launch> captured;
+    std::vector<std::function<int()>> captured;
     int context = 0, stream = 0;
     int retained = 0;
 };
 
-Behaviour read_behaviour() {
-    Behaviour is;
+// The folder of this library.
+std::string own_folder() {
     Dl_info info;
-    if (!dladdr((void*)read_behaviour, &info)) return is;
-    is.folder = info.dli_fname;
-    is.folder.resize(is.folder.rfind('/') + 1);
+    if (!dladdr((void*)own_folder, &info)) return "";
+    std::string file = info.dli_fname;
+    return file.substr(0, file.rfind('/') + 1);
+}
+
+Behaviour read_behaviour(const std::string& folder) {
+    Behaviour is;
+    is.folder = folder;
     std::ifstream file(is.folder + "behaviour");
     for (std::string line; std::getline(file, line);) {
         std::istringstream words(line);
@@ -94,6 +103,7 @@ Behaviour read_behaviour() {
         if (key == "memory") words >> is.memory;
         if (key == "init") words >> is.init;
         if (key == "log") is.log = true;
+        if (key == "products") words >> is.products;
         if (key == "fail") {
             Failure failure;
             words >> name >> failure.code >> failure.after;
@@ -103,16 +113,18 @@ Behaviour read_behaviour() {
     return is;
 }
 
+State* machine = nullptr;
+
 State& state() {
-    static State* all = [] {
-        State* all = new State;
-        all->behaviour = read_behaviour();
-        return all;
-    }();
-    return *all;
+    if (!machine) {
+        machine = new State;
+        machine->behaviour = read_behaviour(own_folder());
+    }
+    return *machine;
 }
 
-thread_local bool is_current = false;
+// Whose context is current on this thread.
+thread_local State* current = nullptr;
 
 // Begins a call: its lock, its line in the log, and whether it is to fail.
 struct Call {
@@ -133,7 +145,7 @@ struct Call {
     // In a context, on a device that has no fault.
     Call& in_context() {
         if (code == SUCCESS && !s.ready) code = NOT_INITIALIZED;
-        if (code == SUCCESS && !is_current) code = INVALID_CONTEXT;
+        if (code == SUCCESS && current != &s) code = INVALID_CONTEXT;
         if (code == SUCCESS) code = s.fault;
         return *this;
     }
@@ -151,6 +163,12 @@ struct Call {
 int enqueue(State& s, std::function<int()> work) {
     s.work.push_back(std::move(work));
     s.asked++;
+    return SUCCESS;
+}
+
+int launch_or_capture(State& s, std::function<int()> work) {
+    if (!s.capturing) return enqueue(s, std::move(work));
+    s.captured.push_back(std::move(work));
     return SUCCESS;
 }
 
@@ -200,6 +218,31 @@ const char* name_of(int code) {
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+
+// For tests: another machine, whose behaviour and log are in `folder`. A process opens one driver, but its
+// tests have many machines, one after another.
+EXPORT void emulated_machine(const char* folder) {
+    machine = new State;
+    machine->behaviour = read_behaviour(std::string(folder) + "/");
+}
+
+// For tests: the same machine, whose file `behaviour` has changed.
+EXPORT void emulated_change() { state().behaviour = read_behaviour(state().behaviour.folder); }
+
+// For libcublasLt.cpp, a library of the same maker. Begins a call on the stream of the current context.
+EXPORT int emulated_library_call(const char* name, const char* arguments, void* stream) {
+    Call call(name, arguments);
+    return call.in_context().need(stream == nullptr || stream == &call.s.stream, INVALID_HANDLE);
+}
+EXPORT int emulated_library_work(const std::function<int()>* work) {
+    std::unique_lock<std::mutex> held(state().lock);
+    return launch_or_capture(state(), *work);
+}
+EXPORT int emulated_library_holds(uint64_t at, size_t bytes) {
+    std::unique_lock<std::mutex> held(state().lock);
+    return holds(state().allocations, at, bytes);
+}
+EXPORT const char* emulated_library_behaviour() { return state().behaviour.products.c_str(); }
 
 EXPORT int cuInit(unsigned) {
     Call call("cuInit");
@@ -269,8 +312,8 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int device) {
 }
 EXPORT int cuCtxSetCurrent(void* context) {
     Call call("cuCtxSetCurrent");
-    is_current = context == &call.s.context && call.s.retained > 0;
-    return call.need(is_current, INVALID_CONTEXT);
+    current = context == &call.s.context && call.s.retained > 0 ? &call.s : nullptr;
+    return call.need(current != nullptr, INVALID_CONTEXT);
 }
 
 EXPORT int cuStreamCreate(void** stream, unsigned flags) {
@@ -432,24 +475,39 @@ EXPORT int cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, uint6
     return SUCCESS;
 }
 
-EXPORT int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned threads_y,
-                          unsigned threads_z, unsigned shared_bytes, void* stream, void** parameters, void** extra) {
+struct LaunchAttribute {
+    unsigned id;
+    char pad[4];
+    union {
+        char all[64];
+        int may_begin_early;
+    };
+};
+
+struct LaunchConfig {
+    unsigned x, y, z, threads, threads_y, threads_z, shared_bytes;
+    void* stream;
+    LaunchAttribute* attributes;
+    unsigned num_attributes;
+};
+
+EXPORT int cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** parameters, void** extra) {
+    auto [x, y, z, threads, threads_y, threads_z, shared_bytes, stream, attributes, num_attributes] = *config;
+    bool begins_early = num_attributes == 1 && attributes->id == 6 && attributes->may_begin_early == 1;
     std::ostringstream words;
-    words << function->kernel->name << " " << x << " " << y << " " << z << " " << threads << " " << shared_bytes;
-    Call call("cuLaunchKernel", words.str());
+    words << function->kernel->name << " " << x << " " << y << " " << z << " " << threads << " " << shared_bytes
+          << (begins_early ? " early" : "");
+    Call call("cuLaunchKernelEx", words.str());
     call.in_context().need(stream == &call.s.stream, INVALID_HANDLE);
     call.need(function->loaded && parameters && !extra && x && y && z && y < 65536 && z < 65536 && threads_y == 1 && threads_z == 1);
+    call.need(num_attributes == (begins_early ? 1 : 0) && (!begins_early || call.s.behaviour.capability >= 90));
     if (call.need(shared_bytes <= function->shared_max)) return call.code;
     if (call.need(threads == function->kernel->threads, OUT_OF_RESOURCES)) return call.code;
     const unsigned char* first = (const unsigned char*)parameters[0];
     Launch launch = {function, {first, first + function->kernel->parameter_bytes}, {}};
-    launch.launch = {function->kernel->body, nullptr, {x, y, z}, threads, shared_bytes, 0};
-    if (call.s.capturing) {
-        call.s.captured.push_back(launch);
-        return SUCCESS;
-    }
+    launch.launch = {function->kernel->body, nullptr, {x, y, z}, threads, shared_bytes, 0, begins_early};
     State& s = call.s;
-    return enqueue(s, [&s, launch] { return run(s, launch); });
+    return launch_or_capture(s, [&s, launch] { return run(s, launch); });
 }
 
 EXPORT int cuEventCreate(uint64_t** event, unsigned flags) {
@@ -474,7 +532,7 @@ EXPORT int cuEventDestroy_v2(uint64_t* event) {
     return call.code;
 }
 
-using Graph = std::vector<Launch>;
+using Graph = std::vector<std::function<int()>>;
 
 EXPORT int cuStreamBeginCapture_v2(void* stream, unsigned mode) {
     Call call("cuStreamBeginCapture_v2", std::to_string(mode));
@@ -501,7 +559,7 @@ EXPORT int cuGraphLaunch(Graph* executable, void* stream) {
     Call call("cuGraphLaunch", std::to_string(executable->size()));
     if (call.in_context().not_capturing().need(stream == &call.s.stream, INVALID_HANDLE)) return call.code;
     State& s = call.s;
-    for (const Launch& launch : *executable) enqueue(s, [&s, launch] { return run(s, launch); });
+    for (const std::function<int()>& launch : *executable) enqueue(s, launch);
     return SUCCESS;
 }
 EXPORT int cuGraphExecDestroy(Graph* executable) {

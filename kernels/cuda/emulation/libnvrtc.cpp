@@ -46,13 +46,14 @@ EXPORT int nvrtcDestroyProgram(Program** program) {
     return SUCCESS;
 }
 EXPORT int nvrtcCompileProgram(Program* program, int count, const char* const* options) {
-    bool has_arch = false, has_standard = false;
+    bool has_arch = false, has_standard = false, joins = true;
     for (int i = 0; i < count; i++) {
         std::string option = options[i];
         has_arch |= option == "--gpu-architecture=sm_90a" || option == "--gpu-architecture=sm_80";
         has_standard |= option == "--std=c++17";
+        joins &= option != "--fmad=false";
     }
-    if (!has_arch || !has_standard) return INVALID_OPTION;
+    if (!has_arch || !has_standard || joins) return INVALID_OPTION;
     char folder[] = "/tmp/emulated-compiler-XXXXXX";
     if (!mkdtemp(folder)) return INVALID_INPUT;
     std::string inside = std::string(folder) + "/";

@@ -50,7 +50,7 @@ mod sample;
 #[cfg(test)]
 mod test_team;
 
-use crate::device::{Device, KvSpec, Limits};
+use crate::device::{Device, KvSpec, Limits, Scratch};
 use crate::dtype::HostTensor;
 use crate::error::KernelError;
 use crate::ops::Stacking;
@@ -199,8 +199,9 @@ impl Device for CpuDevice {
         CpuProgram::new(self.attention_unit)
     }
 
-    fn scratch_bytes(&self, program: CpuProgram, limits: &Limits) -> Result<u64, KernelError> {
-        CpuExecutor::scratch_bytes(program, limits, self.threads).map(|bytes| bytes as u64)
+    fn scratch(&self, program: CpuProgram, limits: &Limits) -> Result<Scratch, KernelError> {
+        let bytes = CpuExecutor::scratch_bytes(program, limits, self.threads)? as u64;
+        Ok(Scratch { bytes, page_locked_bytes: 0 })
     }
 
     fn executor(&self, program: CpuProgram, limits: Limits) -> Result<CpuExecutor, KernelError> {

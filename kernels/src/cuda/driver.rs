@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use crate::cuda::product_library::ProductLibrary;
 use crate::cuda::source::Source;
 use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::device::DeviceMemory;
@@ -16,6 +17,13 @@ use crate::error::KernelError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct DevicePointer(pub(crate) u64);
+
+impl MarkIndex {
+    /// The place `count` further on.
+    pub(crate) fn next(self, count: usize) -> Self {
+        MarkIndex(self.0 + count as u32)
+    }
+}
 
 impl DevicePointer {
     /// Kernels take it for "there is none".
@@ -37,7 +45,7 @@ unsafe impl Send for HostPointer {}
 // SAFETY: as above.
 unsafe impl Sync for HostPointer {}
 
-/// A place for a mark: small numbers, chosen by whoever runs steps.
+/// A place for a mark, see [`Driver::reserve_marks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MarkIndex(pub(crate) u32);
 
@@ -148,6 +156,11 @@ pub(crate) trait Driver: Debug + Send + Sync {
         Err(KernelError::Unsupported(format!("{} has no tensor maps: {spec:?}", self.name())))
     }
 
+    /// A library of the device's maker that multiplies, if there is one.
+    fn product_library(&self) -> Option<&dyn ProductLibrary> {
+        None
+    }
+
     /// Page-locked host memory, zeroed, that copies in the order of the stream may use. Aligned to
     /// 256 bytes. A device refuses 0 bytes.
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError>;
@@ -181,6 +194,10 @@ pub(crate) trait Driver: Debug + Send + Sync {
         from: DevicePointer,
         bytes: usize,
     ) -> Result<(), KernelError>;
+
+    /// `count` places for marks that nobody else has, one after another; gives the first. They are the
+    /// driver's as long as it lives.
+    fn reserve_marks(&self, count: u32) -> Result<MarkIndex, KernelError>;
 
     /// Sets `mark` behind all that was asked for so far.
     fn mark(&self, mark: MarkIndex) -> Result<(), KernelError>;

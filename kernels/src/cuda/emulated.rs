@@ -9,7 +9,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
@@ -46,6 +46,7 @@ pub(crate) struct Emulated {
     /// Where it is planted; `None`: wherever anything is compiled.
     faulty: Option<&'static str>,
     seed: AtomicU64,
+    num_marks: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -102,8 +103,8 @@ impl Emulated {
             stream: Stream::late(seed),
             failed: None,
         });
-        let seed = AtomicU64::new(seed);
-        Emulated { folder: folder.to_owned(), fault, faulty: None, seed, state }
+        let (seed, num_marks) = (AtomicU64::new(seed), AtomicU32::new(0));
+        Emulated { folder: folder.to_owned(), fault, faulty: None, seed, num_marks, state }
     }
 
     /// Plants the fault in no other source than `name`.
@@ -225,6 +226,10 @@ impl Driver for Emulated {
         bytes: usize,
     ) -> Result<(), KernelError> {
         self.ask(Work::CopyOut { to, from, bytes })
+    }
+
+    fn reserve_marks(&self, count: u32) -> Result<MarkIndex, KernelError> {
+        Ok(MarkIndex(self.num_marks.fetch_add(count, Ordering::Relaxed)))
     }
 
     fn mark(&self, mark: MarkIndex) -> Result<(), KernelError> {

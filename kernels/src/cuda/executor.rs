@@ -11,7 +11,7 @@ use crate::admission::Admission;
 use crate::batch::Batch;
 use crate::cuda::attention::{Attention, AttentionKernels, AttentionPiece};
 use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
-use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, MarkIndex};
+use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::embed::Embed;
 use crate::cuda::expert_products::{ExpertProducts, Ways};
 use crate::cuda::gather::Gather;
@@ -29,10 +29,9 @@ use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::staging::{Place, SETS, Staging, StagingPlan};
 use crate::device::{Executor, Limits, Step};
-use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::ops::{self, Epilogue, RopeStyle, Routing};
-use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape};
+use crate::shapes::{CacheShape, ExpertsShape, TensorShape};
 use crate::weight_format::WeightFormat;
 
 /// Replays a program, two steps at a time.
@@ -98,12 +97,15 @@ impl CudaExecutor {
         for command in &commands {
             match command {
                 Command::Linear(op, rows) => {
+                    Linear::check(&op.weight)?;
                     products.extend(ProductShape::of(&op.weight, rows.max(&limits)));
                 }
                 Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
                     attention.push(AttentionLayers::new(driver, op, &limits, target, &mut plan)?);
                 }
                 Command::Moe(op) => {
+                    let weights = [&op.router, &op.gate_up, &op.down];
+                    weights.iter().try_for_each(|weight| Linear::check(weight))?;
                     chosen_max = op.num_chosen.max(chosen_max);
                     experts_max = op.gate_up.num_experts().max(experts_max);
                     products.extend(ProductShape::of(&op.router, limits.max_tokens));
@@ -132,6 +134,16 @@ impl CudaExecutor {
             },
             launched: VecDeque::with_capacity(SETS),
         })
+    }
+
+    /// Finds out which products go to the library of the device's maker. Before the graphs, which record
+    /// what was found.
+    pub(crate) fn find_ways(&mut self) -> Result<(), KernelError> {
+        let products = self.commands.iter().filter_map(|command| command.product(&self.limits));
+        let products: Vec<Linear> = products.collect();
+        // SAFETY: shapes were checked when ops were recorded, and buffers hold the most rows; nothing
+        // runs, and nobody has put anything into activations yet.
+        unsafe { self.products.find_ways(&products) }
     }
 
     /// Records the graphs of all buckets, the largest first. Before the first step.
@@ -205,10 +217,7 @@ impl CudaExecutor {
                     norm(&op.projected, &op.norm, &op.x).launch(driver, Put::Add, tokens)
                 }
                 Command::Linear(op, rows) => {
-                    let bias = op.bias.as_ref().map_or(DevicePointer::NULL, |bias| bias.pointer());
-                    let linear = linear(&op.x, &op.weight, &op.out, shape.rows(*rows));
-                    let linear = Linear { bias, ..linear }.with_epilogue(op.epilogue);
-                    self.multiply(&linear, &op.weight, None)
+                    self.multiply(&Linear::recorded(op, shape.rows(*rows)), &op.weight, None)
                 }
                 Command::QkRopeStore(op) => self.qk_rope_store(op, tokens),
                 Command::Attention(op) => self.attend(op),
@@ -362,9 +371,9 @@ impl CudaExecutor {
         let gate_up = Linear {
             experts,
             rows_per_x: num_chosen,
-            ..linear(&op.normed, &op.gate_up, &op.inner, pairs)
+            ..Linear::with([&op.normed, &op.inner], &op.gate_up, pairs)
         };
-        let down = Linear { experts, ..linear(&op.inner, &op.down, &op.outer, pairs) };
+        let down = Linear { experts, ..Linear::with([&op.inner, &op.outer], &op.down, pairs) };
         let combine = Combine {
             outer: op.outer.pointer(),
             weights,
@@ -375,7 +384,7 @@ impl CudaExecutor {
         let products = &self.routed.products;
         // SAFETY: the caller's promise; choices were planned for all rows.
         unsafe {
-            let scores = linear(&op.normed, &op.router, &op.scores, rows);
+            let scores = Linear::with([&op.normed, &op.scores], &op.router, rows);
             self.multiply(&scores, &op.router, None)?;
             route.launch(driver, rows)?;
             let ways = match op.gate_up.format() {
@@ -425,7 +434,7 @@ impl Executor for CudaExecutor {
             self.describe()?;
             self.sampler.fetch(set, step.batch.logits.len())?;
         }
-        self.driver.mark(MarkIndex(set as u32))?;
+        self.driver.mark(self.staging.mark(set))?;
         self.launched.push_back(Launched { step, set });
         Ok(())
     }
@@ -434,7 +443,7 @@ impl Executor for CudaExecutor {
         let Some(Launched { mut step, set }) = self.launched.pop_front() else {
             return Err(KernelError::Fault("no step was launched".into()));
         };
-        self.driver.wait(MarkIndex(set as u32))?;
+        self.driver.wait(self.staging.mark(set))?;
         self.staging.free(set);
         // SAFETY: the mark behind the step was waited for.
         unsafe { self.sampler.collect(set, step.batch.logits.len(), &mut step.output) };
@@ -485,11 +494,4 @@ fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm
         cols: x.cols() as u32,
         eps: norm.eps,
     }
-}
-
-/// A product without bias, whose results are stored.
-fn linear(x: &CudaTensor, weight: &CudaWeight, out: &CudaTensor, rows: u32) -> Linear {
-    let pointers = [x.pointer(), weight.pointer(), out.pointer()];
-    let plain = Linear::plain(pointers, rows as usize, (weight.rows(), weight.cols()), DType::F32);
-    Linear { stride: weight.stride() as u32, ..plain }
 }

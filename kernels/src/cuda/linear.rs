@@ -3,10 +3,14 @@
 //! Which one is `linear_choice`'s to say, and `products`' to do.
 
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
+use crate::cuda::memory::{CudaTensor, CudaVector, CudaWeight};
+use crate::cuda::program::CudaProgram;
 use crate::cuda::source::{LINEAR, LINEAR_TILED};
 use crate::dtype::DType;
 use crate::error::KernelError;
-use crate::ops::{Activation, Epilogue};
+use crate::ops::{self, Activation, Epilogue};
+use crate::shapes::MatrixShape;
+use crate::weight_format::WeightFormat;
 
 /// Mirrors `Linear` of linear_epilogue.cuh.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +34,8 @@ pub(crate) struct Linear {
 
 const WARPS: u32 = 4;
 const THREADS: u32 = WARPS * 32;
+/// Blocks of a grid along y.
+const GRID_MAX: u32 = 65_535;
 /// Weight rows of a block.
 const BLOCK_COLS: u32 = WARPS * 2;
 
@@ -39,6 +45,12 @@ pub(crate) fn stride_of(k: usize, format: DType) -> usize {
 }
 
 impl Linear {
+    /// Numbers of epilogues, as linear_epilogue.cuh has them.
+    pub(crate) const STORE: u32 = 0;
+    pub(crate) const ADD: u32 = 1;
+    const GLU: u32 = 2;
+    const SCALE: u32 = 3;
+
     /// `rows` rows of `x` times a weight `[n, k]` of `format`: no bias, one matrix, stored in `out`.
     pub(crate) fn plain(
         [x, weight, out]: [DevicePointer; 3],
@@ -57,28 +69,54 @@ impl Linear {
             n: n as u32,
             k: k as u32,
             stride: stride_of(k, format) as u32,
-            epilogue: 0,
+            epilogue: Self::STORE,
             activation: 0,
             scale: 1.0,
             soft_cap: 0.0,
         }
     }
 
+    /// `rows` rows of `x` times a weight, stored in `out`.
+    pub(crate) fn with([x, out]: [&CudaTensor; 2], weight: &CudaWeight, rows: u32) -> Self {
+        let pointers = [x.pointer(), weight.pointer(), out.pointer()];
+        let shape = (weight.rows(), weight.cols());
+        let plain = Self::plain(pointers, rows as usize, shape, DType::F32);
+        Linear { stride: weight.stride() as u32, ..plain }
+    }
+
+    /// A product as it was recorded, of `rows` rows.
+    pub(crate) fn recorded(op: &ops::Linear<CudaProgram>, rows: u32) -> Self {
+        let bias = op.bias.as_ref().map_or(DevicePointer::NULL, CudaVector::pointer);
+        let linear = Self::with([&op.x, &op.out], &op.weight, rows);
+        Linear { bias, ..linear }.with_epilogue(op.epilogue)
+    }
+
+    /// Refuses a weight of more rows than the largest grid computes. For programs, before they run.
+    pub(crate) fn check(weight: &CudaWeight) -> Result<(), KernelError> {
+        let (n, most) = (weight.rows(), (GRID_MAX * BLOCK_COLS) as usize);
+        // Blocks of quantized products take several turns.
+        if n <= most || matches!(weight.format(), WeightFormat::Quantized(_)) {
+            return Ok(());
+        }
+        let reason = format!("a linear of {n} columns; a GPU's kernels compute {most} at most");
+        Err(KernelError::Unsupported(reason))
+    }
+
     /// Fills in what becomes of results of a plain product.
     pub(crate) fn with_epilogue(self, epilogue: Epilogue) -> Self {
         match epilogue {
             Epilogue::Store => self,
-            Epilogue::Add => Linear { epilogue: 1, ..self },
+            Epilogue::Add => Linear { epilogue: Self::ADD, ..self },
             Epilogue::Glu(activation) => {
                 let activation = match activation {
                     Activation::Silu => 0,
                     Activation::GeluTanh => 1,
                     Activation::Gelu => 2,
                 };
-                Linear { epilogue: 2, activation, ..self }
+                Linear { epilogue: Self::GLU, activation, ..self }
             }
             Epilogue::Scale { scale, soft_cap } => {
-                Linear { epilogue: 3, scale, soft_cap: soft_cap.unwrap_or(0.0), ..self }
+                Linear { epilogue: Self::SCALE, scale, soft_cap: soft_cap.unwrap_or(0.0), ..self }
             }
         }
     }

@@ -20,6 +20,8 @@ pub(crate) struct Target {
     pub(crate) shared_bytes_max: usize,
     /// Whether it has Hopper's instructions, which no other architecture has.
     pub(crate) is_hopper: bool,
+    /// Whether the device's maker has a library of products here.
+    pub(crate) has_library: bool,
     /// What was asked for.
     pub(crate) options: CudaOptions,
 }
@@ -231,7 +233,8 @@ impl Target {
     pub(crate) fn of(driver: &dyn Driver, multiprocessors: u32) -> Self {
         let (shared_bytes_max, options) = (driver.shared_bytes_max(), CudaOptions::default());
         let is_hopper = driver.capability() == (9, 0);
-        Target { multiprocessors, shared_bytes_max, is_hopper, options }
+        let has_library = driver.product_library().is_some();
+        Target { multiprocessors, shared_bytes_max, is_hopper, has_library, options }
     }
 
     /// Blocks that plans of attention aim at, to keep the device busy: what shared memory allows at least.

@@ -68,6 +68,30 @@ pub(crate) fn narrowed_bytes(rows: usize, stride: usize, format: DType) -> usize
     parts(format) * rows * stride * format.bytes()
 }
 
+/// Rounds rows of x, or splits them, for a weight of `format`, f16 or bf16, on `blocks` multiprocessors:
+/// into `narrowed`, which has [`narrowed_bytes`].
+///
+/// # Safety
+/// As [`HopperTiling::launch`].
+pub(crate) unsafe fn narrow(
+    driver: &dyn Driver,
+    linear: &Linear,
+    (narrowed, format): (DevicePointer, DType),
+    blocks: u32,
+) -> Result<(), KernelError> {
+    let Linear { x, rows, k, stride, .. } = *linear;
+    let name = match format {
+        DType::F16 => "narrow_rows_f16",
+        _ => "narrow_rows_bf16",
+    };
+    let rows_ = NarrowRows { x, out: narrowed, rows, k, stride };
+    let elements = rows as usize * stride as usize;
+    let pieces = elements.div_ceil(NARROW_PIECE * NARROW_THREADS as usize) as u32;
+    let grid = Grid { blocks: [pieces.min(NARROW_BLOCKS * blocks), 1, 1], shared_bytes: 0 };
+    // SAFETY: the caller's promise.
+    unsafe { launch(driver, &Kernel::new(&NARROW_ROWS, name, NARROW_THREADS), grid, &rows_) }
+}
+
 impl HopperTiling {
     /// Tiles of a result `[rows, n]`.
     pub(crate) fn tiles(&self, rows: u32, n: u32) -> u32 {
@@ -94,7 +118,7 @@ impl HopperTiling {
         (narrowed, format): (DevicePointer, DType),
         blocks: u32,
     ) -> Result<(), KernelError> {
-        let Linear { x, rows, n, k, stride, .. } = *linear;
+        let Linear { rows, n, k, stride, .. } = *linear;
         let element = format.bytes();
         let [rows_, stride_] = [rows as usize, stride as usize];
         let inner = Axis { size: k as usize, stride: element, taken: LINE_BYTES / element };
@@ -116,18 +140,13 @@ impl HopperTiling {
             row_tiles: rows.div_ceil(TILE_ROWS),
             column_tiles: n.div_ceil(self.columns),
         };
-        let is_f16 = usize::from(format == DType::F16);
-        let narrow = NarrowRows { x, out: narrowed, rows, k, stride };
-        let name = ["narrow_rows_bf16", "narrow_rows_f16"][is_f16];
-        let pieces = (rows_ * stride_).div_ceil(NARROW_PIECE * NARROW_THREADS as usize) as u32;
-        let grid = Grid { blocks: [pieces.min(NARROW_BLOCKS * blocks), 1, 1], shared_bytes: 0 };
-        let kernel = Kernel::new(&NARROW_ROWS, name, NARROW_THREADS);
         // SAFETY: the caller's promise.
-        unsafe { launch(driver, &kernel, grid, &narrow) }?;
+        unsafe { narrow(driver, linear, (narrowed, format), blocks) }?;
         let tiles = self.tiles(rows, n);
         let shared_bytes = self.shared_bytes(format);
         let grid = Grid { blocks: [tiles.min(blocks), 1, 1], shared_bytes };
-        let kernel = Kernel::new(&LINEAR_HOPPER, self.names[is_f16], THREADS);
+        let name = self.names[usize::from(format == DType::F16)];
+        let kernel = Kernel::new(&LINEAR_HOPPER, name, THREADS);
         // SAFETY: as above; the maps are of these buffers.
         unsafe { launch(driver, &kernel, grid, &product) }
     }

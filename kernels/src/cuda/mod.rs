@@ -38,12 +38,14 @@ mod inputs;
 mod linear;
 mod linear_choice;
 mod linear_hopper;
+mod linear_library;
 mod linear_quantized;
 mod linear_tensor;
 mod measure;
 mod moe;
 mod norm;
 mod plain;
+mod product_library;
 mod products;
 mod quantized;
 mod rope_store;
@@ -63,7 +65,7 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::device::{Device, DeviceMemory, KvSpec, Limits};
+use crate::device::{Device, DeviceMemory, KvSpec, Limits, Scratch};
 use crate::dtype::HostTensor;
 use crate::error::KernelError;
 use crate::ops::Stacking;
@@ -143,7 +145,7 @@ impl CudaDevice {
                 sizes.end()
             )));
         }
-        let (nvidia, report) = nvidia::open(gpu.index, places, sources, told)?;
+        let (nvidia, report) = nvidia::open(gpu, places, sources, told)?;
         let target = Target::of(&nvidia, nvidia.gpu().multiprocessors);
         let (driver, arch) = (Arc::new(nvidia), Some(report.arch));
         Ok((CudaDevice { driver, block_size, target, arch }, report))
@@ -157,6 +159,11 @@ pub struct GpuOptions {
     pub index: usize,
     /// Tokens per KV block: a power of two from 16 to 256; 64 if left open.
     pub block_size: Option<usize>,
+    /// Whether each kernel starts when the one before it has ended, also on cards that would start it
+    /// earlier: to measure what that gains.
+    pub one_by_one: bool,
+    /// Whether all products are kernels of our own, also where cuBLASLt is found.
+    pub own_products: bool,
 }
 
 impl Device for CudaDevice {
@@ -173,8 +180,14 @@ impl Device for CudaDevice {
 
     fn numerics(&self) -> String {
         let arch = self.arch.map_or_else(|| "emulated".to_owned(), |arch| arch.to_string());
-        let mode = if self.target.options.deterministic { "deterministic" } else { "fast" };
-        format!("cuda-{arch}-unit{}-{mode}", attention::UNIT)
+        let mode = match self.driver.product_library() {
+            _ if self.target.options.deterministic => "deterministic".to_owned(),
+            Some(library) => format!("fast-{}", library.name()),
+            None => "fast".to_owned(),
+        };
+        // How products are cut depends on how many parts keep the card busy.
+        let multiprocessors = self.target.multiprocessors;
+        format!("cuda-{arch}-{multiprocessors}sm-unit{}-{mode}", attention::UNIT)
     }
 
     fn memory(&self) -> Result<Option<DeviceMemory>, KernelError> {
@@ -225,15 +238,16 @@ impl Device for CudaDevice {
         CudaProgram::new()
     }
 
-    fn scratch_bytes(&self, program: CudaProgram, limits: &Limits) -> Result<u64, KernelError> {
+    fn scratch(&self, program: CudaProgram, limits: &Limits) -> Result<Scratch, KernelError> {
         let measure = Arc::new(Measure::of(&*self.driver));
         let driver: Arc<dyn Driver> = Arc::clone(&measure) as Arc<dyn Driver>;
-        drop(CudaExecutor::start(&driver, program, *limits, self.target)?);
-        Ok(measure.bytes())
+        CudaExecutor::start(&driver, program, *limits, self.target)?.capture()?;
+        Ok(measure.scratch())
     }
 
     fn executor(&self, program: CudaProgram, limits: Limits) -> Result<CudaExecutor, KernelError> {
         let mut executor = CudaExecutor::start(&self.driver, program, limits, self.target)?;
+        executor.find_ways()?;
         executor.capture()?;
         Ok(executor)
     }

@@ -8,6 +8,7 @@ use crate::cuda::driver::{DeviceBuffer, Driver};
 use crate::cuda::linear::{Linear, stride_of};
 use crate::cuda::linear_choice::{Method, ProductShape, Target, choose};
 use crate::cuda::linear_hopper::{TILE_ROWS, narrowed_bytes};
+use crate::cuda::linear_library::{LibraryProducts, may_serve};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::dtype::DType;
 use crate::error::KernelError;
@@ -19,8 +20,10 @@ pub(crate) struct Products {
     target: Target,
     partials: DeviceBuffer,
     arrivals: DeviceBuffer,
-    /// Rows of x as Hopper's products want them.
+    /// Rows of x as Hopper's products and the library want them.
     narrowed: DeviceBuffer,
+    /// Where there is one, for some of the shapes.
+    library: Option<LibraryProducts>,
 }
 
 impl Products {
@@ -34,13 +37,41 @@ impl Products {
         // Not empty: a device has no empty memory.
         let bytes = floats.unwrap_or(0).max(1) * 4;
         let narrowed = shapes.iter().map(|shape| narrowed_bytes_max(&target, *shape)).max();
+        let narrowed = DeviceBuffer::new(driver, narrowed.unwrap_or(0).max(1), "rounded rows")?;
+        let served = shapes.iter().filter(|shape| may_serve(&target, shape));
+        let library = match served.map(|shape| shape.rows).max() {
+            Some(rows) => Some(LibraryProducts::new(driver, &target, (rows, narrowed.pointer()))?),
+            None => None,
+        };
         Ok(Products {
             driver: Arc::clone(driver),
             target,
             partials: DeviceBuffer::new(driver, bytes, "sums of products")?,
             arrivals: DeviceBuffer::new(driver, target.meetings_max() as usize * 4, "arrivals")?,
-            narrowed: DeviceBuffer::new(driver, narrowed.unwrap_or(0).max(1), "rounded rows")?,
+            narrowed,
+            library,
         })
+    }
+
+    /// Finds out which of these plain products of bf16, each of its most rows, go to the library. Spoils
+    /// what they write, and their x. Before the first step and the first graph.
+    ///
+    /// # Safety
+    /// As [`Self::launch`] for each of them, and nothing else runs.
+    pub(crate) unsafe fn find_ways(&mut self, products: &[Linear]) -> Result<(), KernelError> {
+        let Some(mut library) = self.library.take() else { return Ok(()) };
+        // SAFETY: the caller's promise.
+        let own = |linear: &Linear| unsafe { self.launch_own(linear, DType::Bf16) };
+        // SAFETY: the caller's promise.
+        unsafe { library.find_ways(products, &own) }?;
+        self.library = Some(library);
+        Ok(())
+    }
+
+    /// How many shapes and buckets of rows go to the library.
+    #[cfg(test)]
+    pub(crate) fn num_library_ways(&self) -> usize {
+        self.library.as_ref().map_or(0, LibraryProducts::num_ways)
     }
 
     /// Whether a row's results do not depend on the rows beside it.
@@ -54,6 +85,21 @@ impl Products {
     /// Every pointer has what linear_epilogue.cuh says for its rows, and the shape is one of those that there
     /// is room for.
     pub(crate) unsafe fn launch(&self, linear: &Linear, format: DType) -> Result<(), KernelError> {
+        if let Some(library) = &self.library {
+            // SAFETY: the caller's promise.
+            if unsafe { library.launch(linear, format) }? {
+                return Ok(());
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.launch_own(linear, format) }
+    }
+
+    /// By kernels of our own.
+    ///
+    /// # Safety
+    /// As [`Self::launch`].
+    unsafe fn launch_own(&self, linear: &Linear, format: DType) -> Result<(), KernelError> {
         let Linear { rows, n, k, .. } = *linear;
         let driver = &*self.driver;
         // SAFETY: the caller's promise; a cut's sums fit the room for its shape.
@@ -86,16 +132,17 @@ fn partial_floats_max(target: &Target, shape: ProductShape) -> usize {
     floats.max().unwrap_or(0)
 }
 
-/// Bytes of x that products of a shape leave in memory for Hopper, for the worst number of rows.
+/// Bytes of x that products of a shape leave in memory, rounded, for the worst number of rows.
 fn narrowed_bytes_max(target: &Target, shape: ProductShape) -> usize {
     // Tiles have as many rows, so that between multiples nothing changes.
     let rows = (TILE_ROWS..shape.rows).step_by(TILE_ROWS as usize).chain([shape.rows]);
-    let bytes = rows.map(|rows| match choose(target, ProductShape { rows, ..shape }) {
-        Method::Hopper(_) => {
-            let stride = stride_of(shape.k as usize, shape.format);
-            narrowed_bytes(rows as usize, stride, shape.format)
+    let bytes = rows.map(|rows| {
+        let shape = ProductShape { rows, ..shape };
+        if !matches!(choose(target, shape), Method::Hopper(_)) && !may_serve(target, &shape) {
+            return 0;
         }
-        _ => 0,
+        let stride = stride_of(shape.k as usize, shape.format);
+        narrowed_bytes(rows as usize, stride, shape.format)
     });
     bytes.max().unwrap_or(0)
 }

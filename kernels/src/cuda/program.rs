@@ -2,12 +2,16 @@
 //!
 //! Composites keep their default bodies for now; a fused kernel replaces one by overriding it here.
 
+use crate::cuda;
 use crate::cuda::memory::{CudaKv, CudaTensor, CudaVector, CudaWeight};
+use crate::device::Limits;
+use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::ops::{
     Attention, Embed, GatherRows, Linear, Moe, Norm, NormRows, Ops, QkRopeStore, Sample,
 };
 use crate::shapes::{Bounds, GroupShape, Rows, Shapes};
+use crate::weight_format::WeightFormat;
 
 /// A recorded op.
 pub(crate) enum Command {
@@ -20,6 +24,19 @@ pub(crate) enum Command {
     GatherRows(GatherRows<CudaProgram>),
     Moe(Moe<CudaProgram>),
     Sample(Sample<CudaProgram>),
+}
+
+impl Command {
+    /// The product, of the most rows that steps within `limits` have, if it is one of a plain bf16 weight:
+    /// what a library of products may serve.
+    pub(crate) fn product(&self, limits: &Limits) -> Option<cuda::linear::Linear> {
+        match self {
+            Command::Linear(op, rows) if op.weight.format() == WeightFormat::Plain(DType::Bf16) => {
+                Some(cuda::linear::Linear::recorded(op, rows.max(limits) as u32))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// `x[t] += norm(projected[t])`.

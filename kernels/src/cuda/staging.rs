@@ -16,9 +16,6 @@ use crate::error::KernelError;
 /// Sets of host memory: steps that may be in flight.
 pub(crate) const SETS: usize = 2;
 
-/// Behind what was sent, where a set is filled anew within a step. Lower marks are the sets' own.
-const SENT: MarkIndex = MarkIndex(SETS as u32);
-
 /// A place for up to `len` values.
 #[derive(Debug)]
 pub(crate) struct Place<T> {
@@ -70,6 +67,8 @@ fn extend<T>(bytes: &mut usize, len: usize) -> usize {
 pub(crate) struct Staging {
     driver: Arc<dyn Driver>,
     sets: [Set; SETS],
+    /// One for each set, and one behind what was sent, where a set is filled anew within a step.
+    marks: MarkIndex,
     /// The set that is filled.
     current: usize,
     device: DeviceBuffer,
@@ -97,6 +96,7 @@ impl Staging {
         Ok(Staging {
             driver: Arc::clone(driver),
             sets: [set()?, set()?],
+            marks: driver.reserve_marks(SETS as u32 + 1)?,
             current: 0,
             device: DeviceBuffer::new(driver, bytes, "a step's arrays")?,
             aside: plan.bytes,
@@ -111,6 +111,11 @@ impl Staging {
 
     fn start<T>(&self, place: &Place<T>) -> usize {
         place.offset + if place.is_aside { self.aside } else { 0 }
+    }
+
+    /// What is to be waited for before set number `set` is free.
+    pub(crate) fn mark(&self, set: usize) -> MarkIndex {
+        self.marks.next(set)
     }
 
     /// Turns to the next set, for the next step. Gives its number, under which it is to be freed.
@@ -196,8 +201,9 @@ impl Staging {
     /// Waits until what was sent has arrived, so that the same set can be filled once more: for steps
     /// that bring more than their places hold.
     pub(crate) fn await_sent(&mut self) -> Result<(), KernelError> {
-        self.driver.mark(SENT)?;
-        self.driver.wait(SENT)?;
+        let sent = self.marks.next(SETS);
+        self.driver.mark(sent)?;
+        self.driver.wait(sent)?;
         self.free(self.current);
         Ok(())
     }

@@ -19,7 +19,7 @@ pub(super) fn summarize(
         "model       {place}\n\
          device      {}\n\
          weights     {}, {}\n\
-         activations {}, and {} of scratch\n\
+         activations {}, and {} of scratch{}\n\
          KV cache    {}, {}: {}\n\
          fits        {}",
         info.device,
@@ -27,11 +27,20 @@ pub(super) fn summarize(
         gib(info.weight_bytes),
         gib(fixed.activations),
         gib(fixed.scratch),
+        page_locked(fixed.page_locked),
         info.kv_dtype.name(),
         gib(plan.bytes),
         blocks(&info.groups, info.block_size),
         sequences(plan.full_length_seqs, info.max_model_len, info.max_num_seqs),
     )
+}
+
+/// Of the host's memory, where the device has its own.
+fn page_locked(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" ({} page-locked on the host)", gib(bytes)),
+    }
 }
 
 /// A quantized model still has some plain weights: norms, biases, a router, an embedding of its own.

@@ -146,7 +146,7 @@ fn scratch_of_the_largest_step_is_part_of_the_plan() {
             buffers: &buffers,
             kv_dtype,
         };
-        let bytes = recorder.scratch_bytes(&limits).unwrap();
+        let bytes = recorder.scratch(&limits).unwrap().bytes;
         let model = load(&source, &LoadOptions { dtype: Some(DType::Bf16), ..options }, &|_| ());
         let said = model.unwrap().summary;
         assert!(said.contains(&format!("and {} of scratch", crate::memory::gib(bytes))), "{said}");

@@ -65,12 +65,12 @@ fn scratch_is_known_before_the_team_starts_and_grows_with_the_step() {
         let mut program = device.program();
         let (x, out) = (x.unwrap(), out.unwrap());
         program.linear(Linear { x, weight, bias: None, out, epilogue: Epilogue::Store });
-        device.scratch_bytes(program, &Limits { max_tokens, ..limits() }).unwrap()
+        device.scratch(program, &Limits { max_tokens, ..limits() }).unwrap().bytes
     };
     // Rows of bf16 pairs or of rounded f32, whichever the instruction set takes.
     assert!(bytes(8192) - bytes(8) >= (8192 - 8) * HIDDEN as u64 * 2);
     let (program, _) = program(&device);
-    let planned = device.scratch_bytes(program, &limits()).unwrap();
+    let planned = device.scratch(program, &limits()).unwrap().bytes;
     assert_eq!(planned, 0, "f32 rows are read in place, and nothing is sampled");
 }
 
@@ -81,7 +81,7 @@ fn a_sampler_keeps_what_was_planned_for_it() {
         let mut program = device.program();
         let logits = device.tensor(4, VOCAB).unwrap();
         program.sample(crate::ops::Sample { logits, vocab: VOCAB });
-        device.scratch_bytes(program, limits).unwrap()
+        device.scratch(program, limits).unwrap().bytes
     };
     let long = Limits { max_model_len: 1000 + limits().max_model_len, ..limits() };
     assert_eq!(sampler(&long) - sampler(&limits()), 4 * 1000 * 8, "a count for each token");

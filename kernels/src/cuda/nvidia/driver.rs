@@ -1,32 +1,36 @@
 //! A GPU behind [`Driver`]: its primary context, one stream, and all kernels loaded.
 //!
-//! Every call acts in the order of the stream. A fault of the device shows at the next call that
+//! Every call acts in the order of the stream; on Hopper a kernel's blocks may take their places while
+//! the kernel before it ends, and wait there. A fault of the device shows at the next call that
 //! waits, with the driver's name for it; nothing is tried again.
 
-use std::ffi::{c_int, c_void};
 use std::fmt;
 
-use super::api::{Api, HOST_PORTABLE, Handle, OUT_OF_MEMORY, STREAM_NON_BLOCKING};
+use super::api::{Context, Handle, Refused, Stream, check, enter, sys};
 use super::cubins::Cubin;
+use super::cublaslt::{Blas, CublasLt};
 use super::modules::Modules;
 use super::stream_marks::{Graphs, Marks};
 use super::system::{Gpu, System};
 use super::tensor_map::encode;
 use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::product_library::ProductLibrary;
 use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::device::DeviceMemory;
 use crate::error::KernelError;
 
 /// A GPU that runs kernels.
 pub(crate) struct Nvidia {
-    api: Api,
     gpu: Gpu,
-    device: c_int,
-    context: Handle,
-    stream: Handle,
+    device: sys::CUdevice,
+    context: Context,
+    stream: Stream,
+    /// Whether a kernel may start while the one before it ends.
+    overlaps: bool,
     modules: Modules,
     marks: Marks,
     graphs: Graphs,
+    blas: Option<Blas>,
 }
 
 impl fmt::Debug for Nvidia {
@@ -40,31 +44,53 @@ impl Nvidia {
     pub(crate) fn open(system: &System, index: usize) -> Result<Self, KernelError> {
         let gpu = system.gpu(index)?;
         gpu.check()?;
-        let (api, device) = (system.api, system.device(index)?);
-        let mut context = Handle::NULL;
+        let device = system.device(index)?;
+        let mut context = std::ptr::null_mut();
         // SAFETY: a device of the driver; writes one handle, given back on drop.
-        let code = unsafe { (api.context_retain)(&raw mut context, device) };
-        api.check("cuDevicePrimaryCtxRetain", code).map_err(|error| {
+        let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
+        check("cuDevicePrimaryCtxRetain", code).map_err(|error| {
             KernelError::Unsupported(format!("GPU {index} ({}) cannot be taken: {error}", gpu.name))
         })?;
-        let stream = Handle::NULL;
-        let (marks, graphs, modules) = (Marks::default(), Graphs::default(), Modules::default());
-        let mut nvidia = Nvidia { api, gpu, device, context, stream, modules, marks, graphs };
+        let mut nvidia = Nvidia {
+            overlaps: gpu.capability >= OVERLAP_MIN,
+            gpu,
+            device,
+            context: Handle(context),
+            stream: Stream::NULL,
+            modules: Modules::default(),
+            marks: Marks::default(),
+            graphs: Graphs::default(),
+            blas: None,
+        };
         nvidia.enter()?;
-        let mut stream = Handle::NULL;
+        let mut stream = std::ptr::null_mut();
+        // Not held up by the legacy stream.
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current; writes one handle.
-        let code = unsafe { (api.stream_create)(&raw mut stream, STREAM_NON_BLOCKING) };
-        api.check("cuStreamCreate", code).map_err(|error| error.at_start())?;
-        nvidia.stream = stream;
+        let code = unsafe { sys::cuStreamCreate(&raw mut stream, flags) };
+        check("cuStreamCreate", code).map_err(Refused::at_start)?;
+        nvidia.stream = Handle(stream);
         Ok(nvidia)
+    }
+
+    /// Lets each kernel wait for the end of the one before it, as if none could begin earlier.
+    pub(crate) fn without_overlap(mut self) -> Self {
+        self.overlaps = false;
+        self
     }
 
     /// Loads compiled kernels.
     pub(crate) fn with_kernels(mut self, cubins: &[Cubin]) -> Result<Self, KernelError> {
         self.enter()?;
         for Cubin { source, code } in cubins {
-            self.modules.load(&self.api, (source.name, code), self.gpu.shared_bytes_max)?;
+            self.modules.load((source.name, code), self.gpu.shared_bytes_max)?;
         }
+        Ok(self)
+    }
+
+    /// Puts NVIDIA's library of products to work.
+    pub(crate) fn with_library(mut self, library: CublasLt) -> Result<Self, KernelError> {
+        self.blas = Some(Blas::new(library, self.context, self.stream)?);
         Ok(self)
     }
 
@@ -73,18 +99,15 @@ impl Nvidia {
         &self.gpu
     }
 
-    /// Makes the context current on this thread: cheap where it is.
     fn enter(&self) -> Result<(), KernelError> {
-        // SAFETY: a context that we hold.
-        let code = unsafe { (self.api.context_set)(self.context) };
-        Ok(self.api.check("cuCtxSetCurrent", code)?)
+        Ok(enter(self.context)?)
     }
 
     /// Waits for all that was asked for.
     fn wait_for_all(&self) -> Result<(), KernelError> {
         // SAFETY: a stream of ours.
-        let code = unsafe { (self.api.stream_wait)(self.stream) };
-        Ok(self.api.check("cuStreamSynchronize", code)?)
+        let code = unsafe { sys::cuStreamSynchronize(self.stream.0) };
+        Ok(check("cuStreamSynchronize", code)?)
     }
 }
 
@@ -103,15 +126,19 @@ impl Driver for Nvidia {
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
-        encode(&self.api, spec)
+        encode(spec)
+    }
+
+    fn product_library(&self) -> Option<&dyn ProductLibrary> {
+        self.blas.as_ref().map(|blas| blas as &dyn ProductLibrary)
     }
 
     fn memory(&self) -> Result<Option<DeviceMemory>, KernelError> {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two words.
-        let code = unsafe { (self.api.memory_info)(&raw mut free, &raw mut total) };
-        self.api.check("cuMemGetInfo", code)?;
+        let code = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+        check("cuMemGetInfo", code)?;
         Ok(Some(DeviceMemory { free: free as u64, total: total as u64 }))
     }
 
@@ -120,14 +147,14 @@ impl Driver for Nvidia {
         let mut pointer = 0;
         // The driver refuses to allocate nothing.
         // SAFETY: writes one word. The driver aligns to 256 bytes at least.
-        let code = unsafe { (self.api.allocate)(&raw mut pointer, bytes.max(1)) };
-        if code == OUT_OF_MEMORY {
+        let code = unsafe { sys::cuMemAlloc_v2(&raw mut pointer, bytes.max(1)) };
+        if code == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Err(KernelError::OutOfMemory { what: what.to_owned(), bytes });
         }
-        self.api.check("cuMemAlloc", code)?;
+        check("cuMemAlloc", code)?;
         // SAFETY: allocated just now.
-        let code = unsafe { (self.api.fill)(pointer, 0, bytes.max(1), self.stream) };
-        self.api.check("cuMemsetD8Async", code)?;
+        let code = unsafe { sys::cuMemsetD8Async(pointer, 0, bytes.max(1), self.stream.0) };
+        check("cuMemsetD8Async", code)?;
         Ok(DevicePointer(pointer))
     }
 
@@ -137,7 +164,7 @@ impl Driver for Nvidia {
             // What still runs may use it.
             let _ = self.wait_for_all();
             // SAFETY: the caller's promise.
-            let _ = unsafe { (self.api.free)(pointer.0) };
+            let _ = unsafe { sys::cuMemFree_v2(pointer.0) };
         }
     }
 
@@ -147,9 +174,10 @@ impl Driver for Nvidia {
         }
         self.enter()?;
         // SAFETY: the caller's promise; the bytes stay until the wait below.
-        let code =
-            unsafe { (self.api.copy_in)(to.0, bytes.as_ptr().cast(), bytes.len(), self.stream) };
-        self.api.check("cuMemcpyHtoDAsync", code)?;
+        let code = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.stream.0)
+        };
+        check("cuMemcpyHtoDAsync", code)?;
         self.wait_for_all()
     }
 
@@ -160,9 +188,9 @@ impl Driver for Nvidia {
         self.enter()?;
         // SAFETY: the caller's promise; the bytes are ours alone until the wait below.
         let code = unsafe {
-            (self.api.copy_out)(bytes.as_mut_ptr().cast(), from.0, bytes.len(), self.stream)
+            sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast(), from.0, bytes.len(), self.stream.0)
         };
-        self.api.check("cuMemcpyDtoHAsync", code)?;
+        check("cuMemcpyDtoHAsync", code)?;
         self.wait_for_all()
     }
 
@@ -182,39 +210,48 @@ impl Driver for Nvidia {
             )));
         }
         let [x, y, z] = launch.grid.blocks;
+        let mut attribute = may_begin_early();
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.grid.shared_bytes as u32,
+            hStream: self.stream.0,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(self.overlaps),
+        };
         // A kernel has one parameter, the struct itself: the driver copies it while it launches.
         let mut parameters = [launch.parameters.cast_mut()];
-        // SAFETY: the struct has the size that the kernel expects; the rest is the caller's promise.
+        // SAFETY: the struct has the size that the kernel expects, and the attributes are as many as
+        // are said; every kernel begins with the wait that an early start asks for (prelude.cuh); the
+        // rest is the caller's promise.
         let code = unsafe {
-            (self.api.launch)(
-                function.handle,
-                x,
-                y,
-                z,
-                launch.threads,
-                1,
-                1,
-                launch.grid.shared_bytes as u32,
-                self.stream,
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                function.handle.0,
                 parameters.as_mut_ptr(),
-                std::ptr::null_mut::<*mut c_void>(),
+                std::ptr::null_mut(),
             )
         };
-        self.api.check(launch.name, code)?;
-        Ok(())
+        Ok(check(launch.name, code)?)
     }
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError> {
         self.enter()?;
         let mut pointer = std::ptr::null_mut();
         let bytes = bytes.max(1);
+        // Never write-combined: the host reads results from it.
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: writes one address. Whole pages: aligned to more than 256 bytes.
-        let code = unsafe { (self.api.host_allocate)(&raw mut pointer, bytes, HOST_PORTABLE) };
-        if code == OUT_OF_MEMORY {
+        let code = unsafe { sys::cuMemHostAlloc(&raw mut pointer, bytes, flags) };
+        if code == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             let reason = format!("the host has no {bytes} bytes of memory that can be page-locked");
             return Err(KernelError::Unsupported(reason));
         }
-        self.api.check("cuMemHostAlloc", code)?;
+        check("cuMemHostAlloc", code)?;
         let pointer: *mut u8 = pointer.cast();
         // SAFETY: allocated just now, and nobody else's.
         unsafe { pointer.write_bytes(0, bytes) };
@@ -226,7 +263,7 @@ impl Driver for Nvidia {
             // What still runs may use it.
             let _ = self.wait_for_all();
             // SAFETY: the caller's promise.
-            let _ = unsafe { (self.api.host_free)(pointer.0.cast()) };
+            let _ = unsafe { sys::cuMemFreeHost(pointer.0.cast()) };
         }
     }
 
@@ -241,8 +278,8 @@ impl Driver for Nvidia {
         }
         self.enter()?;
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.api.copy_in)(to.0, from.0.cast(), bytes, self.stream) };
-        Ok(self.api.check("cuMemcpyHtoDAsync", code)?)
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, from.0.cast(), bytes, self.stream.0) };
+        Ok(check("cuMemcpyHtoDAsync", code)?)
     }
 
     unsafe fn copy_out(
@@ -256,51 +293,71 @@ impl Driver for Nvidia {
         }
         self.enter()?;
         // SAFETY: the caller's promise.
-        let code = unsafe { (self.api.copy_out)(to.0.cast(), from.0, bytes, self.stream) };
-        Ok(self.api.check("cuMemcpyDtoHAsync", code)?)
+        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(to.0.cast(), from.0, bytes, self.stream.0) };
+        Ok(check("cuMemcpyDtoHAsync", code)?)
+    }
+
+    fn reserve_marks(&self, count: u32) -> Result<MarkIndex, KernelError> {
+        self.enter()?;
+        Ok(self.marks.reserve(count)?)
     }
 
     fn mark(&self, mark: MarkIndex) -> Result<(), KernelError> {
         self.enter()?;
-        Ok(self.marks.set(&self.api, self.stream, mark)?)
+        self.marks.set(self.stream, mark)
     }
 
     fn wait(&self, mark: MarkIndex) -> Result<(), KernelError> {
         self.enter()?;
-        self.marks.wait(&self.api, mark)
+        self.marks.wait(mark)
     }
 
     fn begin_capture(&self) -> Result<(), KernelError> {
         self.enter()?;
-        Ok(Graphs::begin(&self.api, self.stream)?)
+        Ok(Graphs::begin(self.stream)?)
     }
 
     fn end_capture(&self) -> Result<GraphIndex, KernelError> {
         self.enter()?;
-        Ok(self.graphs.end(&self.api, self.stream)?)
+        Ok(self.graphs.end(self.stream)?)
     }
 
     unsafe fn replay(&self, graph: GraphIndex) -> Result<(), KernelError> {
         self.enter()?;
-        self.graphs.launch(&self.api, self.stream, graph)
+        self.graphs.launch(self.stream, graph)
     }
 
     fn release_graph(&self, graph: GraphIndex) {
         if self.enter().is_ok() {
             let _ = self.wait_for_all();
-            self.graphs.forget(&self.api, graph);
+            self.graphs.forget(graph);
         }
     }
 }
 
+/// Lets a kernel begin when the blocks of the one before it allow it, up to its own wait: what
+/// `griddepcontrol` of PTX is for. In a graph too.
+fn may_begin_early() -> sys::CUlaunchAttribute {
+    use sys::CUlaunchAttributeID as Attribute;
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    let id = Attribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
+}
+
+/// The first cards whose kernels may begin early.
+const OVERLAP_MIN: (u32, u32) = (9, 0);
+
 impl Drop for Nvidia {
     fn drop(&mut self) {
-        if self.enter().is_ok() && self.stream != Handle::NULL {
-            self.marks.release(&self.api);
+        // It works on the stream and in the context.
+        self.blas = None;
+        if self.enter().is_ok() && !self.stream.is_null() {
+            self.marks.release();
             // SAFETY: ours, and nobody launches any more.
-            let _ = unsafe { (self.api.stream_destroy)(self.stream) };
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.stream.0) };
         }
         // SAFETY: retained once, in `open`. Modules go with the context.
-        let _ = unsafe { (self.api.context_release)(self.device) };
+        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }

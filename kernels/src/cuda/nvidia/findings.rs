@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::arch::Arch;
 use super::built_file::BuiltFile;
+use super::cublaslt::CublasLt;
 use super::driver::Nvidia;
-use super::library::Library;
 use super::nvrtc::Nvrtc;
 use super::places::Places;
 use super::system::{Gpu, System, version_name};
@@ -23,8 +23,8 @@ pub struct Findings {
     pub gpus: Vec<(Gpu, Result<DeviceMemory, String>)>,
     /// NVRTC, of a version that the driver takes code from.
     pub compiler: Result<Found, String>,
-    /// cuBLASLt.
-    pub cublaslt: Result<PathBuf, String>,
+    /// cuBLASLt, of a version that the driver runs.
+    pub cublaslt: Result<Found, String>,
     /// Architectures in the file of `--kernels`, if one was named.
     pub kernels: Option<Result<Vec<Arch>, String>>,
     /// The cubin cache, if there is a place for one.
@@ -36,7 +36,7 @@ pub struct Findings {
 pub struct Found {
     /// Its file.
     pub file: PathBuf,
-    /// Version of CUDA.
+    /// Of CUDA; of cuBLASLt its own.
     pub version: String,
 }
 
@@ -68,7 +68,10 @@ impl Findings {
                 let (major, minor) = compiler.version;
                 Found { file: compiler.file, version: format!("{major}.{minor}") }
             }),
-            cublaslt: cublaslt(places),
+            cublaslt: CublasLt::find(places, major_max).map(|library| {
+                let version = library.version_name();
+                Found { file: library.file, version }
+            }),
             kernels: places.kernels.as_deref().map(|file| Ok(BuiltFile::read(file)?.archs())),
             cache: places.cache.as_deref().map(cache),
         }
@@ -83,11 +86,6 @@ fn gpus(system: &System) -> Vec<(Gpu, Result<DeviceMemory, String>)> {
     };
     let gpus = system.gpus().unwrap_or_default().into_iter();
     gpus.map(|gpu| (gpu.clone(), memory(&gpu))).collect()
-}
-
-fn cublaslt(places: &Places) -> Result<PathBuf, String> {
-    let library = Library::find(&["libcublasLt.so.13", "libcublasLt.so.12"], places)?;
-    Ok(library.file_of(library.symbol(c"cublasLtCreate")?))
 }
 
 fn cache(folder: &Path) -> CacheFound {

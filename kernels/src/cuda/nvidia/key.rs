@@ -89,7 +89,14 @@ mod tests {
         // A key of a source alone.
         let bare = |source: &Source| {
             let mut hasher = blake3::Hasher::new();
-            let parts = ["pagoda cubin 1", "sm_80", "--std=c++17", source.name, source.text];
+            let parts = [
+                "pagoda cubin 1",
+                "sm_80",
+                "--std=c++17",
+                "--fmad=false",
+                source.name,
+                source.text,
+            ];
             for part in parts {
                 hasher.update(&(part.len() as u64).to_le_bytes());
                 hasher.update(part.as_bytes());

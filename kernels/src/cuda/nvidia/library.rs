@@ -1,8 +1,10 @@
-//! A shared library that is opened at run time, and tables of its functions.
+//! NVIDIA's libraries, opened at run time where `places` say, before cudarc calls them.
 //!
-//! By absolute path or by the system's loader. Libraries stay open for the life of the process:
-//! NVIDIA's do not survive being closed. A table names exactly what we call, so that a library
-//! which lacks a function is one error in words.
+//! cudarc opens a library by its name alone, finds each function when it is first called, and panics
+//! where one of them is missing. So we come first: we open the library, which the loader then knows by
+//! its name wherever it lies; look up every function that is called; and see to it that cudarc finds
+//! this very library. What is missing is an error in words. Libraries stay open for the life of the
+//! process: NVIDIA's do not survive being closed.
 
 use std::ffi::{CStr, CString, c_void};
 use std::path::{Path, PathBuf};
@@ -16,6 +18,40 @@ pub(crate) struct Library {
     handle: NonNull<c_void>,
     name: String,
 }
+
+/// What cudarc calls of a library. Made by [`calls`].
+#[derive(Clone, Copy)]
+pub(crate) struct Calls {
+    /// All functions that are called, the first of which no other library has.
+    pub(crate) functions: &'static [&'static str],
+    /// Whether cudarc finds a library by its names.
+    pub(crate) is_present: unsafe fn() -> bool,
+    /// Where a function is in the library that cudarc finds. Panics if it finds none.
+    pub(crate) address: unsafe fn(&str) -> Option<*mut c_void>,
+}
+
+/// Names functions of one of cudarc's modules. No other may be called (a test holds it).
+macro_rules! calls {
+    ($sys:ident: $($function:ident),* $(,)?) => {
+        $crate::cuda::nvidia::library::Calls {
+            functions: {
+                // Functions that cudarc has, not just names.
+                $(let _ = $sys::$function;)*
+                &[$(stringify!($function)),*]
+            },
+            is_present: $sys::is_culib_present,
+            address: |function| {
+                // SAFETY: an open library; what is found is not called here.
+                let library = unsafe { $sys::culib() };
+                // SAFETY: as above.
+                let symbol = unsafe { library.get::<*mut std::ffi::c_void>(function.as_bytes()) };
+                symbol.ok().map(|address| *address)
+            },
+        }
+    };
+}
+
+pub(crate) use calls;
 
 impl Library {
     /// The first library of these names that opens: in `places.first`, by the system's loader, in
@@ -58,7 +94,8 @@ impl Library {
     fn open(path: &Path) -> Result<Self, String> {
         let name = path.display().to_string();
         let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| name.clone())?;
-        // SAFETY: a string that ends with a zero; the library is one that its user chose.
+        // SAFETY: a string that ends with a zero. NVIDIA's libraries may be loaded anywhere and at any
+        // time: their constructors ask for nothing.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         match NonNull::new(handle) {
             Some(handle) => Ok(Library { handle, name }),
@@ -67,28 +104,60 @@ impl Library {
     }
 
     /// A function's address.
-    pub(crate) fn symbol(&self, name: &CStr) -> Result<*mut c_void, String> {
+    pub(crate) fn symbol(&self, name: &str) -> Result<*mut c_void, String> {
+        let missing = || format!("{} has no {name}", self.name);
+        let text = CString::new(name).map_err(|_| missing())?;
         // SAFETY: an open library, and a string that ends with a zero.
-        let symbol = unsafe { libc::dlsym(self.handle.as_ptr(), name.as_ptr()) };
-        if symbol.is_null() {
-            return Err(format!("{} has no {}", self.name, name.to_string_lossy()));
+        let symbol = unsafe { libc::dlsym(self.handle.as_ptr(), text.as_ptr()) };
+        if symbol.is_null() { Err(missing()) } else { Ok(symbol) }
+    }
+
+    /// Lets cudarc call these functions: all of them are there, and this is where it will find them.
+    /// Nothing of cudarc's that belongs to this library may be called before.
+    pub(crate) fn allow(&self, calls: &Calls) -> Result<(), String> {
+        let addresses: Result<Vec<_>, _> =
+            calls.functions.iter().map(|function| self.symbol(function)).collect();
+        let (Some(&ours), Some(first)) = (addresses?.first(), calls.functions.first()) else {
+            return Ok(());
+        };
+        // SAFETY: opens libraries of names that are NVIDIA's alone.
+        let is_present = unsafe { (calls.is_present)() };
+        if !is_present {
+            return Err(format!("{} does not bear the name of its library", self.name));
         }
-        Ok(symbol)
+        // SAFETY: as above; there is one, so nothing panics.
+        let theirs = unsafe { (calls.address)(first) };
+        match theirs {
+            Some(theirs) if theirs == ours => Ok(()),
+            theirs => Err(format!(
+                "{} was found, but under its name the system's loader has {}: put the folder of the \
+                 former first in LD_LIBRARY_PATH, or take the latter away",
+                self.name,
+                theirs.and_then(file_of).map_or_else(
+                    || "another library".to_owned(),
+                    |file| file.display().to_string()
+                )
+            )),
+        }
     }
 
     /// The file that a function of this library lies in; what was opened, if the loader does not say.
     pub(crate) fn file_of(&self, symbol: *mut c_void) -> PathBuf {
-        // SAFETY: all zeros are a value of this struct of pointers.
-        let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
-        // SAFETY: an address of a loaded library, and a place for the answer.
-        let found = unsafe { libc::dladdr(symbol, &raw mut info) } != 0;
-        if !found || info.dli_fname.is_null() {
-            return PathBuf::from(&self.name);
-        }
-        // SAFETY: the loader's own string, which lives as long as the library: for ever.
-        let file = unsafe { CStr::from_ptr(info.dli_fname) };
-        PathBuf::from(file.to_string_lossy().into_owned())
+        file_of(symbol).unwrap_or_else(|| PathBuf::from(&self.name))
     }
+}
+
+fn file_of(symbol: *mut c_void) -> Option<PathBuf> {
+    // SAFETY: all zeros are a value of this struct of pointers.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    // SAFETY: an address of a loaded library, and a place for the answer.
+    let found = unsafe { libc::dladdr(symbol, &raw mut info) } != 0;
+    if !found || info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: the loader's own string, which lives as long as the library: for ever.
+    let file = unsafe { CStr::from_ptr(info.dli_fname) };
+    Some(PathBuf::from(file.to_string_lossy().into_owned()))
 }
 
 /// NVRTC looks for its built-in functions by name alone. Where the loader does not know their folder
@@ -118,41 +187,42 @@ fn last_error() -> String {
     unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned()
 }
 
-/// Declares a table of a library's functions: a field's name, the symbol, and its C type.
-macro_rules! functions {
-    (
-        $(#[$about:meta])*
-        pub(crate) struct $table:ident {
-            $($field:ident = $symbol:literal ($($type:ty),* $(,)?) -> $result:ty;)*
-        }
-    ) => {
-        $(#[$about])*
-        #[derive(Clone, Copy)]
-        pub(crate) struct $table {
-            $(pub(crate) $field: unsafe extern "C" fn($($type),*) -> $result,)*
-        }
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
 
-        impl $table {
-            /// Looks all of them up.
-            ///
-            /// # Safety
-            /// The functions of `library` with these names have these types.
-            pub(crate) unsafe fn of(library: &$crate::cuda::nvidia::library::Library) -> Result<Self, String> {
-                Ok($table {
-                    $($field: {
-                        let symbol = library.symbol($symbol)?;
-                        // SAFETY: the caller's promise.
-                        unsafe {
-                            std::mem::transmute::<
-                                *mut std::ffi::c_void,
-                                unsafe extern "C" fn($($type),*) -> $result,
-                            >(symbol)
-                        }
-                    },)*
-                })
+    use crate::cuda::nvidia::{api, cublaslt, nvrtc};
+
+    /// Functions that the files of this folder call of modules named `sys` or `…_sys`.
+    fn called() -> BTreeSet<String> {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/nvidia"));
+        let mut called = BTreeSet::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|end| end != "rs") {
+                continue;
+            }
+            let text = std::fs::read_to_string(path).unwrap();
+            for call in text.split("sys::").skip(1) {
+                let name: String =
+                    call.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if call[name.len()..].starts_with('(') && name != "culib" {
+                    called.insert(name);
+                }
             }
         }
-    };
-}
+        called
+    }
 
-pub(crate) use functions;
+    #[test]
+    fn what_is_called_was_looked_up() {
+        let all = [&api::CALLS, &nvrtc::CALLS, &cublaslt::CALLS];
+        let named = all.iter().flat_map(|calls| calls.functions);
+        let named: BTreeSet<String> = named.map(|name| (*name).to_owned()).collect();
+        let called = called();
+        assert!(called.contains("cuInit") && called.contains("nvrtcCompileProgram"));
+        // And nothing else, or an older library would be refused for nothing.
+        assert_eq!(called, named);
+    }
+}

@@ -14,7 +14,7 @@ mod places;
 /// Libraries that are opened at run time.
 mod library;
 
-/// The driver's functions.
+/// The driver's functions that are called.
 mod api;
 
 /// What the driver says of this machine.
@@ -22,6 +22,9 @@ mod system;
 
 /// The run-time compiler.
 mod nvrtc;
+
+/// NVIDIA's products.
+mod cublaslt;
 
 /// Names of compiled code.
 mod key;
@@ -59,6 +62,7 @@ pub use findings::{CacheFound, Findings, Found};
 pub use places::Places;
 pub use system::Gpu;
 
+use crate::cuda::GpuOptions;
 use crate::cuda::source::Source;
 use crate::error::KernelError;
 
@@ -66,17 +70,27 @@ use crate::error::KernelError;
 pub(crate) use cubins::build_sources;
 pub(crate) use driver::Nvidia;
 
-/// Takes the GPU `index` with the kernels of `sources` loaded. Tells in a line if minutes may go by.
+/// Takes a GPU with the kernels of `sources` loaded. Tells in a line if minutes may go by.
 pub(crate) fn open(
-    index: usize,
+    gpu: GpuOptions,
     places: &Places,
     sources: &[&'static Source],
     told: &dyn Fn(&str),
 ) -> Result<(Nvidia, KernelReport), KernelError> {
     let system = system::System::open(places)?;
-    let nvidia = Nvidia::open(&system, index)?;
+    let mut nvidia = Nvidia::open(&system, gpu.index)?;
+    if gpu.one_by_one {
+        nvidia = nvidia.without_overlap();
+    }
     let (capability, cuda_major) = (nvidia.gpu().capability, system.version / 1000);
     let card = cubins::Card { capability, cuda_major };
     let (cubins, report) = cubins::prepare(sources, card, places, told)?;
-    Ok((nvidia.with_kernels(&cubins)?, report))
+    nvidia = nvidia.with_kernels(&cubins)?;
+    if !gpu.own_products {
+        // Nothing needs it; `doctor` tells why it is not there.
+        if let Ok(library) = cublaslt::CublasLt::find(places, Some(cuda_major)) {
+            nvidia = nvidia.with_library(library)?;
+        }
+    }
+    Ok((nvidia, report))
 }

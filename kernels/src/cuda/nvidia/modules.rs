@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_uint};
 
-use super::api::{Api, Handle, Refused, function};
+use super::api::{self, Module, Refused, check, sys};
 use crate::error::KernelError;
 
 /// The functions of all sources.
@@ -19,7 +19,7 @@ pub(crate) struct Modules {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Function {
     /// For launches.
-    pub(crate) handle: Handle,
+    pub(crate) handle: api::Function,
     /// Of its one parameter.
     pub(crate) parameter_bytes: usize,
     /// That a launch may ask for.
@@ -31,22 +31,21 @@ impl Modules {
     /// `shared_bytes_max` bytes of shared memory.
     pub(crate) fn load(
         &mut self,
-        api: &Api,
         (source, cubin): (&'static str, &[u8]),
         shared_bytes_max: usize,
     ) -> Result<(), KernelError> {
         let refused = |error: Refused| {
             KernelError::Unsupported(format!("the driver refuses the kernels of {source}: {error}"))
         };
-        let module = load_module(api, cubin).map_err(refused)?;
-        let handles = functions(api, module).map_err(refused)?;
+        let module = load_module(cubin).map_err(refused)?;
+        let handles = functions(module).map_err(refused)?;
         let mut functions = HashMap::with_capacity(handles.len());
         for handle in handles {
-            load_function(api, handle).map_err(refused)?;
-            let Some(parameter_bytes) = parameter_bytes(api, handle) else { continue };
-            let shared_bytes_max = allow(api, handle, shared_bytes_max).map_err(refused)?;
+            load_function(handle).map_err(refused)?;
+            let Some(parameter_bytes) = parameter_bytes(handle) else { continue };
+            let shared_bytes_max = allow(handle, shared_bytes_max).map_err(refused)?;
             let function = Function { handle, parameter_bytes, shared_bytes_max };
-            functions.insert(name(api, handle).map_err(refused)?, function);
+            functions.insert(name(handle).map_err(refused)?, function);
         }
         self.sources.insert(source, functions);
         Ok(())
@@ -59,66 +58,69 @@ impl Modules {
     }
 }
 
-fn load_module(api: &Api, cubin: &[u8]) -> Result<Handle, Refused> {
-    let mut module = Handle::NULL;
+fn load_module(cubin: &[u8]) -> Result<Module, Refused> {
+    let mut module = std::ptr::null_mut();
     // SAFETY: an ELF file that says its own length; we made it, or a checksum of ours fits it.
-    let code = unsafe { (api.module_load)(&raw mut module, cubin.as_ptr().cast()) };
-    api.check("cuModuleLoadData", code)?;
-    Ok(module)
+    let code = unsafe { sys::cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()) };
+    check("cuModuleLoadData", code)?;
+    Ok(api::Handle(module))
 }
 
-fn functions(api: &Api, module: Handle) -> Result<Vec<Handle>, Refused> {
+fn functions(module: Module) -> Result<Vec<api::Function>, Refused> {
     let mut count: c_uint = 0;
     // SAFETY: a module of ours; writes one number.
-    let code = unsafe { (api.module_count)(&raw mut count, module) };
-    api.check("cuModuleGetFunctionCount", code)?;
+    let code = unsafe { sys::cuModuleGetFunctionCount(&raw mut count, module.0) };
+    check("cuModuleGetFunctionCount", code)?;
     // A source may have nothing for a card.
     if count == 0 {
         return Ok(Vec::new());
     }
-    let mut handles = vec![Handle::NULL; count as usize];
-    // SAFETY: room for as many handles as are asked for.
-    let code = unsafe { (api.module_functions)(handles.as_mut_ptr(), count, module) };
-    api.check("cuModuleEnumerateFunctions", code)?;
+    let mut handles = vec![api::Function::NULL; count as usize];
+    // SAFETY: room for as many handles as are asked for, each an address and nothing else.
+    let code =
+        unsafe { sys::cuModuleEnumerateFunctions(handles.as_mut_ptr().cast(), count, module.0) };
+    check("cuModuleEnumerateFunctions", code)?;
     Ok(handles)
 }
 
-fn name(api: &Api, handle: Handle) -> Result<String, Refused> {
+fn name(function: api::Function) -> Result<String, Refused> {
     let mut name = std::ptr::null();
     // SAFETY: a function of ours; writes the address of a string that lives as long as it.
-    let code = unsafe { (api.function_name)(&raw mut name, handle) };
-    api.check("cuFuncGetName", code)?;
+    let code = unsafe { sys::cuFuncGetName(&raw mut name, function.0) };
+    check("cuFuncGetName", code)?;
     // SAFETY: as above, and it ends with a zero.
     Ok(unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
 }
 
 /// The driver loads code when it is first used, unless told to.
-fn load_function(api: &Api, handle: Handle) -> Result<(), Refused> {
+fn load_function(function: api::Function) -> Result<(), Refused> {
     // SAFETY: a function of ours.
-    let code = unsafe { (api.function_load)(handle) };
-    api.check("cuFuncLoad", code)
+    let code = unsafe { sys::cuFuncLoad(function.0) };
+    check("cuFuncLoad", code)
 }
 
 /// Bytes of the one parameter. `None`: none of our kernels, which all have one.
-fn parameter_bytes(api: &Api, handle: Handle) -> Option<usize> {
+fn parameter_bytes(function: api::Function) -> Option<usize> {
     let (mut offset, mut bytes) = (0, 0);
     // SAFETY: a function of ours; writes two words, or refuses an index that is not there.
-    let code = unsafe { (api.function_parameter)(handle, 0, &raw mut offset, &raw mut bytes) };
-    (code == 0).then_some(bytes)
+    let code = unsafe { sys::cuFuncGetParamInfo(function.0, 0, &raw mut offset, &raw mut bytes) };
+    (code == sys::CUresult::CUDA_SUCCESS).then_some(bytes)
 }
 
 /// Lets a function ask for all shared memory there is. Gives how much that is.
-fn allow(api: &Api, handle: Handle, shared_bytes_max: usize) -> Result<usize, Refused> {
+fn allow(function: api::Function, shared_bytes_max: usize) -> Result<usize, Refused> {
+    use sys::CUfunction_attribute as Attribute;
     let mut declared: c_int = 0;
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
     // SAFETY: writes one number.
-    let code =
-        unsafe { (api.function_attribute)(&raw mut declared, function::SHARED_BYTES, handle) };
-    api.check("cuFuncGetAttribute", code)?;
+    let code = unsafe { sys::cuFuncGetAttribute(&raw mut declared, attribute, function.0) };
+    check("cuFuncGetAttribute", code)?;
     let shared_bytes_max = shared_bytes_max.saturating_sub(usize::try_from(declared).unwrap_or(0));
     // A bound, not a request: a launch takes what it asks for.
     let bound = c_int::try_from(shared_bytes_max).unwrap_or(c_int::MAX);
+    let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     // SAFETY: a function of ours.
-    let code = unsafe { (api.function_set)(handle, function::DYNAMIC_SHARED_BYTES_MAX, bound) };
-    api.check("cuFuncSetAttribute", code)?;
+    let code = unsafe { sys::cuFuncSetAttribute(function.0, attribute, bound) };
+    check("cuFuncSetAttribute", code)?;
     Ok(shared_bytes_max)
 }

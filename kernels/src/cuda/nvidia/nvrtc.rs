@@ -1,39 +1,28 @@
 //! NVIDIA's run-time compiler: a source and its headers in memory become code for one architecture.
 //!
-//! Found at run time like the driver, and needed only where neither a built file nor the cache has
+//! Called through cudarc; found at run time like the driver, and needed only where neither a built file nor the cache has
 //! the code. Several threads may compile at once.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::path::PathBuf;
 
+use cudarc::nvrtc::sys;
+
 use super::arch::Arch;
-use super::library::{Library, functions};
+use super::library::{Calls, Library, calls};
 use super::places::Places;
 use crate::cuda::source::Source;
 use crate::error::KernelError;
 
-functions! {
-    /// The compiler's functions. A program is a pointer that only it understands.
-    pub(crate) struct Api {
-        version = c"nvrtcVersion"(*mut c_int, *mut c_int) -> c_int;
-        error_string = c"nvrtcGetErrorString"(c_int) -> *const c_char;
-        create = c"nvrtcCreateProgram"(
-            *mut usize, *const c_char, *const c_char, c_int,
-            *const *const c_char, *const *const c_char,
-        ) -> c_int;
-        destroy = c"nvrtcDestroyProgram"(*mut usize) -> c_int;
-        compile = c"nvrtcCompileProgram"(usize, c_int, *const *const c_char) -> c_int;
-        log_size = c"nvrtcGetProgramLogSize"(usize, *mut usize) -> c_int;
-        log = c"nvrtcGetProgramLog"(usize, *mut c_char) -> c_int;
-        cubin_size = c"nvrtcGetCUBINSize"(usize, *mut usize) -> c_int;
-        cubin = c"nvrtcGetCUBIN"(usize, *mut c_char) -> c_int;
-    }
-}
+/// The compiler's functions that are called.
+pub(super) const CALLS: Calls = calls!(
+    sys: nvrtcVersion, nvrtcGetErrorString, nvrtcCreateProgram, nvrtcDestroyProgram,
+    nvrtcCompileProgram, nvrtcGetProgramLogSize, nvrtcGetProgramLog, nvrtcGetCUBINSize, nvrtcGetCUBIN,
+);
 
-/// The compiler.
+/// The compiler: it has all functions that are called.
 #[derive(Clone)]
 pub(crate) struct Nvrtc {
-    api: Api,
     /// Its library.
     pub(crate) file: PathBuf,
     /// Major and minor.
@@ -46,8 +35,10 @@ const NAMES: [(u32, &str); 2] = [(13, "libnvrtc.so.13"), (12, "libnvrtc.so.12")]
 /// The oldest whose code loads, and whose language the sources are written in.
 const VERSION_MIN: (u32, u32) = (12, 4);
 
-/// Options beside the architecture. Part of a key: they change what comes out.
-pub(crate) const OPTIONS: [&CStr; 1] = [c"--std=c++17"];
+/// Options beside the architecture. Part of a key: they change what comes out. Products and sums are
+/// joined into one rounding where a source says `fused`, and nowhere else: so all kernels that compute the
+/// same give the same bits, which the compiler's own choice would not promise, and so does the emulation.
+pub(crate) const OPTIONS: [&CStr; 2] = [c"--std=c++17", c"--fmad=false"];
 
 impl Nvrtc {
     /// Finds the compiler. A driver runs code of its own major version of CUDA and of older ones, so
@@ -57,13 +48,12 @@ impl Nvrtc {
         let names: Vec<&str> =
             NAMES.iter().filter(|(major, _)| usable(*major)).map(|(_, name)| *name).collect();
         let library = Library::find(&names, places)?;
-        // SAFETY: the compiler's interface, the same in both majors.
-        let api = unsafe { Api::of(&library) }?;
+        library.allow(&CALLS)?;
+        let file = library.file_of(library.symbol("nvrtcVersion")?);
         let (mut major, mut minor) = (0, 0);
         // SAFETY: writes two numbers.
-        let code = unsafe { (api.version)(&raw mut major, &raw mut minor) };
-        let file = library.file_of(api.version as *mut std::ffi::c_void);
-        if code != 0 {
+        let result = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+        if result != sys::nvrtcResult::NVRTC_SUCCESS {
             return Err(format!("{} does not tell its version", file.display()));
         }
         let version = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
@@ -74,7 +64,7 @@ impl Nvrtc {
                 file.display()
             ));
         }
-        Ok(Nvrtc { api, file, version })
+        Ok(Nvrtc { file, version })
     }
 
     /// Compiles `source` for `arch`: an ELF file for the driver.
@@ -82,20 +72,17 @@ impl Nvrtc {
         let refused = |why: String| {
             KernelError::Unsupported(format!("{} does not compile for {arch}: {why}", source.name))
         };
-        let program = Program::new(&self.api, source).map_err(refused)?;
+        let program = Program::new(source).map_err(refused)?;
         program.compile(arch).map_err(refused)?;
         program.cubin().map_err(refused)
     }
 }
 
 /// A program of the compiler, destroyed when dropped.
-struct Program<'a> {
-    api: &'a Api,
-    program: usize,
-}
+struct Program(sys::nvrtcProgram);
 
-impl<'a> Program<'a> {
-    fn new(api: &'a Api, source: &Source) -> Result<Self, String> {
+impl Program {
+    fn new(source: &Source) -> Result<Self, String> {
         let text = |text: &str| CString::new(text).map_err(|_| "a zero in a text".to_owned());
         let headers = source.includes();
         let (name, code) = (text(source.name)?, text(source.text)?);
@@ -105,11 +92,11 @@ impl<'a> Program<'a> {
             headers.iter().map(|header| text(header.text)).collect::<Result<Vec<_>, _>>()?;
         let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).collect();
         let (name_list, text_list): (Vec<_>, Vec<_>) = (pointers(&names), pointers(&texts));
-        let mut program = 0;
+        let mut program = std::ptr::null_mut();
         // SAFETY: strings that end with a zero and two lists of the length given, all of which the
         // compiler copies.
         let result = unsafe {
-            (api.create)(
+            sys::nvrtcCreateProgram(
                 &raw mut program,
                 code.as_ptr(),
                 name.as_ptr(),
@@ -118,8 +105,8 @@ impl<'a> Program<'a> {
                 name_list.as_ptr(),
             )
         };
-        check(api, result)?;
-        Ok(Program { api, program })
+        check(result)?;
+        Ok(Program(program))
     }
 
     fn compile(&self, arch: Arch) -> Result<(), String> {
@@ -129,34 +116,34 @@ impl<'a> Program<'a> {
             OPTIONS.into_iter().chain([target.as_c_str()]).map(CStr::as_ptr).collect();
         // SAFETY: a program of ours, and a list of the length given of strings that end with a zero.
         let result =
-            unsafe { (self.api.compile)(self.program, options.len() as c_int, options.as_ptr()) };
-        check(self.api, result).map_err(|error| format!("{error}\n{}", self.log()))
+            unsafe { sys::nvrtcCompileProgram(self.0, options.len() as c_int, options.as_ptr()) };
+        check(result).map_err(|error| format!("{error}\n{}", self.log()))
     }
 
     /// The compiler's words, as many as a person reads.
     fn log(&self) -> String {
         let mut size = 0;
         // SAFETY: a program of ours; writes one word.
-        let result = unsafe { (self.api.log_size)(self.program, &raw mut size) };
-        if result != 0 || size == 0 {
+        let result = unsafe { sys::nvrtcGetProgramLogSize(self.0, &raw mut size) };
+        if check(result).is_err() || size == 0 {
             return String::new();
         }
         let mut log = vec![0u8; size];
         // SAFETY: room for as many bytes as were told.
-        let result = unsafe { (self.api.log)(self.program, log.as_mut_ptr().cast()) };
-        let log = if result == 0 { String::from_utf8_lossy(&log) } else { "".into() };
+        let result = unsafe { sys::nvrtcGetProgramLog(self.0, log.as_mut_ptr().cast()) };
+        let log = if check(result).is_ok() { String::from_utf8_lossy(&log) } else { "".into() };
         log.trim_end_matches('\0').chars().take(LOG_CHARS_MAX).collect()
     }
 
     fn cubin(&self) -> Result<Vec<u8>, String> {
         let mut size = 0;
         // SAFETY: a compiled program of ours; writes one word.
-        let result = unsafe { (self.api.cubin_size)(self.program, &raw mut size) };
-        check(self.api, result)?;
+        let result = unsafe { sys::nvrtcGetCUBINSize(self.0, &raw mut size) };
+        check(result)?;
         let mut cubin = vec![0u8; size];
         // SAFETY: room for as many bytes as were told.
-        let result = unsafe { (self.api.cubin)(self.program, cubin.as_mut_ptr().cast()) };
-        check(self.api, result)?;
+        let result = unsafe { sys::nvrtcGetCUBIN(self.0, cubin.as_mut_ptr().cast()) };
+        check(result)?;
         if cubin.is_empty() {
             return Err("the compiler gave no code".to_owned());
         }
@@ -167,21 +154,21 @@ impl<'a> Program<'a> {
 /// Of a compiler's log that is told.
 const LOG_CHARS_MAX: usize = 4000;
 
-impl Drop for Program<'_> {
+impl Drop for Program {
     fn drop(&mut self) {
         // SAFETY: a program of ours.
-        let _ = unsafe { (self.api.destroy)(&raw mut self.program) };
+        let _ = unsafe { sys::nvrtcDestroyProgram(&raw mut self.0) };
     }
 }
 
-fn check(api: &Api, result: c_int) -> Result<(), String> {
-    if result == 0 {
+fn check(result: sys::nvrtcResult) -> Result<(), String> {
+    if result == sys::nvrtcResult::NVRTC_SUCCESS {
         return Ok(());
     }
     // SAFETY: gives a constant string for every number.
-    let text = unsafe { (api.error_string)(result) };
+    let text = unsafe { sys::nvrtcGetErrorString(result) };
     if text.is_null() {
-        return Err(format!("NVRTC error {result}"));
+        return Err(format!("NVRTC error {}", result as u32));
     }
     // SAFETY: not null, and ends with a zero.
     Err(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())

@@ -3,19 +3,20 @@
 //! Opening the driver takes no GPU's memory. Every reason not to use a GPU is told in words that a
 //! person can act on.
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
 
-use super::api::{Api, NO_DEVICE, device};
+use super::api::{CALLS, Refused, check, sys};
 use super::arch::CAPABILITY_MIN;
-use super::library::Library;
+use super::library::{Calls, Library};
 use super::places::Places;
 use crate::error::KernelError;
 
-/// The driver, ready to be asked.
+use sys::CUdevice_attribute as Attribute;
+
+/// The driver, ready to be asked: it has all functions that are called.
 #[derive(Clone)]
 pub(crate) struct System {
-    pub(crate) api: Api,
     /// Its library.
     pub(crate) file: PathBuf,
     /// The CUDA version that it knows: 13000 is 13.0.
@@ -63,7 +64,7 @@ impl System {
         let refused = KernelError::Unsupported;
         let library = Library::find(&["libcuda.so.1"], places)
             .map_err(|why| refused(format!("no NVIDIA driver: {why}")))?;
-        let symbol = library.symbol(c"cuInit").map_err(KernelError::Unsupported)?;
+        let symbol = library.symbol("cuDriverGetVersion").map_err(refused)?;
         let file = library.file_of(symbol);
         let version = version(&library)?;
         if version < VERSION_MIN {
@@ -74,33 +75,32 @@ impl System {
                 version_name(VERSION_MIN)
             )));
         }
-        // SAFETY: the driver's interface, kept since the version that was just asked for.
-        let api = unsafe { Api::of(&library) }.map_err(refused)?;
+        library.allow(&CALLS).map_err(refused)?;
         // SAFETY: no flags exist.
-        let code = unsafe { (api.init)(0) };
-        if code == NO_DEVICE {
+        let code = unsafe { sys::cuInit(0) };
+        if code == sys::CUresult::CUDA_ERROR_NO_DEVICE {
             return Err(refused(format!(
                 "the NVIDIA driver ({}) sees no GPU: check nvidia-smi, CUDA_VISIBLE_DEVICES, and \
                  whether a container was given one",
                 file.display()
             )));
         }
-        api.check("cuInit", code).map_err(|error| refused(with_advice(error.to_string(), code)))?;
+        check("cuInit", code).map_err(|error| refused(with_advice(error)))?;
         let mut count = 0;
         // SAFETY: writes one number.
-        let code = unsafe { (api.device_count)(&raw mut count) };
-        api.check("cuDeviceGetCount", code).map_err(|error| error.at_start())?;
+        let code = unsafe { sys::cuDeviceGetCount(&raw mut count) };
+        check("cuDeviceGetCount", code).map_err(Refused::at_start)?;
         let num_gpus = usize::try_from(count).unwrap_or(0);
         if num_gpus == 0 {
             return Err(refused(
                 "the NVIDIA driver sees no GPU: check CUDA_VISIBLE_DEVICES".into(),
             ));
         }
-        Ok(System { api, file, version, num_gpus })
+        Ok(System { file, version, num_gpus })
     }
 
     /// The driver's number of a GPU.
-    pub(crate) fn device(&self, index: usize) -> Result<c_int, KernelError> {
+    pub(crate) fn device(&self, index: usize) -> Result<sys::CUdevice, KernelError> {
         if index >= self.num_gpus {
             return Err(KernelError::Unsupported(format!(
                 "there is no GPU {index}; this process sees {}: 0 to {}",
@@ -110,8 +110,8 @@ impl System {
         }
         let mut device = 0;
         // SAFETY: writes one number.
-        let code = unsafe { (self.api.device_at)(&raw mut device, index as c_int) };
-        self.api.check("cuDeviceGet", code).map_err(|error| error.at_start())?;
+        let code = unsafe { sys::cuDeviceGet(&raw mut device, index as i32) };
+        check("cuDeviceGet", code).map_err(Refused::at_start)?;
         Ok(device)
     }
 
@@ -120,25 +120,27 @@ impl System {
         let device = self.device(index)?;
         let mut name = [0 as c_char; 256];
         // SAFETY: writes a string that ends with a zero within the length given, less one.
-        let code = unsafe { (self.api.device_name)(name.as_mut_ptr(), 255, device) };
-        self.api.check("cuDeviceGetName", code).map_err(|error| error.at_start())?;
+        let code = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 255, device) };
+        check("cuDeviceGetName", code).map_err(Refused::at_start)?;
         // SAFETY: the last byte is zero whatever the driver wrote.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
         let mut memory = 0;
         // SAFETY: writes one word.
-        let code = unsafe { (self.api.device_memory)(&raw mut memory, device) };
-        self.api.check("cuDeviceTotalMem", code).map_err(|error| error.at_start())?;
-        let attribute = |attribute| self.attribute(device, attribute);
+        let code = unsafe { sys::cuDeviceTotalMem_v2(&raw mut memory, device) };
+        check("cuDeviceTotalMem", code).map_err(Refused::at_start)?;
+        let attribute = |attribute| attribute_of(device, attribute);
         Ok(Gpu {
             index,
             name,
             capability: (
-                attribute(device::CAPABILITY_MAJOR)?,
-                attribute(device::CAPABILITY_MINOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             ),
             memory_bytes: memory as u64,
-            multiprocessors: attribute(device::MULTIPROCESSORS)?,
-            shared_bytes_max: attribute(device::SHARED_BYTES_MAX)? as usize,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes_max: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )? as usize,
         })
     }
 
@@ -146,27 +148,25 @@ impl System {
     pub(crate) fn gpus(&self) -> Result<Vec<Gpu>, KernelError> {
         (0..self.num_gpus).map(|index| self.gpu(index)).collect()
     }
+}
 
-    fn attribute(&self, device: c_int, attribute: c_uint) -> Result<u32, KernelError> {
-        let mut value = 0;
-        // SAFETY: writes one number.
-        let code = unsafe { (self.api.device_attribute)(&raw mut value, attribute, device) };
-        self.api.check("cuDeviceGetAttribute", code).map_err(|error| error.at_start())?;
-        Ok(u32::try_from(value).unwrap_or(0))
-    }
+fn attribute_of(device: sys::CUdevice, attribute: Attribute) -> Result<u32, KernelError> {
+    let mut value = 0;
+    // SAFETY: writes one number.
+    let code = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, device) };
+    check("cuDeviceGetAttribute", code).map_err(Refused::at_start)?;
+    Ok(u32::try_from(value).unwrap_or(0))
 }
 
 /// Asked before anything else is looked up: an old driver lacks functions.
 fn version(library: &Library) -> Result<u32, KernelError> {
-    type DriverVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
-    let symbol = library.symbol(c"cuDriverGetVersion").map_err(KernelError::Unsupported)?;
-    // SAFETY: the driver's function has this type.
-    let ask = unsafe { std::mem::transmute::<*mut std::ffi::c_void, DriverVersion>(symbol) };
+    let alone = Calls { functions: &["cuDriverGetVersion"], ..CALLS };
+    library.allow(&alone).map_err(KernelError::Unsupported)?;
     let mut version = 0;
     // SAFETY: writes one number; needs no initialised driver.
-    let code = unsafe { ask(&raw mut version) };
-    if code != 0 {
-        let reason = format!("the NVIDIA driver does not tell its version (error {code})");
+    let code = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+    if code != sys::CUresult::CUDA_SUCCESS {
+        let reason = format!("the NVIDIA driver does not tell its version (error {})", code as u32);
         return Err(KernelError::Unsupported(reason));
     }
     Ok(u32::try_from(version).unwrap_or(0))
@@ -178,13 +178,13 @@ pub(crate) fn version_name(version: u32) -> String {
 }
 
 /// What to do about errors of a driver that does not start.
-fn with_advice(error: String, code: c_int) -> String {
-    let advice = match code {
+fn with_advice(error: Refused) -> String {
+    let advice = match error.code as u32 {
         802 => "is nvidia-fabricmanager running?",
         803 => "the driver's library and its kernel module differ: reboot, or reload the module",
         804 => "remove the CUDA compatibility package, or update the driver",
         999 => "check dmesg, and that /dev/nvidia-uvm exists (nvidia-modprobe -u)",
-        _ => return error,
+        _ => return error.to_string(),
     };
     format!("{error}; {advice}")
 }

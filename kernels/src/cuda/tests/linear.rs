@@ -13,18 +13,33 @@ use crate::reference::{self, Matrix, error};
 
 /// A product to check.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Case {
-    pub(super) rows: usize,
-    pub(super) n: usize,
-    pub(super) k: usize,
-    pub(super) format: DType,
-    pub(super) biased: bool,
-    pub(super) epilogue: Epilogue,
-    pub(super) method: Method,
+pub(in crate::cuda) struct Case {
+    pub(in crate::cuda) rows: usize,
+    pub(in crate::cuda) n: usize,
+    pub(in crate::cuda) k: usize,
+    pub(in crate::cuda) format: DType,
+    pub(in crate::cuda) biased: bool,
+    pub(in crate::cuda) epilogue: Epilogue,
+    pub(in crate::cuda) method: Method,
+}
+
+/// A product and its buffers.
+pub(in crate::cuda) struct Held {
+    pub(in crate::cuda) linear: Linear,
+    out: DeviceBuffer,
+    len: usize,
+    _others: (DeviceBuffer, DeviceBuffer, Option<DeviceBuffer>),
+}
+
+impl Held {
+    /// What is in the last of them.
+    pub(in crate::cuda) fn read(&self) -> Vec<f32> {
+        read_floats(&self.out, self.len)
+    }
 }
 
 impl Case {
-    pub(super) fn plain(rows: usize, n: usize, k: usize, format: DType) -> Self {
+    pub(in crate::cuda) fn plain(rows: usize, n: usize, k: usize, format: DType) -> Self {
         let (biased, epilogue, method) = (false, Epilogue::Store, Method::Rows);
         Case { rows, n, k, format, biased, epilogue, method }
     }
@@ -44,12 +59,19 @@ impl Case {
         })
     }
 
-    /// Makes the buffers, multiplies, and gives what is in the last of them.
+    /// Multiplies in buffers of its own.
     fn run_by(
         &self,
         bed: &Bed,
         multiply: impl Fn(&Linear) -> Result<(), KernelError>,
     ) -> Result<Vec<f32>, KernelError> {
+        let held = self.on(bed);
+        multiply(&held.linear)?;
+        Ok(held.read())
+    }
+
+    /// Makes the buffers.
+    pub(in crate::cuda) fn on(&self, bed: &Bed) -> Held {
         let Case { rows, n, k, format, .. } = *self;
         let stride = stride_of(k, format);
         let weight: Vec<f32> = (0..n * stride)
@@ -63,10 +85,10 @@ impl Case {
         let (x, weight) = (bed.floats(&noises(1, rows * k)), bed.numbers(&weight, format));
         let bias = self.biased.then(|| bed.floats(&noises(3, n)));
         let pointers = [x.pointer(), weight.pointer(), out.pointer()];
-        let bias = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
-        let linear = Linear { bias, ..Linear::plain(pointers, rows, (n, k), format) };
-        multiply(&linear.with_epilogue(self.epilogue))?;
-        Ok(read_floats(&out, len))
+        let at = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
+        let linear = Linear { bias: at, ..Linear::plain(pointers, rows, (n, k), format) };
+        let linear = linear.with_epilogue(self.epilogue);
+        Held { linear, out, len, _others: (x, weight, bias) }
     }
 
     /// With room for chunks that is all NaN, and arrivals that must be zeros again.
@@ -114,7 +136,7 @@ impl Case {
     }
 
     /// Whether a program's products, which choose their way, give the right result.
-    pub(super) fn is_right_through(
+    pub(in crate::cuda) fn is_right_through(
         &self,
         bed: &Bed,
         products: &Products,
@@ -166,7 +188,7 @@ fn shapes_formats_and_rows() {
     }
 }
 
-pub(super) const EPILOGUES: [Epilogue; 7] = [
+pub(in crate::cuda) const EPILOGUES: [Epilogue; 7] = [
     Epilogue::Store,
     Epilogue::Add,
     Epilogue::Glu(Activation::Silu),

@@ -21,7 +21,8 @@ const WEIGHTS: [(u32, u32); 9] = [
 fn target(deterministic: bool) -> Target {
     let options = CudaOptions { deterministic };
     let shared_bytes_max = 232_448;
-    Target { multiprocessors: MULTIPROCESSORS, shared_bytes_max, is_hopper: false, options }
+    let (is_hopper, has_library) = (false, false);
+    Target { multiprocessors: MULTIPROCESSORS, shared_bytes_max, is_hopper, has_library, options }
 }
 
 fn shape(rows: u32, (n, k): (u32, u32), format: DType) -> ProductShape {

@@ -114,8 +114,8 @@ fn arrays_reach_their_places_and_a_set_is_not_written_before_it_is_free() {
         assert!(staging.write(&near, &[0; 6]).is_err() && staging.write(&behind, &[0; 3]).is_err());
         staging.send().unwrap();
         assert!(staging.write(&near, &[7]).is_err(), "a copy may still read it");
-        driver.mark(MarkIndex(set as u32)).unwrap();
-        driver.wait(MarkIndex(set as u32)).unwrap();
+        driver.mark(staging.mark(set)).unwrap();
+        driver.wait(staging.mark(set)).unwrap();
         assert_eq!(peek(staging.pointer(&near), 4), [round, 8, 9, 9]);
         assert_eq!(peek(staging.pointer(&next), 1), [0.5f32.to_bits()]);
         assert_eq!(peek(staging.pointer(&behind), 2), [round, 6]);

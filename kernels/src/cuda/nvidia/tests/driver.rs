@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use super::machine::Machine;
 use super::{open, open_with};
+use crate::cuda::GpuOptions;
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, Grid, Launch, MarkIndex};
 use crate::cuda::emulated::Emulated;
 use crate::cuda::emulated_map::encode;
 use crate::cuda::host_buffer::HostBuffer;
 use crate::cuda::norm::{Norm, Put};
+use crate::cuda::nvidia::Places;
 use crate::cuda::plain::bytes_of;
-use crate::cuda::source::NORM;
+use crate::cuda::source::{NORM, Source};
 use crate::cuda::tensor_map::{Axis, TensorMapSpec};
 use crate::cuda::tests::{folder, noises};
 use crate::dtype::DType;
@@ -50,8 +52,9 @@ fn a_kernel_gives_through_the_driver_what_it_gives_under_emulation() {
     let emulated: Arc<dyn Driver> = Arc::new(Emulated::new(&folder(), 1));
     assert_eq!(normed(&driver).unwrap(), normed(&emulated).unwrap());
     // Threads and shared memory are those of its source, or the driver would have refused.
-    let launched = machine.calls_of("cuLaunchKernel");
+    let launched = machine.calls_of("cuLaunchKernelEx");
     assert!(launched.len() == 1 && launched[0].starts_with("norm_f32 5 1 1 "), "{launched:?}");
+    assert!(launched[0].ends_with(" early"), "{launched:?}");
     // Shared memory: the most that a block of this card may have, less what the code declares.
     let bounds = machine.calls_of("cuFuncSetAttribute");
     assert!(bounds.len() >= 2 && bounds.iter().all(|bound| bound == "8 231424"), "{bounds:?}");
@@ -116,7 +119,7 @@ fn fault(result: Result<Vec<u8>, KernelError>) -> String {
 #[test]
 fn a_call_that_fails_is_a_fault_with_the_names_of_call_and_error() {
     for (call, code, name) in [
-        ("cuLaunchKernel", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (701)"),
+        ("cuLaunchKernelEx", 701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (701)"),
         ("cuMemcpyHtoDAsync_v2", 1, "CUDA_ERROR_INVALID_VALUE (1)"),
         ("cuStreamSynchronize", 700, "CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access"),
     ] {
@@ -176,7 +179,7 @@ fn a_launch_that_does_not_fit_its_kernel_never_reaches_the_driver() {
         let reason = fault(unsafe { driver.launch(&launch) }.map(|()| vec![]));
         assert!(reason.contains(told), "{reason}");
     }
-    assert_eq!(machine.calls_of("cuLaunchKernel"), [""; 0]);
+    assert_eq!(machine.calls_of("cuLaunchKernelEx"), [""; 0]);
 }
 
 #[test]
@@ -202,7 +205,9 @@ fn any_thread_may_call_and_the_end_gives_everything_back() {
 fn copies_and_launches_run_in_order_and_marks_wait_for_them() {
     let machine = Machine::new("");
     let driver = open(&machine);
-    let (bytes, marks) = (ROWS as usize * COLS * 4, [MarkIndex(0), MarkIndex(3)]);
+    let first = driver.reserve_marks(4).unwrap();
+    let (bytes, marks) = (ROWS as usize * COLS * 4, [first, first.next(3)]);
+    assert!(driver.reserve_marks(1).unwrap() == first.next(4), "nobody shares marks");
     let mut host = HostBuffer::new(&driver, bytes).unwrap();
     // SAFETY: nothing was asked for yet.
     assert!(unsafe { host.values::<f32>(ROWS as usize * COLS) }.iter().all(|value| *value == 0.0));
@@ -225,7 +230,7 @@ fn copies_and_launches_run_in_order_and_marks_wait_for_them() {
         bytes_of(host.values::<f32>(ROWS as usize * COLS)).to_vec()
     };
     assert_eq!(got, normed(&driver).unwrap());
-    assert!(fault(driver.wait(MarkIndex(9)).map(|()| vec![])).contains("never set"));
+    assert!(fault(driver.wait(MarkIndex(9)).map(|()| vec![])).contains("mark 9 is nobody's"));
 }
 
 #[test]
@@ -279,8 +284,9 @@ fn every_call_may_be_the_first_of_its_thread() {
     let free = on_a_new_thread(|| driver.memory().unwrap().unwrap().free);
     let host = on_a_new_thread(|| HostBuffer::new(&driver, 64).unwrap());
     on_a_new_thread(|| out.upload(0, &[1; 8]).unwrap());
-    on_a_new_thread(|| driver.mark(MarkIndex(0)).unwrap());
-    on_a_new_thread(|| driver.wait(MarkIndex(0)).unwrap());
+    let mark = on_a_new_thread(|| driver.reserve_marks(1).unwrap());
+    on_a_new_thread(|| driver.mark(mark).unwrap());
+    on_a_new_thread(|| driver.wait(mark).unwrap());
     // SAFETY: buffers of a row at least, and 64 bytes on either side.
     unsafe {
         on_a_new_thread(|| driver.copy_in(out.pointer(), host.pointer(0), 64).unwrap());
@@ -353,7 +359,12 @@ fn a_driver_without_a_usable_gpu_says_why() {
         assert!(reason.contains(told), "{behaviour}: {reason}");
     }
     let machine = Machine::new("gpus 2");
-    let nvidia = super::super::open(2, &machine.places(), &[], &|_| ());
+    let nvidia = super::super::open(
+        GpuOptions { index: 2, ..GpuOptions::default() },
+        &machine.places(),
+        &[],
+        &|_| (),
+    );
     let reason = nvidia.err().map(|error| error.to_string()).unwrap_or_default();
     assert!(reason.contains("there is no GPU 2; this process sees 2: 0 to 1"), "{reason}");
 }
@@ -364,8 +375,73 @@ fn a_library_that_is_no_driver_is_told_from_none() {
                 extern \"C\" int cuDriverGetVersion(int* v) { *v = 13000; return 0; }\n";
     let reason = refusal(&Machine::with_driver(text));
     assert!(reason.contains("has no cuGetErrorName"), "{reason}");
-    let machine = Machine::new("");
-    std::fs::write(machine.path("libcuda.so.1"), "no library").unwrap();
+}
+
+#[test]
+fn a_file_that_is_no_library_is_told_from_none() {
+    let machine = Machine::with_file("libcuda.so.1", "no library");
     let reason = refusal(&machine);
     assert!(reason.starts_with("no NVIDIA driver: libcuda.so.1 does not open: "), "{reason}");
+}
+
+#[test]
+fn a_library_beside_the_one_that_the_loader_knows_is_told() {
+    let machine = Machine::new("");
+    drop(open(&machine));
+    let folder = machine.copy_aside("libcuda.so.1");
+    let places = Places { first: vec![folder.clone()], ..machine.lasting_places() };
+    let reason = open_with(&places, &[&NORM]).unwrap_err().to_string();
+    let found = folder.join("libcuda.so.1");
+    assert!(reason.contains(&format!("{} was found, but", found.display())), "{reason}");
+    assert!(reason.contains("emulated-kernels") && reason.contains("LD_LIBRARY_PATH"), "{reason}");
+}
+
+#[test]
+fn kernels_begin_early_where_the_card_can_unless_asked_not_to() {
+    let begins_early = |behaviour: &str, one_by_one: bool| {
+        let machine = Machine::new(behaviour);
+        let gpu = GpuOptions { one_by_one, ..GpuOptions::default() };
+        let taken = super::super::open(gpu, &machine.lasting_places(), &[&NORM], &|_| ());
+        let driver: Arc<dyn Driver> = Arc::new(taken.unwrap().0);
+        normed(&driver).unwrap();
+        machine.calls_of("cuLaunchKernelEx").iter().any(|call| call.ends_with(" early"))
+    };
+    assert!(begins_early("log", false));
+    assert!(!begins_early("log", true));
+    assert!(!begins_early("log\ncapability 80", false));
+}
+
+static HASTY: Source = Source {
+    name: "hasty.cu",
+    text: "#include \"prelude.cuh\"\n\
+           struct Hasty { u32* out; };\n\
+           static emulate::Kernel hasty_kernel(\"hasty\", 32, sizeof(Hasty), [](const void* p) {\n\
+               if (thread_index() > 0) wait_for_kernels();\n\
+               ((const Hasty*)p)->out[thread_index()] = 1;\n\
+           });\n",
+};
+
+#[test]
+fn a_kernel_that_begins_early_and_does_not_wait_is_a_fault() {
+    for (behaviour, is_fault) in [("", true), ("capability 80", false)] {
+        let machine = Machine::new(behaviour);
+        let (driver, _) = open_with(&machine.places(), &[&HASTY]).unwrap();
+        let out = DeviceBuffer::new(&driver, 128, "a test").unwrap();
+        let parameters = out.pointer();
+        let launch = Launch {
+            source: &HASTY,
+            name: "hasty",
+            threads: 32,
+            grid: Grid { blocks: [1, 1, 1], shared_bytes: 0 },
+            parameters: (&raw const parameters).cast(),
+            parameter_bytes: 8,
+        };
+        // SAFETY: the kernel's own struct, and as many words as it writes.
+        unsafe { driver.launch(&launch) }.unwrap();
+        assert_eq!(out.download(0, &mut [0; 128]).is_err(), is_fault);
+        if is_fault {
+            let told = std::fs::read_to_string(machine.path("faults")).unwrap();
+            assert!(told.contains("hasty: thread 0 never waits"), "{told}");
+        }
+    }
 }

@@ -79,9 +79,11 @@ fn refusal(machine: &Machine, kernels: Option<&str>, sources: &[&'static Source]
 
 #[test]
 fn without_code_and_compiler_a_person_learns_what_to_do() {
-    let machine = Machine::new("");
-    build(&machine, "sm_80");
-    let machine = machine.without_compiler();
+    let machine = Machine::new("").without_compiler();
+    // For another card: it is not looked into.
+    let mut built = BuiltFile::default();
+    built.add(&NORM, "sm_80".parse().unwrap(), vec![1]);
+    std::fs::write(machine.path("built"), built.to_bytes()).unwrap();
     let reason = refusal(&machine, None, &[&NORM]);
     for part in
         ["no kernels for sm_90a", "libnvrtc.so.13 was not found", "pip install", "PAGODA_CUDA_LIB"]
@@ -133,7 +135,18 @@ fn findings_are_those_of_the_machine() {
     assert_eq!(gpus, [("Emulated H200", (9, 0), 1_000_000), ("Emulated H201", (9, 0), 1_000_000)]);
     assert_eq!(found.kernels.unwrap().unwrap(), ["sm_80".parse().unwrap()]);
     assert_eq!(found.cache.unwrap().files, 1);
-    let none = Findings::look(&Machine::new("gpus 0").without_compiler().places());
+    let products = found.cublaslt.unwrap();
+    assert_eq!(
+        (products.version.as_str(), products.file),
+        ("13.0.1", machine.path("libcublasLt.so.13"))
+    );
+}
+
+#[test]
+fn findings_say_what_is_not_there() {
+    let machine = Machine::new("gpus 0").without_compiler().without_products();
+    let none = Findings::look(&machine.places());
     assert!(none.driver.unwrap_err().contains("sees no GPU"));
+    assert!(none.cublaslt.unwrap_err().contains("libcublasLt.so.13 was not found"));
     assert!(none.gpus.is_empty() && none.compiler.unwrap_err().contains("was not found"));
 }

@@ -3,11 +3,13 @@
 mod driver;
 mod kernels;
 mod machine;
+mod products;
 
 use std::sync::Arc;
 
 use machine::Machine;
 
+use crate::cuda::GpuOptions;
 use crate::cuda::driver::Driver;
 use crate::cuda::nvidia::{KernelReport, Places};
 use crate::cuda::source::{NORM, Source};
@@ -18,7 +20,7 @@ fn open_with(
     places: &Places,
     sources: &[&'static Source],
 ) -> Result<(Arc<dyn Driver>, KernelReport), KernelError> {
-    let (nvidia, report) = super::open(0, places, sources, &|_| ())?;
+    let (nvidia, report) = super::open(GpuOptions::default(), places, sources, &|_| ())?;
     Ok((Arc::new(nvidia), report))
 }
 

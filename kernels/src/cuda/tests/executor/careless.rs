@@ -149,6 +149,10 @@ impl Driver for Careless {
         unsafe { self.inner.copy_out(to, from, bytes) }
     }
 
+    fn reserve_marks(&self, count: u32) -> Result<MarkIndex, KernelError> {
+        self.inner.reserve_marks(count)
+    }
+
     fn mark(&self, mark: MarkIndex) -> Result<(), KernelError> {
         self.note("mark");
         if self.slip == Slip::NoMark { Ok(()) } else { self.inner.mark(mark) }
