@@ -43,6 +43,12 @@ pub struct Tally {
 /// Between the time at which a part should stop by itself, and that at which it is stopped.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// A part that takes so many times what is expected of it hangs,
+const PATIENCE: u64 = 3;
+
+/// not counting so many seconds, in which the first part may compile every kernel.
+const START_S: u64 = 60;
+
 impl Conductor<'_> {
     /// Runs `parts`, but for those that `results` settle.
     pub fn run(&self, parts: &[&Part]) -> Result<Tally> {
@@ -66,7 +72,7 @@ impl Conductor<'_> {
                 tally.left += 1;
                 continue;
             }
-            let line = self.run_part(part, &gpu, time)?;
+            let line = self.run_part(part, &gpu, self.time_of(part, time))?;
             line::append(self.results, &line)?;
             (self.tell)(&summary(&line));
             match (line.right, line.ended) {
@@ -76,6 +82,14 @@ impl Conductor<'_> {
             }
         }
         Ok(tally)
+    }
+
+    /// What a part may take of the time that is left: a kernel that hangs must not take that of others.
+    fn time_of(&self, part: &Part, left: Duration) -> Duration {
+        if self.settings.is_tiny() {
+            return left;
+        }
+        left.min(Duration::from_secs(START_S + PATIENCE * part.seconds))
     }
 
     fn run_part(&self, part: &Part, gpu: &str, time: Duration) -> Result<Line> {
@@ -186,6 +200,25 @@ mod tests {
         let ended: Vec<_> = lines.iter().map(|line| (line.ended, line.right)).collect();
         let want = [(true, true), (false, false), (false, true), (true, true), (true, true)];
         assert_eq!(ended, want);
+    }
+
+    #[test]
+    fn a_part_on_a_card_does_not_get_the_time_of_all_others() {
+        let settings = Settings { device: "cuda".into(), seed: 1, tiny: false };
+        let conductor = Conductor {
+            results: Path::new("none"),
+            commit: "abc",
+            settings: &settings,
+            deadline: Instant::now(),
+            process: &|_, _| Command::new("true"),
+            tell: &|_| (),
+        };
+        let (lease, little) = (Duration::from_secs(3600), Duration::from_secs(5));
+        for part in &PARTS {
+            let time = conductor.time_of(part, lease);
+            assert!(time < lease && time > Duration::from_secs(part.seconds), "{}", part.name);
+            assert_eq!(conductor.time_of(part, little), little);
+        }
     }
 
     #[test]
