@@ -29,18 +29,49 @@ def inputs(torch, task, pool):
 
 
 def cudnn(torch, task, q, kv):
+    """The first of these ways that works: heads of a group as they are; their queries as rows of one
+    head, where none masks another; keys and values repeated for each head beforehand."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.attention.bias import causal_lower_right
     from torch.nn.functional import scaled_dot_product_attention as attend
-    rows, keys = task["rows"], task["keys"]
-    mask = None if rows in (1, keys) else causal_lower_right(rows, keys)
+    seqs, rows, keys, dim = task["seqs"], task["rows"], task["keys"], task["head_dim"]
+    if rows not in (1, keys):
+        raise RuntimeError("its causal mask begins at the first key")
+    group, is_causal = task["num_q"] // task["num_kv"], rows > 1
 
-    def call(number):
+    def grouped(number):
         k, v = kv(number)
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            attend(q, k, v, attn_mask=mask, is_causal=rows == keys and rows > 1, enable_gqa=True)
+        return attend(q, k, v, is_causal=is_causal, enable_gqa=True)
 
-    return call
+    folded_q = q.view(seqs, task["num_kv"], group, dim) if rows == 1 else None
+
+    def folded(number):
+        return attend(folded_q, *kv(number))
+
+    repeated_kv = []
+
+    def repeated(number):
+        if not repeated_kv:
+            repeated_kv.extend(part.repeat_interleave(group, dim=1) for part in kv(number))
+        return attend(q, *repeated_kv, is_causal=is_causal)
+
+    def within(way):
+        def call(number):
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                way(number)
+        return call
+
+    why = None
+    for way in (grouped, folded if rows == 1 else repeated):
+        try:
+            within(way)(0)
+            torch.cuda.synchronize()
+        except Exception as error:
+            why = error
+            continue
+        if way is not grouped:
+            peer.note(f"{task['what']}: cuDNN", f"heads {way.__name__}")
+        return within(way)
+    raise why
 
 
 def flex(torch, task, q, kv):

@@ -15,8 +15,8 @@ use pagoda_engine::model::load::load_on;
 use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::EngineThread;
+use pagoda_kernels::cuda::CudaDevice;
 use pagoda_kernels::cuda::suite::{self, Figure, Finding, Note, Suite};
-use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::weight_format::Quantization;
 
@@ -76,7 +76,7 @@ const TINY: &str = r#"{
 }"#;
 
 /// How much is asked of which model.
-struct Load {
+pub(super) struct Load {
     config: &'static str,
     reads: Reads,
     quantization: Option<Quantization>,
@@ -96,6 +96,11 @@ const LOOK: Duration = Duration::from_micros(20);
 const SETS: [&[usize]; 2] = [&[1, 4, 16, 64, 256], &[1, 16, 64, 256]];
 
 impl Load {
+    /// What shows how settings compare: fewer sets, and one round of each.
+    pub(super) fn to_compare(task: &Task<'_>, shape: &Shape) -> Self {
+        Load { rounds: 1, ..Load::new(task, shape, SETS[1]) }
+    }
+
     fn new(task: &Task<'_>, shape: &Shape, sets: &'static [usize]) -> Self {
         let Shape { config, reads } = *shape;
         if task.settings.is_tiny() {
@@ -157,47 +162,12 @@ pub(super) fn run(
     Ok(ended.is_some())
 }
 
-/// The same shape as fast as it goes and deterministic: what that costs.
-pub(super) fn run_deterministic(task: &Task<'_>, shape: &Shape) -> Result<bool> {
-    let load = Load { rounds: 1, ..Load::new(task, shape, SETS[1]) };
-    let device = task.settings.open()?;
-    let mut modes = Vec::new();
-    for deterministic in [false, true] {
-        let device = device.clone().with_options(CudaOptions { deterministic });
-        let name = if deterministic { "deterministic, " } else { "fast, " };
-        let say = |what, right| (task.say)(prefixed(what, name), right);
-        let named = Task { say: &say, ..*task };
-        let engine = Engine::start(&named, &device, &load)?;
-        let measured = engine.measure(&named, &load, None)?;
-        engine.end()?;
-        let Some(measured) = measured else { return Ok(false) };
-        modes.push(measured);
-    }
-    for (fast, deterministic) in modes[0].iter().zip(&modes[1]) {
-        let what = format!("{}: deterministic over fast", fast.what);
-        let cost = Figure::one(what, "times", deterministic.median / fast.median);
-        task.figure(cost)?;
-    }
-    Ok(true)
-}
-
-/// A finding whose name begins with `prefix`.
-fn prefixed(mut finding: serde_json::Value, prefix: &str) -> serde_json::Value {
-    for kind in ["figure", "check", "note"] {
-        let what = finding.get_mut(kind).and_then(|found| found.get_mut("what"));
-        if let Some(serde_json::Value::String(what)) = what {
-            what.insert_str(0, prefix);
-        }
-    }
-    finding
-}
-
 fn seconds(what: &str, time: Duration) -> Figure {
     Figure::one(what.into(), "s", time.as_secs_f64())
 }
 
 impl Task<'_> {
-    fn figure(&self, figure: Figure) -> Result<()> {
+    pub(super) fn figure(&self, figure: Figure) -> Result<()> {
         let finding = Finding::Figure(figure);
         (self.say)(serde_json::to_value(&finding)?, finding.is_right())
     }
@@ -219,7 +189,7 @@ fn read_ceiling(task: &Task<'_>, device: &CudaDevice) -> Result<f64> {
 }
 
 /// A model that answers.
-struct Engine {
+pub(super) struct Engine {
     handle: EngineHandle,
     thread: EngineThread,
     notes: Notes,
@@ -229,7 +199,7 @@ struct Engine {
 
 impl Engine {
     /// Loads, and answers one token; says how long each part took.
-    fn start(task: &Task<'_>, device: &CudaDevice, load: &Load) -> Result<Self> {
+    pub(super) fn start(task: &Task<'_>, device: &CudaDevice, load: &Load) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         std::fs::write(folder.path().join("config.json"), load.config)?;
         let most = load.sets.iter().max().copied().unwrap_or(1);
@@ -267,7 +237,7 @@ impl Engine {
 
     /// Says what each set of requests gave; `read` is what the card reads a second. Gives the figures
     /// that are compared between modes, or nothing if there was no time for all.
-    fn measure(
+    pub(super) fn measure(
         &self,
         task: &Task<'_>,
         load: &Load,
@@ -331,7 +301,7 @@ impl Engine {
     }
 
     /// Ends the engine and gives its memory back.
-    fn end(self) -> Result<()> {
+    pub(super) fn end(self) -> Result<()> {
         let Engine { handle, thread, .. } = self;
         drop(handle);
         thread.join().map_err(|_| anyhow!("the engine ended badly"))??;

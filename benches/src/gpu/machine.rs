@@ -29,10 +29,15 @@ const QUERY: &str = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.dra
 impl Settings {
     /// Opens the device.
     pub fn open(&self) -> Result<CudaDevice> {
+        self.open_as(|gpu| gpu)
+    }
+
+    /// Opens the device, taken in another way; the emulation has one alone.
+    pub(super) fn open_as(&self, way: fn(GpuOptions) -> GpuOptions) -> Result<CudaDevice> {
         if self.is_emulated() {
             return Ok(CudaDevice::emulated(&emulation_folder(), self.seed));
         }
-        let opened = Suite::open(self.gpu_options()?, &self.places(), &|_| ());
+        let opened = Suite::open(way(self.gpu_options()?), &self.places(), &|_| ());
         Ok(opened.with_context(|| format!("{} cannot be used", self.device))?.0)
     }
 

@@ -31,6 +31,9 @@ mod demo;
 /// The engine at the shapes of published models.
 mod engine;
 
+/// The engine taken in several ways.
+mod ways;
+
 /// What taking a device costs.
 mod opening;
 

@@ -1,4 +1,7 @@
-//! What a step pays beside its kernels: nodes of a graph, copies from and to the host.
+//! What a step pays beside its kernels: nodes of a graph, copies from and to the host, marks.
+//!
+//! Whether a node may begin while the one before it ends is the device's to say, see
+//! [`crate::cuda::GpuOptions::one_by_one`].
 
 use std::time::Instant;
 
@@ -6,22 +9,9 @@ use super::ceilings::{Ceiling, NOTHING, micros, rate};
 use super::finding::Figure;
 use super::stopwatch::Stopwatch;
 use super::{Finding, Run, Size};
-use crate::cuda::driver::{DeviceBuffer, Driver, Grid, Kernel, launch};
+use crate::cuda::driver::{DeviceBuffer, Grid, launch};
 use crate::cuda::host_buffer::HostBuffer;
 use crate::error::KernelError;
-
-/// Launches [`NOTHING`].
-type LaunchNothing =
-    unsafe fn(&dyn Driver, &Kernel<Ceiling>, Grid, &Ceiling) -> Result<(), KernelError>;
-
-/// How a kernel follows the one before it.
-struct Edge {
-    name: &'static str,
-    launch: LaunchNothing,
-}
-
-/// All that the driver offers.
-const EDGES: [Edge; 1] = [Edge { name: "", launch: launch::<Ceiling> }];
 
 /// Kernels of a small model's step, and of a large one's.
 const NODES: [[usize; 2]; 2] = [[50, 300], [2, 5]];
@@ -32,14 +22,12 @@ const COPIES: [[usize; 2]; 2] = [[4 << 10, 256 << 20], [64, 4 << 10]];
 pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
     let at = usize::from(run.size == Size::Tiny);
     let watch = Stopwatch::new(run.driver, run.size)?;
-    for edge in &EDGES {
-        for nodes in NODES[at] {
-            if !(run.keeps_going)() {
-                return Ok(false);
-            }
-            for figure in graph(run, &watch, edge, nodes)? {
-                (run.put)(Finding::Figure(figure));
-            }
+    for nodes in NODES[at] {
+        if !(run.keeps_going)() {
+            return Ok(false);
+        }
+        for figure in graph(run, &watch, nodes)? {
+            (run.put)(Finding::Figure(figure));
         }
     }
     for bytes in COPIES[at] {
@@ -50,20 +38,17 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
             (run.put)(Finding::Figure(figure));
         }
     }
+    let mark = mark(run, &watch)?;
+    (run.put)(Finding::Figure(mark));
     Ok(true)
 }
 
 /// A graph of empty kernels: microseconds a node, of the whole, and that the host takes to start it.
-fn graph(
-    run: &Run<'_>,
-    watch: &Stopwatch,
-    edge: &Edge,
-    nodes: usize,
-) -> Result<[Figure; 3], KernelError> {
+fn graph(run: &Run<'_>, watch: &Stopwatch, nodes: usize) -> Result<[Figure; 3], KernelError> {
     let grid = Grid { blocks: [1, 1, 1], shared_bytes: 0 };
     let recorded = watch.record(nodes, &mut |_| {
         // SAFETY: the kernel looks at nothing.
-        unsafe { (edge.launch)(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }
+        unsafe { launch(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }
     })?;
     let whole = watch.time_asked(&mut |_| recorded.replay())?;
     let each: Vec<f64> = whole.iter().map(|seconds| seconds / nodes as f64).collect();
@@ -74,7 +59,7 @@ fn graph(
         recorded.replay()?;
         host.push(began.elapsed().as_secs_f64());
     }
-    let name = format!("graph of {nodes} empty kernels{}", edge.name);
+    let name = format!("graph of {nodes} empty kernels");
     Ok([
         micros(&format!("{name}: a node"), &each),
         micros(&name, &whole),
@@ -100,4 +85,17 @@ fn copies(run: &Run<'_>, watch: &Stopwatch, bytes: usize) -> Result<Vec<Figure>,
         [micros(&what, &seconds), rate(&what, "GB/s", &seconds, bytes as f64 / 1e9)]
     });
     Ok(figures.collect())
+}
+
+/// Microseconds from an empty launch to a mark behind it that was waited for.
+fn mark(run: &Run<'_>, watch: &Stopwatch) -> Result<Figure, KernelError> {
+    let grid = Grid { blocks: [1, 1, 1], shared_bytes: 0 };
+    let mark = run.driver.reserve_marks(1)?;
+    let seconds = watch.time_asked(&mut |_| {
+        // SAFETY: the kernel looks at nothing.
+        unsafe { launch(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }?;
+        run.driver.mark(mark)?;
+        run.driver.wait(mark)
+    })?;
+    Ok(micros("launch, mark and wait for the mark", &seconds))
 }

@@ -39,7 +39,7 @@ pub enum Part {
     Ops,
     /// Read and copy bandwidth, matrix and multiply-add rates, the cost of a launch.
     Ceilings,
-    /// Nodes of graphs, copies from and to the host.
+    /// Nodes of graphs, copies from and to the host, marks.
     Costs,
     /// Each kernel's share of the ceilings over the shapes of models.
     Kernels,

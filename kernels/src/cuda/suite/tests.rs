@@ -132,7 +132,7 @@ const PARTS: [(Part, usize); 8] = [
     (Part::Hopper, 3),
     (Part::Ops, 8),
     (Part::Ceilings, 8),
-    (Part::Costs, 2 * 3 + 2 * 4),
+    (Part::Costs, 2 * 3 + 2 * 4 + 1),
     (Part::Kernels, 3 + 2 * 8 + 2),
     (Part::Sampling, 3 + 5),
     (Part::Experts, 3 + 4 + 2 * 5),
