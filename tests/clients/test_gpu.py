@@ -131,6 +131,30 @@ def test_a_gpu_answers_as_the_cpu(machine, built):
     assert on_gpu == on_cpu
 
 
+def test_products_of_many_rows_go_to_a_library_that_is_faster(machine, built, tmp_path):
+    flags = ("--max-num-seqs", 4, "--max-num-batched-tokens", 96, "--max-model-len", 256)
+    numbers = " ".join(str(i * 37 % 101) for i in range(40))
+    long = {"messages": [{"role": "user", "content": f"Sort these numbers: {numbers}"}]}
+
+    def products():
+        calls = (tmp_path / "calls").read_text().splitlines()
+        return [call for call in calls if call.startswith("cublasLtMatmul ")]
+
+    with Server("--device", "cpu", *flags) as server:
+        on_cpu = ask(server, **long)
+    with Server(*flags, env=machine("log", built)) as server:
+        at_start = len(products())
+        on_gpu = ask(server, **long)
+    # Plain loops are faster than emulated kernels, so steps of 96 rows go there, and no others.
+    asked = products()[at_start:]
+    assert at_start > 0 and asked and all(call.split()[1] == "96" for call in asked), asked
+    assert on_gpu == on_cpu
+    (tmp_path / "calls").unlink()
+    with Server("--cublaslt=false", *flags, env=machine("log", built)) as server:
+        assert ask(server, **long) == on_cpu
+    assert not products()
+
+
 def test_without_a_gpu_the_cpu_serves_and_says_why_in_a_line(machine):
     with Server(env=machine("gpus 0")) as server:
         said = server.output()

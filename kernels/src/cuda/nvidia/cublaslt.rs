@@ -115,7 +115,10 @@ impl Blas {
         enter(context)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is current; writes one handle, given back on drop.
-        check("cublasLtCreate", unsafe { sys::cublasLtCreate(&raw mut handle) })?;
+        let status = unsafe { sys::cublasLtCreate(&raw mut handle) };
+        // No fault of the device, which works on without.
+        check("cublasLtCreate", status)
+            .map_err(|error| KernelError::Unsupported(error.to_string()))?;
         Ok(Blas { library, handle: Handle(handle), context, stream, ways: Mutex::default() })
     }
 

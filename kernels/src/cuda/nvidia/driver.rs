@@ -89,9 +89,9 @@ impl Nvidia {
     }
 
     /// Puts NVIDIA's library of products to work.
-    pub(crate) fn with_library(mut self, library: CublasLt) -> Result<Self, KernelError> {
+    pub(crate) fn use_library(&mut self, library: CublasLt) -> Result<(), KernelError> {
         self.blas = Some(Blas::new(library, self.context, self.stream)?);
-        Ok(self)
+        Ok(())
     }
 
     /// The card.

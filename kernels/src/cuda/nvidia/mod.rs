@@ -88,8 +88,10 @@ pub(crate) fn open(
     nvidia = nvidia.with_kernels(&cubins)?;
     if !gpu.own_products {
         // Nothing needs it; `doctor` tells why it is not there.
-        if let Ok(library) = cublaslt::CublasLt::find(places, Some(cuda_major)) {
-            nvidia = nvidia.with_library(library)?;
+        if let Ok(library) = cublaslt::CublasLt::find(places, Some(cuda_major))
+            && let Err(why) = nvidia.use_library(library)
+        {
+            told(&format!("cuBLASLt is left aside: {why}"));
         }
     }
     Ok((nvidia, report))

@@ -1,7 +1,7 @@
 //! Products of many rows by a library: found, timed, taken where it is faster, and nowhere else.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::machine::Machine;
 use crate::cuda::driver::Driver;
@@ -98,6 +98,22 @@ fn a_library_that_is_slower_or_refuses_or_may_not_is_left_alone() {
         assert_eq!(library_calls(&machine), before, "{behaviour}");
         assert_eq!(driver.product_library().is_some(), !gpu.own_products);
     }
+}
+
+#[test]
+fn a_library_that_does_not_start_is_left_aside_in_a_line() {
+    let machine = Machine::new("fail cublasLtCreate 1 0");
+    let lines = Mutex::new(Vec::new());
+    let told = |line: &str| lines.lock().unwrap().push(line.to_owned());
+    let places = machine.lasting_places();
+    let (nvidia, _) =
+        super::super::open(GpuOptions::default(), &places, &[&NARROW_ROWS], &told).unwrap();
+    assert!(nvidia.product_library().is_none());
+    let lines = lines.lock().unwrap();
+    let left = lines
+        .iter()
+        .filter(|line| line.contains("left aside: ") && line.contains("cublasLtCreate failed"));
+    assert_eq!(left.count(), 1, "{lines:?}");
 }
 
 #[test]
