@@ -13,6 +13,7 @@ use pagoda_engine::model::load::{load_checkpoint, load_on};
 use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_kernels::cuda::{CudaDevice, CudaOptions};
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 use pagoda_tests::answers::{Answers, answers, demo_prompt, demo_text};
 use pagoda_tests::golden::{Golden, folder};
@@ -35,7 +36,7 @@ fn golden_distance(case: &str, seed: u64) -> anyhow::Result<f32> {
     let checkpoint = Checkpoint::open(&ModelSource::Folder(folder(case)))?;
     let options = LoadOptions {
         dtype: Some(DType::F32),
-        kv_dtype: Some(DType::F32),
+        kv_dtype: Some(DType::F32.into()),
         max_model_len: Some(golden.max_model_len),
         max_num_seqs: Some(64),
         max_num_batched_tokens: Some(64),
@@ -67,7 +68,7 @@ fn quantized_distance(case: &str, quantization: Quantization) -> anyhow::Result<
     let golden = Golden::read(case)?;
     let options = LoadOptions {
         dtype: Some(DType::Bf16),
-        kv_dtype: Some(DType::F32),
+        kv_dtype: Some(DType::F32.into()),
         quantization: Some(quantization),
         max_model_len: Some(golden.max_model_len),
         max_num_seqs: Some(32),
@@ -112,7 +113,8 @@ const QUESTIONS: [&str; 3] = ["What is 17 + 25?", "Sort 5, 3, 9, 1.", "你好"];
 
 #[test]
 fn the_demo_model_answers_as_on_the_cpu() {
-    let options = LoadOptions {
+    let options = |kv_dtype| LoadOptions {
+        kv_dtype,
         max_model_len: Some(256),
         max_num_seqs: Some(4),
         max_num_batched_tokens: Some(48),
@@ -122,15 +124,20 @@ fn the_demo_model_answers_as_on_the_cpu() {
     let open = || Checkpoint::open(&ModelSource::Demo).unwrap();
     let text = demo_text(&open().files);
     let prompts = QUESTIONS.map(|question| demo_prompt(&text, question));
-    let on_cpu = answers(load_checkpoint(open(), &options, &|_| ()).unwrap(), &prompts, 12);
-    for deterministic in [true, false] {
-        let device = emulated(7).with_options(CudaOptions { deterministic });
-        let loaded = load_on(&device, open(), &options, &|_| ()).unwrap();
-        // Two steps in flight, those of decode from graphs.
-        assert_eq!((loaded.info.depth, loaded.runner.decode_equals_prefill()), (2, deterministic));
-        assert_eq!(answers(loaded, &prompts, 12), on_cpu, "deterministic: {deterministic}");
+    for (kv_dtype, modes) in [(None, &[true, false][..]), (Some(KvFormat::Fp8), &[false])] {
+        let options = options(kv_dtype);
+        let on_cpu = answers(load_checkpoint(open(), &options, &|_| ()).unwrap(), &prompts, 12);
+        for &deterministic in modes {
+            let device = emulated(7).with_options(CudaOptions { deterministic });
+            let loaded = load_on(&device, open(), &options, &|_| ()).unwrap();
+            // Two steps in flight, those of decode from graphs.
+            let how = (loaded.info.depth, loaded.runner.decode_equals_prefill());
+            assert_eq!(how, (2, deterministic));
+            let on_gpu = answers(loaded, &prompts, 12);
+            assert_eq!(on_gpu, on_cpu, "deterministic: {deterministic}, {kv_dtype:?}");
+        }
+        assert!(on_cpu.iter().all(|tokens| tokens.len() > 2), "{on_cpu:?}");
     }
-    assert!(on_cpu.iter().all(|tokens| tokens.len() > 2), "{on_cpu:?}");
 }
 
 /// Tokens of a block of the emulated device's cache.

@@ -54,7 +54,7 @@ impl Case {
         // As many sequences as rows, so that every row of a step may have logits.
         let options = LoadOptions {
             dtype: Some(dtype),
-            kv_dtype: Some(DType::F32),
+            kv_dtype: Some(DType::F32.into()),
             max_model_len: Some(self.golden.max_model_len),
             max_num_seqs: Some(2000),
             max_num_batched_tokens: Some(2000),

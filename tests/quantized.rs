@@ -15,9 +15,9 @@ use pagoda_engine::model::{LoadOptions, ModelSource, load};
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::reference::quantized;
 use pagoda_kernels::weight_format::Quantization;
-use pagoda_tests::answers::{answers, demo_prompt, demo_text};
 use pagoda_tests::golden::{Golden, folder};
 use pagoda_tests::prompts::PromptRun;
+use pagoda_tests::sums::HeldOutSums;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -76,7 +76,7 @@ fn logprobs(case: &str, from: &Path, quantization: Option<Quantization>) -> Vec<
     let golden = Golden::read(case).unwrap();
     let options = LoadOptions {
         dtype: Some(DType::F32),
-        kv_dtype: Some(DType::F32),
+        kv_dtype: Some(DType::F32.into()),
         quantization,
         max_model_len: Some(golden.max_model_len),
         max_num_seqs: Some(128),
@@ -138,41 +138,10 @@ fn quantized_weights_give_the_logprobs_of_what_they_stand_for() {
     }
 }
 
-/// Sums that were held out from the built-in model's training: question and answer.
-fn held_out_sums() -> Vec<(String, String)> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/demo/heldout.jsonl");
-    let text = fs::read_to_string(file).unwrap();
-    let cases = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-    let sums = cases.filter(|case| case["task"] == "add" || case["task"] == "sub");
-    let text = |value: &serde_json::Value| value.as_str().unwrap().trim().to_owned();
-    sums.filter(|case| case["messages"].as_array().unwrap().len() == 1)
-        .map(|case| (text(&case["messages"][0]["content"]), text(&case["expected"])))
-        .collect()
-}
-
 #[test]
 fn the_demo_model_still_adds_when_it_is_quantized() {
-    let sums = held_out_sums();
-    assert!(sums.len() >= 30, "too few to tell");
-    let right = |quantization| {
-        let options = LoadOptions {
-            quantization,
-            max_model_len: Some(256),
-            max_num_seqs: Some(16),
-            max_num_batched_tokens: Some(128),
-            kv: KvBudget::Bytes(16 << 20),
-            ..LoadOptions::default()
-        };
-        let loaded = load(&ModelSource::Demo, &options, &|_| ()).unwrap();
-        let text = demo_text(&loaded.files);
-        let prompts: Vec<_> =
-            sums.iter().map(|(question, _)| demo_prompt(&text, question)).collect();
-        let given = answers(loaded, &prompts, 24);
-        let is_right = |(tokens, (_, expected)): &(&Vec<u32>, &(String, String))| {
-            text.tokenizer.decode(tokens, true).trim() == expected
-        };
-        given.iter().zip(&sums).filter(is_right).count()
-    };
+    let sums = HeldOutSums::read();
+    let right = |quantization| sums.right(&LoadOptions { quantization, ..LoadOptions::default() });
     let plain = right(None);
     let counts = Quantization::ALL.map(|quantization| (quantization, right(Some(quantization))));
     println!("of {} sums bf16 gets {plain} right, {counts:?}", sums.len());

@@ -7,6 +7,7 @@
 
 struct PlainMath {
     using Element = float;
+    static constexpr bool HAS_SCALES = false;
     static constexpr u32 WARPS = 8;
     static constexpr u32 THREADS = WARPS * WARP;
     static constexpr u32 SLOTS = 2;
@@ -21,6 +22,7 @@ struct PlainMath {
     static __device__ __forceinline__ u32 dim(const Attention& p) { return p.head_dim; }
     // An odd number of 16 bytes: eight rows one below the other lie in different banks.
     static __device__ __forceinline__ u32 row_bytes(u32 head_dim) { return head_dim * 4 + 16; }
+    static __device__ __forceinline__ u32 slot_row_bytes(u32 head_dim) { return row_bytes(head_dim); }
     static __device__ __forceinline__ u32 query_bytes(u32 head_dim) { return SCORE_ROWS * head_dim * 4; }
 
     static __device__ __forceinline__ u32 score_row(u32 i) { return warp_index() + i * WARPS; }

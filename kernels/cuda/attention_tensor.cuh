@@ -1,4 +1,5 @@
-// Scores and weighted values of a unit by tensor cores, for 16-bit caches.
+// Scores and weighted values of a unit by tensor cores, for 16-bit caches and those of codes, which come
+// as bf16.
 //
 // A warp has 16 score rows. ROW_WARPS warps lie over the rows of a tile; the others share a row's
 // work: tokens of a chunk for the scores, columns of a head for the values. So a score is one sum
@@ -14,6 +15,7 @@
 template <class T, u32 DIM, u32 WARPS_, u32 ROW_WARPS, u32 SLOTS_>
 struct TensorMath {
     using Element = T;
+    static constexpr bool HAS_SCALES = false;
     static constexpr u32 WARPS = WARPS_;
     static constexpr u32 THREADS = WARPS * WARP;
     static constexpr u32 SLOTS = SLOTS_;
@@ -33,6 +35,8 @@ struct TensorMath {
     static __device__ __forceinline__ u32 steps(u32 head_dim) { return (head_dim + 15) / 16; }
     // An odd number of 16 bytes: eight rows one below the other lie in different banks.
     static __device__ __forceinline__ u32 row_bytes(u32 head_dim) { return steps(head_dim) * 32 + 16; }
+    // In a slot of the ring.
+    static __device__ __forceinline__ u32 slot_row_bytes(u32 head_dim) { return row_bytes(head_dim); }
     static __device__ __forceinline__ u32 query_bytes(u32 head_dim) { return SCORE_ROWS * steps(head_dim) * 64; }
 
     static __device__ __forceinline__ u32 first_row() { return warp_index() % ROW_WARPS * 16; }
@@ -144,4 +148,13 @@ struct TensorMath {
             }
         }
     }
+};
+
+// The same for fp8 caches: slots hold codes, one row after another without a gap. Heads are multiples of
+// 16, so that rows of codes are whole pieces.
+template <class Math>
+struct Coded : Math {
+    using Element = Fp8;
+    static constexpr bool HAS_SCALES = true;
+    static __device__ __forceinline__ u32 slot_row_bytes(u32 head_dim) { return head_dim; }
 };

@@ -14,7 +14,7 @@
 #include "attention_tensor.cuh"
 
 // Shared memory, one part after another: slots of the ring, queries, scores, a unit's maxima and sums:
-// SLOTS * CHUNK * row_bytes + query_bytes + SCORE_ROWS * (SCORE_ROW_BYTES + 8) bytes.
+// Ring::bytes + query_bytes + SCORE_ROWS * (SCORE_ROW_BYTES + 8) bytes.
 template <class Math>
 struct Parts {
     u8* slots;
@@ -25,7 +25,7 @@ struct Parts {
 
     __device__ __forceinline__ explicit Parts(u32 head_dim) {
         slots = shared_bytes();
-        queries = slots + Math::SLOTS * Math::CHUNK * Math::row_bytes(head_dim);
+        queries = slots + Ring<Math>::bytes(head_dim);
         scores = queries + Math::query_bytes(head_dim);
         max = (float*)(scores + Math::SCORE_ROWS * SCORE_ROW_BYTES);
         sum = max + Math::SCORE_ROWS;
@@ -156,7 +156,7 @@ __device__ __forceinline__ void attention_units(const Attention& p) {
     for (u32 unit = units.from; unit < units.to; unit++) {
         Range chunks = ring.chunks(unit);
         for (u32 chunk = chunks.from; chunk < chunks.to; chunk++) {
-            const u8* keys = ring.take();
+            const u8* keys = ring.take(chunk);
             Math::score(p, tile, keys, parts.queries, parts.scores, chunk * Math::CHUNK % UNIT);
         }
         sync_block();
@@ -164,7 +164,7 @@ __device__ __forceinline__ void attention_units(const Attention& p) {
         // The weights are there for all threads when the first values are.
         float values[Math::VALUES] = {};
         for (u32 chunk = chunks.from; chunk < chunks.to; chunk++) {
-            const u8* slot = ring.take();
+            const u8* slot = ring.take(chunk);
             Math::add_values(p, tile, slot, parts.scores, chunk * Math::CHUNK % UNIT, values);
         }
         if (piece.partial == WHOLE) {

@@ -61,6 +61,14 @@ __device__ __forceinline__ float float_of_f16(u16 bits) {
     return value;
 }
 
+// Products of two neighbours each, rounded by themselves; subnormal numbers count in full. A sum with -0
+// leaves a product as it is.
+__device__ __forceinline__ u32 bf16_pair_product(u32 a, u32 b) {
+    u32 bits;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(bits) : "r"(a), "r"(b), "r"(0x80008000));
+    return bits;
+}
+
 // Weights are read once: past the first cache level, as constants.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
     uint4 v;
@@ -191,6 +199,12 @@ inline u16 bf16_of_float(float value) {
 }
 inline u32 bf16_pair_of_floats(float first, float second) {
     return bf16_of_float(first) | (u32)bf16_of_float(second) << 16;
+}
+// Of products below the normal numbers of f32 the last bit may be another one.
+inline u32 bf16_pair_product(u32 a, u32 b) {
+    float first = float_of_bits(a << 16) * float_of_bits(b << 16);
+    float second = float_of_bits(a & 0xffff0000) * float_of_bits(b & 0xffff0000);
+    return bf16_pair_of_floats(first, second);
 }
 inline float float_of_f16(u16 bits) {
     float sign = bits & 0x8000 ? -1.0f : 1.0f;

@@ -1,8 +1,8 @@
 // QK norm and rope of q (in place) and k, then K and V into the paged cache. One warp a (row, head).
 //
 // Heads of a row come in the order of its columns: queries, keys, values. The cache of a layer is
-// two planes (K, then V) of [block][kv_head][token][head_dim].
-#include "prelude.cuh"
+// two planes (K, then V) of [block][kv_head][token][head_dim]; in fp8, scales are behind a head's codes.
+#include "kv_fp8.cuh"
 
 constexpr u32 ROPE_WARPS = 4;
 constexpr u32 ROPE_THREADS = ROPE_WARPS * WARP;
@@ -50,6 +50,42 @@ __device__ void turn(float* head, const float* table, u32 rotary_dim, u32 style)
     sync_warp();
 }
 
+// Writes a head of one token, whose values the warp has in shared memory: `head` counts over blocks.
+template <class T>
+struct PutHead {
+    static __device__ __forceinline__ void put(const RopeStore& p, void* plane, u64 head, u32 token,
+                                               const float* values) {
+        T* to = (T*)plane + (head * p.block_size + token) * p.head_dim;
+        for (u32 i = lane_index(); i < p.head_dim; i += WARP) to[i] = narrow<T>(values[i]);
+    }
+};
+
+template <>
+struct PutHead<Fp8> {
+    static __device__ __forceinline__ void put(const RopeStore& p, void* plane, u64 head, u32 token,
+                                               const float* values) {
+        u32 magnitude = 0;
+        for (u32 i = lane_index(); i < p.head_dim; i += WARP) {
+            magnitude = max_of(magnitude, bits_of_float(values[i]) & 0x7fffffff);
+        }
+        for (u32 distance = WARP / 2; distance > 0; distance /= 2) {
+            magnitude = max_of(magnitude, shuffle_xor(magnitude, distance));
+        }
+        u32 scale = scale_of(magnitude);
+        u8* codes = (u8*)plane + head * p.block_size * (p.head_dim + 1);
+        if (lane_index() == 0) codes[p.block_size * p.head_dim + token] = (u8)scale;
+        u32* to = (u32*)(codes + token * p.head_dim);
+        for (u32 i = lane_index(); i < p.head_dim / 4; i += WARP) {
+            u32 word = 0;
+            for (u32 j = 0; j < 4; j++) {
+                u32 code = e4m3_of_float(values[i * 4 + j] * inverse_of(scale));
+                word |= (scale == NOT_FINITE_SCALE ? 0 : code) << 8 * j;
+            }
+            to[i] = word;
+        }
+    }
+};
+
 template <class T>
 __device__ void rope_store(const RopeStore& p) {
     u32 heads = p.num_q + 2 * p.num_kv;
@@ -73,11 +109,11 @@ __device__ void rope_store(const RopeStore& p) {
     u32 slot = p.slots[row];
     if (slot == NO_SLOT) return;
     u32 kv_head = head - p.num_q - (is_value ? p.num_kv : 0);
-    u64 token = ((u64)(slot / p.block_size) * p.num_kv + kv_head) * p.block_size + slot % p.block_size;
-    T* to = (T*)(is_value ? p.values : p.keys) + token * p.head_dim;
-    for (u32 i = lane_index(); i < p.head_dim; i += WARP) to[i] = narrow<T>(values[i]);
+    u64 head_of_blocks = (u64)(slot / p.block_size) * p.num_kv + kv_head;
+    PutHead<T>::put(p, is_value ? p.values : p.keys, head_of_blocks, slot % p.block_size, values);
 }
 
 KERNEL(rope_store_f32, ROPE_THREADS, RopeStore, rope_store<float>)
 KERNEL(rope_store_bf16, ROPE_THREADS, RopeStore, rope_store<Bf16>)
 KERNEL(rope_store_f16, ROPE_THREADS, RopeStore, rope_store<F16>)
+KERNEL(rope_store_fp8, ROPE_THREADS, RopeStore, rope_store<Fp8>)

@@ -110,6 +110,15 @@ __device__ void pairs(const Wrapper& p) {
         bf16_pair_of_floats(float_of_bits(own[2]), float_of_bits(own[3])), lanes_where(own[1] % 3 == 0));
 }
 
+// Numbers of 2^-63 to 2 with each other; subnormal ones with 2^120 and with 1; zeros: no product is both
+// subnormal and rounded.
+__device__ void pair_products(const Wrapper& p) {
+    const u32* own = own_words(p);
+    u32 a = (own[0] & 0xbfffbfff) | 0x20002000, b = (own[1] & 0xbfffbfff) | 0x20002000;
+    put(p, bf16_pair_product(a, b), bf16_pair_product(own[2] & 0x807f807f, 0x7b807b80),
+        bf16_pair_product(own[3] & 0x807f807f, 0x3f803f80), bf16_pair_product(own[2] & 0x80008000, b));
+}
+
 // Values of about -8 to 8; their sizes for the logarithm.
 __device__ void approximations(const Wrapper& p) {
     const u32* own = own_words(p);
@@ -222,6 +231,7 @@ KERNEL(wrapper_loads, WRAPPER_THREADS, Wrapper, loads)
 KERNEL(wrapper_arithmetic, WRAPPER_THREADS, Wrapper, arithmetic)
 KERNEL(wrapper_products, WRAPPER_THREADS, Wrapper, products)
 KERNEL(wrapper_pairs, WRAPPER_THREADS, Wrapper, pairs)
+KERNEL(wrapper_pair_products, WRAPPER_THREADS, Wrapper, pair_products)
 KERNEL(wrapper_approximations, WRAPPER_THREADS, Wrapper, approximations)
 KERNEL(wrapper_logarithms, WRAPPER_THREADS, Wrapper, logarithms)
 KERNEL(wrapper_atomics, WRAPPER_THREADS, Wrapper, atomics)

@@ -4,8 +4,9 @@
 //! [`Executor`] replays it: `launch` returns while the device works, `finish` waits.
 
 use crate::batch::Batch;
-use crate::dtype::{DType, HostTensor};
+use crate::dtype::HostTensor;
 use crate::error::KernelError;
+use crate::kv_format::KvFormat;
 use crate::ops::{Ops, Stacking};
 use crate::sampling::SampleOutput;
 use crate::weight_format::WeightFormat;
@@ -120,8 +121,8 @@ pub struct KvSpec {
     pub num_kv_heads: usize,
     /// D.
     pub head_dim: usize,
-    /// Type of a stored element.
-    pub dtype: DType,
+    /// How elements are stored.
+    pub format: KvFormat,
     /// Blocks of [`Device::block_size`] tokens.
     pub num_blocks: usize,
 }
@@ -129,7 +130,8 @@ pub struct KvSpec {
 impl KvSpec {
     /// Bytes of one block over all layers of the group: the only place with this formula.
     pub fn bytes_per_block(&self, block_size: usize) -> usize {
-        2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.bytes() * block_size
+        let head_bytes = self.format.head_bytes(block_size, self.head_dim);
+        2 * self.num_layers * self.num_kv_heads * head_bytes
     }
 }
 

@@ -9,6 +9,9 @@ pub mod dtype;
 /// How the elements of a weight are stored: plainly or quantized.
 pub mod weight_format;
 
+/// How the elements of a KV cache are stored: plainly or in eight bits.
+pub mod kv_format;
+
 /// What can go wrong in a kernel, and whose fault it is.
 pub mod error;
 

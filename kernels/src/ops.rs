@@ -10,7 +10,8 @@
 //! agree: activations are f32 between ops; a linear with bf16 weights rounds its input rows to
 //! bf16 (nearest even) once and accumulates in f32; with f16 or f32 weights it keeps f32 rows, of
 //! which matrix units keep 22 bits with f16 (two halves, each cut off at 65504) and nothing less;
-//! K and V are rounded to the cache's type when stored and attention reads only the cache.
+//! K and V are rounded to the cache's format ([`crate::kv_format`]) when stored and attention reads
+//! only the cache.
 //! With q8_0 and q4_0 weights a linear quantizes its input rows once, 32 elements along K to a scale:
 //! `scale = max|x| / 127`, `q = round(x / scale)` (f32, nearest even, within ±127); a row that is not
 //! finite gives NaN. The integer sum of a block is exact; `sum · (weight's scale · row's scale)` is

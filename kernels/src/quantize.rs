@@ -159,7 +159,7 @@ fn fp8(row: &[f32], to: &mut [u8]) {
 }
 
 /// The nearest e4m3 (ties to even), at most 448 in magnitude.
-fn e4m3(value: f32) -> u8 {
+pub(crate) fn e4m3(value: f32) -> u8 {
     let sign = (value.to_bits() >> 24) as u8 & 0x80;
     let magnitude = value.abs();
     // Below the least normal number, 2⁻⁶, codes are multiples of 2⁻⁹; the largest one is 2⁻⁶.

@@ -16,6 +16,7 @@ pub mod sample;
 use half::{bf16, f16};
 
 use crate::dtype::DType;
+use crate::kv_format::KvFormat;
 use crate::ops::{Activation, Epilogue, RopeStyle};
 use crate::weight_format::WeightFormat;
 
@@ -46,6 +47,18 @@ impl Matrix {
     pub fn rounded(&self, dtype: DType) -> Self {
         let data = self.data.iter().map(|&value| round(value, dtype)).collect();
         Matrix { data, ..*self }
+    }
+
+    /// What a cache in `format` holds: a row is one token's key or value of a head.
+    pub fn cached(&self, format: KvFormat) -> Self {
+        match format {
+            KvFormat::Plain(dtype) => self.rounded(dtype),
+            KvFormat::Fp8 => {
+                let rows = self.rounded(DType::F32);
+                let data = rows.data.chunks(self.cols).flat_map(quantized::kv_head).collect();
+                Matrix { data, ..*self }
+            }
+        }
     }
 
     /// What a weight stored in `format` stands for.

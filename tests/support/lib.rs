@@ -14,5 +14,8 @@ pub mod golden;
 /// Prompts through a runner, without a scheduler: log-probabilities of every position.
 pub mod prompts;
 
+/// Sums that the built-in model was not trained on.
+pub mod sums;
+
 /// Requests that keep every part of a step busy.
 pub mod steady_load;

@@ -39,7 +39,7 @@ fn info(depth: u32) -> InstanceInfo {
         default_sampling: Default::default(),
         dtype: DType::F32,
         quantization: None,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_bytes: 0,
         depth,
         device: "null".into(),

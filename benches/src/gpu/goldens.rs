@@ -140,7 +140,7 @@ impl Task<'_> {
 fn options(golden: &Golden, dtype: DType) -> LoadOptions {
     LoadOptions {
         dtype: Some(dtype),
-        kv_dtype: Some(dtype),
+        kv_dtype: Some(dtype.into()),
         max_model_len: Some(golden.max_model_len),
         max_num_seqs: Some(64),
         max_num_batched_tokens: Some(64),

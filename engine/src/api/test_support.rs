@@ -25,7 +25,7 @@ pub(crate) fn info() -> InstanceInfo {
         default_sampling: DefaultSampling::default(),
         dtype: DType::F32,
         quantization: None,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_bytes: 0,
         depth: 1,
         device: "test".into(),

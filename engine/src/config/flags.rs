@@ -170,7 +170,7 @@ pub struct Written {
     /// Instruction set on the CPU: `auto`, `portable`, `avx2` or `avx512`
     #[arg(long, value_name = "ISA", help_heading = "Device and memory")]
     pub isa: Option<String>,
-    /// Type of the KV cache: `auto`, `f32`, `bf16` or `f16`
+    /// Type of the KV cache: `auto`, `bf16`, `f16`, `f32`, or `fp8` in half the memory
     #[arg(long, value_name = "TYPE", help_heading = "Device and memory")]
     pub kv_cache_dtype: Option<String>,
     /// Share of the memory to use in all, 0 to 1 [default: 0.7 of the cgroup's, 0.9 of a GPU's]

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
 /// All settings of one process.
@@ -86,8 +87,8 @@ pub struct DeviceSettings {
     pub threads: Option<u32>,
     /// Instruction set as written; `None` is the best that the machine has.
     pub isa: Option<String>,
-    /// Type of the KV cache; `None` is the weights'.
-    pub kv_dtype: Option<DType>,
+    /// How the KV cache stores its elements; `None` is as the weights do.
+    pub kv_dtype: Option<KvFormat>,
     /// Share of the memory to use, in (0, 1]; `None` is the device's default.
     pub memory_share: Option<f64>,
     /// Bytes of the KV cache, instead of a share.

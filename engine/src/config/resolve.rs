@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
 use crate::api::STEP_TIME_MAX;
@@ -85,6 +86,9 @@ const DTYPES: [(&str, Option<DType>); 9] = [
     ("half", Some(DType::F16)),
 ];
 
+/// Names of a KV cache's format beside those of number types.
+const FP8_CACHES: [&str; 2] = ["fp8", "fp8_e4m3"];
+
 const QUANTIZATIONS: [(&str, Option<Quantization>); 4] = [
     ("none", None),
     ("q8_0", Some(Quantization::Q8_0)),
@@ -162,11 +166,18 @@ fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
         kernels: written.kernels.clone().filter(|path| !path.as_os_str().is_empty()),
         threads,
         isa: written.isa.clone().filter(|isa| isa != "auto"),
-        kv_dtype: choose("kv-cache-dtype", &written.kv_cache_dtype, "auto", &DTYPES)?,
+        kv_dtype: kv_format(&written.kv_cache_dtype)?,
         memory_share: written.gpu_memory_utilization,
         kv_bytes: written.kv_cache_memory_bytes.map(|bytes| bytes.0),
         block_size: written.block_size,
     })
+}
+
+/// What `--kv-cache-dtype` means.
+fn kv_format(written: &Option<String>) -> Result<Option<KvFormat>, ConfigError> {
+    let plain = DTYPES.map(|(name, dtype)| (name, dtype.map(KvFormat::Plain)));
+    let fp8 = FP8_CACHES.map(|name| (name, Some(KvFormat::Fp8)));
+    choose("kv-cache-dtype", written, "auto", &[&plain[..], &fp8[..]].concat())
 }
 
 /// What `--device` means.
@@ -344,6 +355,26 @@ mod tests {
         }
         let config = with_file("quantization = \"q4_0\"\n", &[]).unwrap();
         assert_eq!(config.model.quantization, Some(Quantization::Q4_0));
+    }
+
+    #[test]
+    fn a_cache_has_the_names_that_vllm_users_know() {
+        for (names, want) in [
+            (&["auto"][..], None),
+            (&["bf16", "bfloat16"], Some(DType::Bf16.into())),
+            (&["f16", "half"], Some(DType::F16.into())),
+            (&["f32", "float"], Some(DType::F32.into())),
+            (&["fp8", "fp8_e4m3"], Some(KvFormat::Fp8)),
+        ] {
+            for name in names {
+                let config = resolve(&["--kv-cache-dtype", name]).unwrap();
+                assert_eq!(config.device.kv_dtype, want, "{name}");
+            }
+        }
+        assert_eq!(resolve(&[]).unwrap().device.kv_dtype, None);
+        let error = resolve(&["--kv-cache-dtype", "fp8_e5m2"]).unwrap_err().to_string();
+        assert!(error.starts_with("kv-cache-dtype: must be one of auto, "), "{error}");
+        assert!(error.ends_with("fp8, fp8_e4m3, not fp8_e5m2"), "{error}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn info() -> InstanceInfo {
         default_sampling: Default::default(),
         dtype: DType::F32,
         quantization: None,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_bytes: 0,
         depth: 1,
         device: "none".into(),

@@ -6,6 +6,7 @@
 
 use pagoda_kernels::device::Limits;
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
 /// A loaded model in numbers.
@@ -39,8 +40,8 @@ pub struct InstanceInfo {
     pub dtype: DType,
     /// How the weights of products are quantized, if they are.
     pub quantization: Option<Quantization>,
-    /// Type of the KV cache's elements.
-    pub kv_dtype: DType,
+    /// How the KV cache stores its elements.
+    pub kv_dtype: KvFormat,
     /// Bytes of the packed weights.
     pub weight_bytes: u64,
     /// Steps that may be launched and not yet finished.

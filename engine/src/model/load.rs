@@ -7,6 +7,7 @@ use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
 use pagoda_kernels::device::{Device, DeviceMemory, KvSpec, Limits, Scratch};
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
 use super::buffers::{Buffers, activation_bytes};
@@ -33,8 +34,8 @@ pub struct LoadOptions {
     pub dtype: Option<DType>,
     /// How the weights of products are quantized; not at all.
     pub quantization: Option<Quantization>,
-    /// Type of the KV cache; the weights'.
-    pub kv_dtype: Option<DType>,
+    /// How the KV cache stores its elements; as the weights do.
+    pub kv_dtype: Option<KvFormat>,
     /// Tokens of one sequence; what the checkpoint promises.
     pub max_model_len: Option<u32>,
     /// Sequences of one step; [`DEFAULT_MAX_NUM_SEQS`].
@@ -172,7 +173,7 @@ where
         read_generation(&generation_file, files.generation_config.as_deref(), &config)?;
     let limits = limits(&config, options)?;
     let dtype = choose_dtype(options, &config, tensors.stored_dtype(&spec.embedding_name()));
-    let kv_dtype = options.kv_dtype.unwrap_or(dtype);
+    let kv_dtype = options.kv_dtype.unwrap_or(KvFormat::Plain(dtype));
     let formats = Formats { dtype, quantization: options.quantization };
     fits_at_all(device, spec, (&limits, formats))?;
     let weights = pack(device, spec, tensors.as_ref(), formats, progress)?;
@@ -274,23 +275,27 @@ fn choose_dtype(options: &LoadOptions, config: &ModelConfig, stored: Option<DTyp
 }
 
 /// The cache of each group; blocks beyond those given are 0.
-fn kv_specs(spec: &ModelSpec, dtype: DType, num_blocks: &[u32]) -> impl Iterator<Item = KvSpec> {
+fn kv_specs(
+    spec: &ModelSpec,
+    format: KvFormat,
+    num_blocks: &[u32],
+) -> impl Iterator<Item = KvSpec> {
     spec.groups.iter().enumerate().map(move |(index, group)| KvSpec {
         num_layers: group.num_layers,
         num_kv_heads: group.num_kv_heads,
         head_dim: group.head_dim,
-        dtype,
+        format,
         num_blocks: num_blocks.get(index).map_or(0, |blocks| *blocks as usize),
     })
 }
 
 /// What each group needs.
-fn kv_needs(spec: &ModelSpec, dtype: DType, block_size: usize) -> Vec<GroupNeed> {
+fn kv_needs(spec: &ModelSpec, format: KvFormat, block_size: usize) -> Vec<GroupNeed> {
     let need = |(kv, group): (KvSpec, &KvGroup)| GroupNeed {
         kind: group.kind,
         bytes_per_block: kv.bytes_per_block(block_size) as u64,
     };
-    kv_specs(spec, dtype, &[]).zip(&spec.groups).map(need).collect()
+    kv_specs(spec, format, &[]).zip(&spec.groups).map(need).collect()
 }
 
 /// What a program is recorded from, but for the number of KV blocks.
@@ -299,7 +304,7 @@ struct Recorder<'a, D: Device> {
     spec: &'a ModelSpec,
     weights: &'a Weights<D>,
     buffers: &'a Buffers<D>,
-    kv_dtype: DType,
+    kv_dtype: KvFormat,
 }
 
 impl<D: Device> Recorder<'_, D> {
@@ -327,7 +332,7 @@ struct Loaded {
     generation: Generation,
     limits: Limits,
     formats: Formats,
-    kv_dtype: DType,
+    kv_dtype: KvFormat,
     weight_bytes: u64,
 }
 
@@ -361,7 +366,7 @@ impl Loaded {
             max_num_batched_tokens: limits.max_tokens as u32,
             max_logits_rows: limits.max_logits_rows as u32,
             max_logprobs: limits.max_top as u32,
-            numerics: format!("{}, weights {weights}, KV {kv_dtype:?}", device.numerics()),
+            numerics: format!("{}, weights {weights}, KV {}", device.numerics(), kv_dtype.name()),
             eos_token_ids: generation.eos_token_ids,
             default_sampling: generation.sampling,
             dtype,

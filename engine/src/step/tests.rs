@@ -80,7 +80,7 @@ fn bench_of(
         default_sampling: Default::default(),
         dtype: DType::F32,
         quantization: None,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_bytes: 0,
         depth: depth as u32,
         device: "null".into(),

@@ -2,8 +2,9 @@
 //!
 //! A plane per layer for K and one for V; a plane is cut into blocks, a block into KV heads. K of
 //! a (block, head) is `[D][block_size]`, so that vector lanes lie over tokens when scores are
-//! computed; V is `[block_size][D]`, so that they lie over D when values are added. Written by
-//! `qk_rope_store`, read by `attention`; nobody else touches it.
+//! computed; V is `[block_size][D]`, so that they lie over D when values are added. In fp8 the scales
+//! of a (block, head) lie behind its codes ([`crate::kv_format`]). Written by `qk_rope_store`, read by
+//! `attention`; nobody else touches it.
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::cpu::buffer::{AlignedBuffer, Claim};
 use crate::device::KvSpec;
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::kv_format::{KvFormat, code_of, scale_of};
 
 /// Cheap handle of a group's cache.
 #[derive(Clone, Debug)]
@@ -38,11 +40,10 @@ pub(crate) enum Plane {
 impl KvCache {
     /// A zeroed cache.
     pub(crate) fn new(spec: KvSpec, block_size: usize) -> Result<Self, KernelError> {
-        let sizes = [2, spec.num_layers, spec.num_kv_heads, spec.head_dim, spec.dtype.bytes()];
-        let bytes = sizes
+        let head_bytes = spec.format.head_bytes(block_size, spec.head_dim);
+        let bytes = [2, spec.num_layers, spec.num_kv_heads, spec.num_blocks]
             .into_iter()
-            .try_fold(block_size, usize::checked_mul)
-            .and_then(|block_bytes| block_bytes.checked_mul(spec.num_blocks));
+            .try_fold(head_bytes, usize::checked_mul);
         let Some(bytes) = bytes else {
             let what = format!("a KV cache of {} blocks", spec.num_blocks);
             return Err(KernelError::OutOfMemory { what, bytes: usize::MAX });
@@ -72,7 +73,7 @@ impl KvCache {
     }
 
     /// First element of a (layer, plane, block, head): `head_dim · block_size` elements of the
-    /// cache's type from there are in bounds. The pointer may be read while no worker writes that
+    /// cache's format, and their scales if it has any, are in bounds from there. The pointer may be read while no worker writes that
     /// (block, head), and written by one worker at a time.
     #[inline(always)]
     pub(crate) fn head_ptr(
@@ -89,12 +90,28 @@ impl KvCache {
         );
         let plane_idx = 2 * layer + usize::from(plane == Plane::Values);
         let head_idx = (plane_idx * spec.num_blocks + block) * spec.num_kv_heads + head;
-        let offset = head_idx * spec.head_dim * block_size * spec.dtype.bytes();
+        let offset = head_idx * spec.format.head_bytes(*block_size, spec.head_dim);
         // SAFETY: in bounds by the assertion and the size computed in `new`.
         unsafe { data.as_ptr().add(offset) }
     }
 
-    /// Rounds one token's K (or V) of a head to the cache's type and writes it to `slot`.
+    /// First scale of a (layer, plane, block, head), whose tokens have one each; `None` in a format
+    /// without.
+    #[inline(always)]
+    pub(crate) fn scales_ptr(
+        &self,
+        layer: usize,
+        plane: Plane,
+        block: usize,
+        head: usize,
+    ) -> Option<*mut u8> {
+        let KvMemory { spec, block_size, .. } = &*self.0;
+        let codes = self.head_ptr(layer, plane, block, head);
+        // Within the head's bytes: its codes are one byte each.
+        (spec.format == KvFormat::Fp8).then(|| codes.wrapping_add(spec.head_dim * block_size))
+    }
+
+    /// Rounds one token's K (or V) of a head to the cache's format and writes it to `slot`.
     ///
     /// # Safety
     /// The caller is a worker of the executor that claimed this cache, and within the running
@@ -115,14 +132,28 @@ impl KvCache {
             Plane::Values => (offset * head_dim, 1),
         };
         assert_eq!(values.len(), head_dim);
+        let scale = match self.scales_ptr(layer, plane, slot / block_size, head) {
+            None => 0,
+            Some(scales) => {
+                let scale = scale_of(values);
+                // SAFETY: offset < block_size; the caller answers for other workers.
+                unsafe { *scales.add(offset) = scale };
+                scale
+            }
+        };
         for (i, &value) in values.iter().enumerate() {
             let at = first + i * step;
             // SAFETY: at < head_dim · block_size; the caller answers for other workers.
             unsafe {
-                match self.0.spec.dtype {
-                    DType::F32 => *base.cast::<f32>().add(at) = value,
-                    DType::Bf16 => *base.cast::<u16>().add(at) = bf16::from_f32(value).to_bits(),
-                    DType::F16 => *base.cast::<u16>().add(at) = f16::from_f32(value).to_bits(),
+                match self.0.spec.format {
+                    KvFormat::Plain(DType::F32) => *base.cast::<f32>().add(at) = value,
+                    KvFormat::Plain(DType::Bf16) => {
+                        *base.cast::<u16>().add(at) = bf16::from_f32(value).to_bits();
+                    }
+                    KvFormat::Plain(DType::F16) => {
+                        *base.cast::<u16>().add(at) = f16::from_f32(value).to_bits();
+                    }
+                    KvFormat::Fp8 => *base.add(at) = code_of(value, scale),
                 }
             }
         }
@@ -139,7 +170,7 @@ mod tests {
             num_layers: 2,
             num_kv_heads: 3,
             head_dim: 5,
-            dtype: DType::Bf16,
+            format: DType::Bf16.into(),
             num_blocks: 4,
         };
         let cache = KvCache::new(spec, 16).unwrap();
@@ -166,7 +197,7 @@ mod tests {
             num_layers: 1,
             num_kv_heads: 1,
             head_dim: 3,
-            dtype: DType::F32,
+            format: DType::F32.into(),
             num_blocks: 2,
         };
         let cache = KvCache::new(spec, 16).unwrap();
@@ -189,7 +220,7 @@ mod tests {
             num_layers: usize::MAX / 2,
             num_kv_heads: 3,
             head_dim: 5,
-            dtype: DType::Bf16,
+            format: DType::Bf16.into(),
             num_blocks: 4,
         };
         assert!(KvCache::new(spec, 32).is_err());

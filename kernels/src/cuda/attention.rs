@@ -1,13 +1,14 @@
-//! `attention`: launches of attention.cu and attention_sized.cu.
+//! `attention`: launches of attention.cu, attention_sized.cu and attention_fp8.cu.
 
 use std::ops::Range;
 
 use crate::cuda::attention_plan::{AttentionPlan, TileRows};
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
 use crate::cuda::plain::Plain;
-use crate::cuda::source::{ATTENTION, ATTENTION_SIZED, Source};
+use crate::cuda::source::{ATTENTION, ATTENTION_FP8, ATTENTION_SIZED, Source};
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::kv_format::KvFormat::{self, Fp8, Plain as Elements};
 use crate::ops::Heads;
 
 /// Tokens of a unit: keys are cut at multiples of it.
@@ -91,18 +92,20 @@ impl AttentionKernels {
     /// `shared_bytes_max`. All give the same bits.
     pub(crate) fn new(
         heads: Heads,
-        format: DType,
+        format: impl Into<KvFormat>,
         shared_bytes_max: usize,
     ) -> Result<Self, KernelError> {
+        let format = format.into();
         let Heads { num_q, num_kv, head_dim } = heads;
         // K and V are copied 16 bytes at a time.
-        let is_whole = (head_dim * format.bytes()).is_multiple_of(16) && head_dim > 0;
+        let is_whole = (head_dim * format.element_bytes()).is_multiple_of(16) && head_dim > 0;
         let group = num_q / num_kv;
         let narrow = narrow(format, head_dim);
         let fits = narrow.shared_bytes <= shared_bytes_max;
         if !is_whole || head_dim > HEAD_DIM_MAX || group > narrow.rows || !fits {
             return Err(KernelError::Unsupported(format!(
-                "attention of {num_q} query and {num_kv} KV heads of {head_dim} over {format:?}"
+                "attention of {num_q} query and {num_kv} KV heads of {head_dim} over a cache in {}",
+                format.name()
             )));
         }
         let wide = wide(format, head_dim).filter(|units| units.shared_bytes <= shared_bytes_max);
@@ -167,43 +170,64 @@ impl Attention {
 }
 
 /// The kernel of tiles of up to 16 score rows.
-fn narrow(format: DType, head_dim: usize) -> Units {
-    let sized = |name| Some((&ATTENTION_SIZED, name, if head_dim == 256 { 2 } else { 4 }));
-    let found = match (format, head_dim) {
-        (DType::F32, _) => return plain(head_dim),
-        (DType::Bf16, 64) => sized("attention_units_bf16_64"),
-        (DType::Bf16, 80) => sized("attention_units_bf16_80"),
-        (DType::Bf16, 96) => sized("attention_units_bf16_96"),
-        (DType::Bf16, 128) => sized("attention_units_bf16_128"),
-        (DType::Bf16, 256) => sized("attention_units_bf16_256"),
-        (DType::F16, 64) => sized("attention_units_f16_64"),
-        (DType::F16, 80) => sized("attention_units_f16_80"),
-        (DType::F16, 96) => sized("attention_units_f16_96"),
-        (DType::F16, 128) => sized("attention_units_f16_128"),
-        (DType::F16, 256) => sized("attention_units_f16_256"),
-        _ => None,
+fn narrow(format: KvFormat, head_dim: usize) -> Units {
+    let name = match (format, head_dim) {
+        (Elements(DType::F32), _) => return plain(head_dim),
+        (Elements(DType::Bf16), 64) => "attention_units_bf16_64",
+        (Elements(DType::Bf16), 80) => "attention_units_bf16_80",
+        (Elements(DType::Bf16), 96) => "attention_units_bf16_96",
+        (Elements(DType::Bf16), 128) => "attention_units_bf16_128",
+        (Elements(DType::Bf16), 256) => "attention_units_bf16_256",
+        (Elements(DType::F16), 64) => "attention_units_f16_64",
+        (Elements(DType::F16), 80) => "attention_units_f16_80",
+        (Elements(DType::F16), 96) => "attention_units_f16_96",
+        (Elements(DType::F16), 128) => "attention_units_f16_128",
+        (Elements(DType::F16), 256) => "attention_units_f16_256",
+        (Fp8, 64) => "attention_units_fp8_64",
+        (Fp8, 80) => "attention_units_fp8_80",
+        (Fp8, 96) => "attention_units_fp8_96",
+        (Fp8, 128) => "attention_units_fp8_128",
+        (Fp8, 256) => "attention_units_fp8_256",
+        _ => {
+            let (source, name) = match format {
+                Elements(DType::F16) => (&ATTENTION, "attention_units_f16"),
+                Elements(_) => (&ATTENTION, "attention_units_bf16"),
+                Fp8 => (&ATTENTION_FP8, "attention_units_fp8"),
+            };
+            return tensor(source, name, head_dim, Shared { format, slots: 2, rows: 16, warps: 4 });
+        }
     };
-    let any = if format == DType::F16 { "attention_units_f16" } else { "attention_units_bf16" };
-    let (source, name, slots) = found.unwrap_or((&ATTENTION, any, 2));
-    tensor(source, name, head_dim, Shared { slots, rows: 16, warps: 4 })
+    let slots = if head_dim == 256 { 2 } else { 4 };
+    tensor(sized(format), name, head_dim, Shared { format, slots, rows: 16, warps: 4 })
 }
 
 /// The kernel of tiles of up to 64 score rows, where there is one.
-fn wide(format: DType, head_dim: usize) -> Option<Units> {
+fn wide(format: KvFormat, head_dim: usize) -> Option<Units> {
     let name = match (format, head_dim) {
-        (DType::Bf16, 64) => "attention_units_wide_bf16_64",
-        (DType::Bf16, 80) => "attention_units_wide_bf16_80",
-        (DType::Bf16, 96) => "attention_units_wide_bf16_96",
-        (DType::Bf16, 128) => "attention_units_wide_bf16_128",
-        (DType::Bf16, 256) => "attention_units_wide_bf16_256",
+        (Elements(DType::Bf16), 64) => "attention_units_wide_bf16_64",
+        (Elements(DType::Bf16), 80) => "attention_units_wide_bf16_80",
+        (Elements(DType::Bf16), 96) => "attention_units_wide_bf16_96",
+        (Elements(DType::Bf16), 128) => "attention_units_wide_bf16_128",
+        (Elements(DType::Bf16), 256) => "attention_units_wide_bf16_256",
+        (Fp8, 64) => "attention_units_wide_fp8_64",
+        (Fp8, 80) => "attention_units_wide_fp8_80",
+        (Fp8, 96) => "attention_units_wide_fp8_96",
+        (Fp8, 128) => "attention_units_wide_fp8_128",
+        (Fp8, 256) => "attention_units_wide_fp8_256",
         _ => return None,
     };
     let slots = if head_dim == 256 { 2 } else { 3 };
-    Some(tensor(&ATTENTION_SIZED, name, head_dim, Shared { slots, rows: 64, warps: 8 }))
+    Some(tensor(sized(format), name, head_dim, Shared { format, slots, rows: 64, warps: 8 }))
+}
+
+/// Where the kernels for heads of known sizes are.
+fn sized(format: KvFormat) -> &'static Source {
+    if format == Fp8 { &ATTENTION_FP8 } else { &ATTENTION_SIZED }
 }
 
 /// What a kernel's place in shared memory is made of.
 struct Shared {
+    format: KvFormat,
     slots: usize,
     rows: usize,
     warps: u32,
@@ -212,15 +236,22 @@ struct Shared {
 /// A score row: a unit's scores and what sets rows apart, then maximum and sum.
 const SCORE_ROW_BYTES: usize = UNIT as usize * 4 + 16 + 8;
 
-/// `TensorMath` of attention_tensor.cuh.
+/// Tokens of a chunk.
+const CHUNK: usize = 64;
+
+/// `TensorMath` of attention_tensor.cuh, and the ring that feeds it.
 fn tensor(
     source: &'static Source,
     name: &'static str,
     head_dim: usize,
-    Shared { slots, rows, warps }: Shared,
+    Shared { format, slots, rows, warps }: Shared,
 ) -> Units {
     let steps = head_dim.div_ceil(16);
-    let ring = slots * 64 * (steps * 32 + 16);
+    let chunk = CHUNK * (steps * 32 + 16);
+    let ring = match format {
+        Elements(_) => slots * chunk,
+        Fp8 => slots * format.head_bytes(CHUNK, head_dim) + chunk,
+    };
     let shared_bytes = ring + rows * steps * 64 + rows * SCORE_ROW_BYTES;
     Units { source, name, threads: warps * 32, rows, shared_bytes }
 }

@@ -316,7 +316,7 @@ impl CudaExecutor {
             k_eps,
         };
         // SAFETY: the caller's promise.
-        unsafe { store.launch(&*self.driver, op.kv.spec().dtype, rows) }
+        unsafe { store.launch(&*self.driver, op.kv.spec().format, rows) }
     }
 
     /// # Safety
@@ -460,7 +460,7 @@ impl AttentionLayers {
         plan: &mut StagingPlan,
     ) -> Result<Self, KernelError> {
         let heads = op.heads;
-        let kernels = AttentionKernels::new(heads, op.kv.spec().dtype, target.shared_bytes_max)?;
+        let kernels = AttentionKernels::new(heads, op.kv.spec().format, target.shared_bytes_max)?;
         let shape = PlanShape {
             group: (heads.num_q / heads.num_kv) as u32,
             num_kv: heads.num_kv as u32,

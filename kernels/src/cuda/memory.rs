@@ -270,7 +270,8 @@ impl ExpertsShape for CudaWeight {
 }
 
 /// The cache of one KV group: for each layer a plane of keys, then one of values, each
-/// `[num_blocks][num_kv_heads][block_size][head_dim]`.
+/// `[num_blocks][num_kv_heads][block_size][head_dim]`. In fp8 a (block, KV head) has its tokens' scales
+/// behind its codes ([`crate::kv_format`]).
 #[derive(Clone, Debug)]
 pub struct CudaKv(Arc<Cache>);
 
@@ -294,9 +295,7 @@ impl CudaKv {
             spec.num_layers,
             spec.num_blocks,
             spec.num_kv_heads,
-            block_size,
-            spec.head_dim,
-            spec.dtype.bytes(),
+            spec.format.head_bytes(block_size, spec.head_dim),
         ];
         let buffer = DeviceBuffer::new(driver, product(&sizes, what)?, &what())?;
         Ok(CudaKv(Arc::new(Cache { buffer, spec, block_size })))

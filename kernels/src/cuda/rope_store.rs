@@ -4,6 +4,7 @@ use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
 use crate::cuda::source::ROPE_STORE;
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::kv_format::KvFormat;
 
 /// Mirrors `RopeStore` of rope_store.cu.
 #[derive(Clone, Copy, Debug)]
@@ -40,17 +41,18 @@ impl RopeStore {
     ///
     /// # Safety
     /// Every pointer has what rope_store.cu says for `rows` rows; positions are in the table, slots
-    /// in the cache; `head_dim` is at most [`HEAD_DIM_MAX`].
+    /// in the cache; `head_dim` is at most [`HEAD_DIM_MAX`], in fp8 a multiple of 4.
     pub(crate) unsafe fn launch(
         &self,
         driver: &dyn Driver,
-        format: DType,
+        format: impl Into<KvFormat>,
         rows: u32,
     ) -> Result<(), KernelError> {
-        let name = match format {
-            DType::F32 => "rope_store_f32",
-            DType::Bf16 => "rope_store_bf16",
-            DType::F16 => "rope_store_f16",
+        let name = match format.into() {
+            KvFormat::Plain(DType::F32) => "rope_store_f32",
+            KvFormat::Plain(DType::Bf16) => "rope_store_bf16",
+            KvFormat::Plain(DType::F16) => "rope_store_f16",
+            KvFormat::Fp8 => "rope_store_fp8",
         };
         let heads = self.num_q + 2 * self.num_kv;
         let blocks = [rows, heads.div_ceil(WARPS), 1];

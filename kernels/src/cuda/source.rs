@@ -43,13 +43,14 @@ macro_rules! source {
 }
 
 /// What sources include, in no order.
-pub(crate) static HEADERS: [Source; 21] = [
+pub(crate) static HEADERS: [Source; 22] = [
     source!("prelude.cuh"),
     source!("ptx.cuh"),
     source!("ptx90.cuh"),
     source!("emulation/emulate.h"),
     source!("emulation/hopper.h"),
     source!("quantized.cuh"),
+    source!("kv_fp8.cuh"),
     source!("halves.cuh"),
     source!("linear_epilogue.cuh"),
     source!("linear_tile.cuh"),
@@ -68,6 +69,7 @@ pub(crate) static HEADERS: [Source; 21] = [
 ];
 
 pub(crate) static ATTENTION: Source = source!("attention.cu");
+pub(crate) static ATTENTION_FP8: Source = source!("attention_fp8.cu");
 pub(crate) static ATTENTION_SIZED: Source = source!("attention_sized.cu");
 pub(crate) static EMBED: Source = source!("embed.cu");
 pub(crate) static GATHER: Source = source!("gather.cu");
@@ -85,8 +87,9 @@ pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 16] = [
+pub(crate) static SOURCES: [&Source; 17] = [
     &ATTENTION_SIZED,
+    &ATTENTION_FP8,
     &LINEAR_QUANTIZED,
     &LINEAR_TENSOR,
     &LINEAR_TENSOR_F16,

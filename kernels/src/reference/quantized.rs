@@ -41,8 +41,24 @@ fn q4_0(block: &[f64]) -> Vec<f64> {
     block.iter().map(|&x| integer(x, scale, -8, 7) * scale).collect()
 }
 
+/// The values that a head's key or value stands for in an fp8 cache ([`crate::kv_format`]).
+pub fn kv_head(head: &[f64]) -> Vec<f64> {
+    let most = magnitude(head);
+    if !head.iter().all(|x| x.is_finite()) {
+        return vec![f64::NAN; head.len()];
+    }
+    let fits = |exponent: &i32| most <= 448.0 * 2f64.powi(*exponent);
+    let scale = 2f64.powi((-111..=119).find(fits).unwrap_or(119));
+    head.iter().map(|x| e4m3(x / scale) * scale).collect()
+}
+
 fn fp8(row: &[f64]) -> Vec<f64> {
     let scale = single(magnitude(row) / 448.0);
+    row.iter().map(|&x| e4m3(quotient(x, scale)) * scale).collect()
+}
+
+/// The nearest of all finite e4m3.
+fn e4m3(steps: f64) -> f64 {
     // Sign, four bits of exponent, three of fraction; 0x7f would be NaN.
     let value = |code: u32| {
         let (exponent, fraction) = (code as i32 / 8, f64::from(code % 8));
@@ -52,18 +68,13 @@ fn fp8(row: &[f64]) -> Vec<f64> {
             (1.0 + fraction / 8.0) * 2f64.powi(exponent - 7)
         }
     };
-    let nearest = |x: &f64| {
-        let steps = quotient(*x, scale);
-        let distance = |code: u32| (value(code) - steps.abs()).abs();
-        let best =
-            (0..0x7f).fold(0, |best, code| match distance(code).total_cmp(&distance(best)) {
-                std::cmp::Ordering::Less => code,
-                std::cmp::Ordering::Equal if code % 2 == 0 => code,
-                _ => best,
-            });
-        value(best) * steps.signum() * scale
-    };
-    row.iter().map(nearest).collect()
+    let distance = |code: u32| (value(code) - steps.abs()).abs();
+    let best = (0..0x7f).fold(0, |best, code| match distance(code).total_cmp(&distance(best)) {
+        std::cmp::Ordering::Less => code,
+        std::cmp::Ordering::Equal if code % 2 == 0 => code,
+        _ => best,
+    });
+    value(best) * steps.signum()
 }
 
 /// The nearest number of steps within bounds; of two equally near the even one.

@@ -98,7 +98,7 @@ pub fn instance(depth: u32, block_size: u32, full: u32, window: (u32, u32)) -> I
         default_sampling: Default::default(),
         dtype: DType::F32,
         quantization: None,
-        kv_dtype: DType::F32,
+        kv_dtype: DType::F32.into(),
         weight_bytes: 0,
         depth,
         device: "simulation".into(),

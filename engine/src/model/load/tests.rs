@@ -43,7 +43,7 @@ fn the_demo_loads_and_says_what_it_is() {
     let steps = std::cell::RefCell::new(Vec::new());
     let model = load(&ModelSource::Demo, &small(), &|p| steps.borrow_mut().push(p)).unwrap();
     let InstanceInfo { dtype, kv_dtype, weight_bytes, .. } = model.info;
-    assert_eq!((dtype, kv_dtype), (DType::Bf16, DType::Bf16));
+    assert_eq!((dtype, kv_dtype), (DType::Bf16, DType::Bf16.into()));
     let last = steps.borrow().last().copied().unwrap();
     assert_eq!(last.layers_done, last.layers);
     assert!(last.bytes <= weight_bytes && last.bytes * 10 > weight_bytes * 9);
@@ -67,7 +67,7 @@ fn a_dummy_needs_a_configuration_only() {
 fn settings_override_what_the_checkpoint_says() {
     let options = LoadOptions {
         dtype: Some(DType::F16),
-        kv_dtype: Some(DType::F32),
+        kv_dtype: Some(DType::F32.into()),
         max_model_len: Some(100),
         block_size: Some(16),
         isa: Some("portable".to_owned()),
@@ -76,7 +76,7 @@ fn settings_override_what_the_checkpoint_says() {
     };
     let model = load(&ModelSource::Folder(golden("qwen2_window")), &options, &|_| ()).unwrap();
     let info = model.info;
-    assert_eq!((info.dtype, info.kv_dtype), (DType::F16, DType::F32));
+    assert_eq!((info.dtype, info.kv_dtype), (DType::F16, DType::F32.into()));
     assert_eq!((info.max_model_len, info.block_size), (100, 16));
     assert!(info.device.contains("portable") && info.numerics.contains("F16"));
     let blocks: Vec<_> = info.groups.iter().map(|group| (group.kind, group.num_blocks)).collect();
@@ -137,7 +137,7 @@ fn scratch_of_the_largest_step_is_part_of_the_plan() {
         let limits = limits(&checkpoint.config, &options).unwrap();
         let spec = ModelSpec::plan(&checkpoint.config, limits.max_model_len as u32);
         let weights = pack(&device, &spec, checkpoint.tensors.as_ref(), BF16, &|_| ());
-        let (weights, kv_dtype) = (weights.unwrap(), DType::Bf16);
+        let (weights, kv_dtype) = (weights.unwrap(), KvFormat::from(DType::Bf16));
         let buffers = Buffers::new(&device, &spec, &limits).unwrap();
         let recorder = Recorder {
             device: &device,
@@ -218,13 +218,36 @@ fn a_quantized_model_says_so_and_is_as_small_as_its_blocks() {
             assert!(share > bits / 16.0 && share < 0.9, "{case} {quantization:?} {share}");
             assert_eq!(
                 (model.info.quantization, model.info.kv_dtype),
-                (Some(quantization), DType::Bf16)
+                (Some(quantization), DType::Bf16.into())
             );
             let line = format!("weights     {} (the rest bf16), ", quantization.name());
             assert!(model.summary.contains(&line), "{}", model.summary);
             assert!(model.info.numerics.contains(&format!("{quantization:?}")));
         }
     }
+}
+
+#[test]
+fn an_fp8_cache_has_twice_the_blocks_and_other_keys() {
+    let load_as = |kv_dtype: Option<KvFormat>| {
+        // Too little for all sequences, so that the plan takes all it may.
+        let kv = KvBudget::Bytes(6 << 20);
+        let options =
+            LoadOptions { kv_dtype, kv, max_num_seqs: Some(64), ..LoadOptions::default() };
+        load(&ModelSource::Demo, &options, &|_| ()).unwrap()
+    };
+    let (plain, fp8) = (load_as(None), load_as(Some(KvFormat::Fp8)));
+    let (bf16_group, group) = (&plain.info.groups[0], &fp8.info.groups[0]);
+    // A byte of scale for each token, head, K and V.
+    let tokens = u64::from(fp8.info.block_size) * u64::from(group.num_layers);
+    let heads = (2 * group.bytes_per_block - bf16_group.bytes_per_block) / (4 * tokens);
+    let scales = 2 * tokens * heads;
+    assert!(heads >= 1);
+    assert_eq!(2 * (group.bytes_per_block - scales), bf16_group.bytes_per_block);
+    let more = f64::from(group.num_blocks) / f64::from(bf16_group.num_blocks);
+    assert!((1.8..2.0).contains(&more), "{more}");
+    assert!(fp8.summary.contains("KV cache    fp8, "), "{}", fp8.summary);
+    assert!(fp8.info.numerics.ends_with("KV fp8") && plain.info.numerics.ends_with("KV bf16"));
 }
 
 /// A value that is no number, in the second of three tensors that become one matrix.

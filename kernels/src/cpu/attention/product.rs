@@ -5,16 +5,19 @@
 //! beside it: so its bits do not depend on how work was tiled. B is widened in registers and
 //! shared by up to six rows.
 
+use std::marker::PhantomData;
+
 use half::{bf16, f16};
 
 use crate::cpu::isa::{Isa, Kernel};
 use crate::cpu::simd::Simd;
 use crate::dtype::DType;
+use crate::kv_format::KvFormat;
 
 /// Operands of a product. `cols` is a multiple of 8.
 ///
 /// Validity (the caller's promise): `a` reaches `rows × depth` elements in steps of `a_stride`, `b`
-/// `depth × cols` of `dtype` in steps of `b_stride`, `c` `rows × cols` in steps of `c_stride`; c is
+/// `depth × cols` of `format` in steps of `b_stride`, `c` `rows × cols` in steps of `c_stride`; c is
 /// not shared and its rows may be written up to the next multiple of 8 columns only.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
@@ -22,7 +25,8 @@ pub(super) struct Product {
     pub(super) a_stride: usize,
     pub(super) b: *const u8,
     pub(super) b_stride: usize,
-    pub(super) dtype: DType,
+    /// Codes of fp8 count as a 256th of their values: their scales are the caller's.
+    pub(super) format: KvFormat,
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
     pub(super) rows: usize,
@@ -39,10 +43,11 @@ impl Product {
     /// The operands are valid as said at [`Product`].
     pub(super) unsafe fn run(self, isa: Isa) {
         assert!(self.cols.is_multiple_of(8));
-        match self.dtype {
-            DType::F32 => isa.dispatch(Typed::<f32>(self, std::marker::PhantomData)),
-            DType::Bf16 => isa.dispatch(Typed::<bf16>(self, std::marker::PhantomData)),
-            DType::F16 => isa.dispatch(Typed::<f16>(self, std::marker::PhantomData)),
+        match self.format {
+            KvFormat::Plain(DType::F32) => isa.dispatch(Typed::<f32>(self, PhantomData)),
+            KvFormat::Plain(DType::Bf16) => isa.dispatch(Typed::<bf16>(self, PhantomData)),
+            KvFormat::Plain(DType::F16) => isa.dispatch(Typed::<f16>(self, PhantomData)),
+            KvFormat::Fp8 => isa.dispatch(Typed::<E4m3>(self, PhantomData)),
         }
     }
 }
@@ -80,7 +85,20 @@ impl Element for f16 {
     }
 }
 
-struct Typed<T>(Product, std::marker::PhantomData<T>);
+/// A code of an fp8 cache.
+#[derive(Clone, Copy, Default)]
+#[repr(transparent)]
+struct E4m3(u8);
+
+impl Element for E4m3 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const E4m3) -> S::F32 {
+        // SAFETY: the caller's promise; a code is a byte.
+        unsafe { S::load_fp8(from.cast()) }
+    }
+}
+
+struct Typed<T>(Product, PhantomData<T>);
 
 impl<T: Element> Kernel for Typed<T> {
     type Output = ();

@@ -9,6 +9,7 @@ use crate::cpu::kv::{KvCache, Plane};
 use crate::cpu::test_team;
 use crate::device::KvSpec;
 use crate::dtype::DType;
+use crate::kv_format::KvFormat;
 use crate::ops::Heads;
 use crate::reference;
 use crate::reference::Matrix;
@@ -50,7 +51,7 @@ struct Case {
     heads: Heads,
     block_size: usize,
     unit: usize,
-    dtype: DType,
+    format: KvFormat,
     window: Option<u32>,
     soft_cap: Option<f32>,
     has_sinks: bool,
@@ -86,8 +87,13 @@ impl World {
         let mut take = || free.swap_remove(random.below(free.len()));
         let tables = needs.iter().map(|&need| (0..need).map(|_| take()).collect()).collect();
         let sinks = random.numbers(num_q);
-        let spec =
-            KvSpec { num_layers: 2, num_kv_heads: num_kv, head_dim, dtype: case.dtype, num_blocks };
+        let spec = KvSpec {
+            num_layers: 2,
+            num_kv_heads: num_kv,
+            head_dim,
+            format: case.format,
+            num_blocks,
+        };
         let rows = case.lengths.iter().sum();
         let op = Attention {
             qkv: Activation::new(rows, width).unwrap(),
@@ -234,12 +240,22 @@ impl World {
 
     /// Largest error of a replay's rows against float64, of attention with `window`.
     fn error(&self, rows: &[Vec<Vec<u32>>], window: Option<u32>) -> f64 {
+        self.error_over(rows, window, |tokens| tokens.cached(self.case.format))
+    }
+
+    /// The same, if the cache held what `cached` makes of a sequence's keys or values of a head.
+    fn error_over(
+        &self,
+        rows: &[Vec<Vec<u32>>],
+        window: Option<u32>,
+        cached: impl Fn(&Matrix) -> Matrix,
+    ) -> f64 {
         let Heads { num_q, num_kv, head_dim } = self.case.heads;
         let mut worst = 0.0f64;
         for (seq, rows) in rows.iter().enumerate() {
             let stored = |head: usize| {
                 let at = |token, d| f64::from(self.head(seq, token, head)[d]);
-                Matrix::from_fn(rows.len(), head_dim, at).rounded(self.case.dtype)
+                cached(&Matrix::from_fn(rows.len(), head_dim, at))
             };
             let stored: Vec<Matrix> = (num_q..num_q + 2 * num_kv).map(stored).collect();
             for (position, row) in rows.iter().enumerate() {
@@ -272,6 +288,13 @@ impl World {
 /// Rounding of f32 sums over a few hundred products; a wrong mask or map gives errors near 1.
 const TOLERANCE: f64 = 1e-4;
 
+const FORMATS: [KvFormat; 4] = [
+    KvFormat::Plain(DType::F32),
+    KvFormat::Plain(DType::Bf16),
+    KvFormat::Plain(DType::F16),
+    KvFormat::Fp8,
+];
+
 fn random_case(random: &mut Random) -> Case {
     let (num_kv, group) = random.pick(&[(1, 1), (1, 5), (2, 7), (3, 1), (2, 2), (1, 8), (2, 3)]);
     let head_dim = random.pick(&[48, 64, 80, 96, 128, 256, 8, 24, 72]);
@@ -287,7 +310,7 @@ fn random_case(random: &mut Random) -> Case {
         heads: Heads { num_q: num_kv * group, num_kv, head_dim },
         block_size,
         unit,
-        dtype: random.pick(&[DType::F32, DType::Bf16, DType::F16]),
+        format: random.pick(&FORMATS),
         window: random.pick(&[None, None, Some(1), Some(7), Some(33), Some(100)]),
         soft_cap: random.pick(&[None, None, Some(2.0), Some(30.0)]),
         has_sinks: random.pick(&[false, true]),
@@ -298,7 +321,7 @@ fn random_case(random: &mut Random) -> Case {
 #[test]
 fn random_shapes_equal_float64() {
     let mut random = Random(1);
-    for seed in 0..24 {
+    for seed in 0..32 {
         let case = random_case(&mut random);
         let world = World::new(&case, seed);
         // Lanes in plain arrays are slow, and the same code: a part of the cases is enough.
@@ -313,12 +336,12 @@ fn random_shapes_equal_float64() {
     }
 }
 
-fn fixed_case(dtype: DType, window: Option<u32>) -> Case {
+fn fixed_case(format: impl Into<KvFormat>, window: Option<u32>) -> Case {
     Case {
         heads: Heads { num_q: 10, num_kv: 2, head_dim: 48 },
         block_size: 16,
         unit: 64,
-        dtype,
+        format: format.into(),
         window,
         soft_cap: None,
         has_sinks: true,
@@ -337,19 +360,55 @@ fn a_window_off_by_one_shows() {
     }
 }
 
+/// Tokens of very different sizes, so that no token's scale is its neighbour's.
+#[test]
+fn a_scale_of_another_token_shows() {
+    const SIZES: [f32; 5] = [1.0, 0.125, 2.0, 0.0625, 0.5];
+    let case = Case { has_sinks: false, ..fixed_case(KvFormat::Fp8, Some(90)) };
+    let mut world = World::new(&case, 21);
+    let width = (case.heads.num_q + 2 * case.heads.num_kv) * case.heads.head_dim;
+    for tokens in &mut world.tokens {
+        for (token, row) in tokens.chunks_mut(width).enumerate() {
+            row.iter_mut().for_each(|x| *x *= SIZES[token % 5]);
+        }
+    }
+    let rows = world.replay(50, Isa::detect(), 2);
+    assert!(world.error(&rows, case.window) < TOLERANCE);
+    // What a cache would hold whose scales are wrong by these factors.
+    let faults: [(&str, &dyn Fn(usize) -> f32); 5] = [
+        ("the first token of a block", &|token| if token % 16 == 0 { 2.0 } else { 1.0 }),
+        ("the last token of a block", &|token| if token % 16 == 15 { 0.5 } else { 1.0 }),
+        ("the token before", &|token| SIZES[(token + 4) % 5] / SIZES[token % 5]),
+        ("the token behind", &|token| SIZES[(token + 1) % 5] / SIZES[token % 5]),
+        ("twice the scale", &|_| 2.0),
+    ];
+    for (name, factor) in faults {
+        let cached = |tokens: &Matrix| {
+            let right = tokens.cached(KvFormat::Fp8);
+            let at = |token: usize, d: usize| right.row(token)[d] * f64::from(factor(token));
+            Matrix::from_fn(right.rows, right.cols, at)
+        };
+        let error = world.error_over(&rows, case.window, cached);
+        assert!(error > 100.0 * TOLERANCE, "{name}: {error}");
+    }
+    let unrounded = |tokens: &Matrix| tokens.rounded(DType::F32);
+    assert!(world.error_over(&rows, case.window, unrounded) > 10.0 * TOLERANCE);
+}
+
 #[test]
 fn bits_do_not_depend_on_chunks_or_workers() {
     for isa in Isa::available() {
-        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+        for format in FORMATS {
             for window in [None, Some(37)] {
-                if isa == Isa::Emulated512 && (dtype == DType::F32) == window.is_some() {
+                let is_wide = format == DType::F32.into();
+                if isa == Isa::Emulated512 && is_wide == window.is_some() {
                     continue;
                 }
-                let world = World::new(&fixed_case(dtype, window), 9);
+                let world = World::new(&fixed_case(format, window), 9);
                 let alone = world.replay(1, isa, 1);
                 for (chunk, workers) in [(1, 2), (1, 3), (7, 3), (64, 2), (97, 3), (1000, 1)] {
                     let rows = world.replay(chunk, isa, workers);
-                    assert!(rows == alone, "{isa:?} {dtype:?} {window:?} {chunk} {workers}");
+                    assert!(rows == alone, "{isa:?} {format:?} {window:?} {chunk} {workers}");
                 }
             }
         }
@@ -360,8 +419,9 @@ fn bits_do_not_depend_on_chunks_or_workers() {
 fn bits_do_not_depend_on_how_a_long_row_is_split() {
     // One KV head: with several workers each decode step behind the first unit is split.
     let heads = Heads { num_q: 7, num_kv: 1, head_dim: 64 };
-    for window in [None, Some(150)] {
-        let case = Case { heads, lengths: vec![330], ..fixed_case(DType::Bf16, window) };
+    let plain = KvFormat::from(DType::Bf16);
+    for (format, window) in [(plain, None), (plain, Some(150)), (KvFormat::Fp8, None)] {
+        let case = Case { heads, lengths: vec![330], ..fixed_case(format, window) };
         let world = World::new(&case, 13);
         let prefilled = world.replay(1000, Isa::detect(), 1);
         for workers in 1..=4 {

@@ -2,7 +2,8 @@
 //!
 //! Reads a block only if some row of the tile sees a key in it, since blocks that slid out of a
 //! window are somebody else's. A key that a row does not see enters neither its sums nor its
-//! maximum, so unwritten or foreign numbers beside visible ones do no harm.
+//! maximum, so unwritten or foreign numbers beside visible ones do no harm. Scales of an fp8 cache
+//! multiply scores and weights: exactly, as they are powers of two.
 
 use std::ops::Range;
 
@@ -11,8 +12,11 @@ use super::product::Product;
 use super::softmax::Softmax;
 use super::tile::TileRows;
 use crate::batch::NO_SLOT;
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Kernel};
 use crate::cpu::kv::{KvCache, Plane};
+use crate::cpu::simd::Simd;
+use crate::device::KvSpec;
+use crate::kv_format::scale_value;
 
 /// Tokens of a block whose scores are computed together: the widest vector.
 const TOKENS: usize = 16;
@@ -64,7 +68,7 @@ impl KvView<'_> {
 
     /// `scores[r][column] = q[r] · k[column]`, for whole groups of tokens around the visible ones.
     fn score(&self, rows: &TileRows, q: &[f32], scores: &mut [f32]) {
-        let head_dim = self.kv.spec().head_dim;
+        let KvSpec { head_dim, format, .. } = self.kv.spec();
         assert!(q.len() >= rows.num_score_rows() * head_dim);
         assert!(scores.len() >= rows.num_score_rows() * rows.unit());
         let seen = rows.union();
@@ -74,9 +78,9 @@ impl KvView<'_> {
             let product = Product {
                 a: q.as_ptr(),
                 a_stride: head_dim,
-                b: keys.wrapping_add(part.offset * self.kv.spec().dtype.bytes()),
+                b: keys.wrapping_add(part.offset * format.element_bytes()),
                 b_stride: self.kv.block_size(),
-                dtype: self.kv.spec().dtype,
+                format,
                 c: scores.as_mut_ptr().wrapping_add(part.columns.start),
                 c_stride: rows.unit(),
                 rows: rows.num_score_rows(),
@@ -87,15 +91,18 @@ impl KvView<'_> {
             // SAFETY: q and scores hold the score rows (asserted above); K of a (block, head) is
             // [D][block_size] and the part's columns lie in it. No worker writes the cache here.
             unsafe { product.run(self.isa) };
+            self.scale(Plane::Keys, rows, &part, scores);
         }
     }
 
     /// `values[r] = Σ weight[r][column] · v[column]`, columns ascending for each row.
-    fn add_values(&self, rows: &TileRows, weights: &[f32], partial: &mut Partial<'_>) {
+    fn add_values(&self, rows: &TileRows, weights: &mut [f32], partial: &mut Partial<'_>) {
         let used = rows.num_score_rows() * partial.stride();
         partial.values[..used].fill(0.0);
         let common = rows.common();
         for part in self.blocks(rows, rows.union()) {
+            self.scale(Plane::Values, rows, &part, weights);
+            let weights = &*weights;
             let shared = intersect(&part.columns, &common);
             // What not every row sees is each row's own: before the shared columns, and after.
             for row in 0..rows.num_rows() {
@@ -142,9 +149,9 @@ impl KvView<'_> {
         let product = Product {
             a: weights.as_ptr().wrapping_add(weights_at),
             a_stride: rows.unit(),
-            b: values.wrapping_add(token * spec.head_dim * spec.dtype.bytes()),
+            b: values.wrapping_add(token * spec.head_dim * spec.format.element_bytes()),
             b_stride: spec.head_dim,
-            dtype: spec.dtype,
+            format: spec.format,
             c: partial.values.as_mut_ptr().wrapping_add(score_rows.start * stride),
             c_stride: stride,
             rows: score_rows.len(),
@@ -155,6 +162,25 @@ impl KvView<'_> {
         // SAFETY: weights and values hold the score rows (asserted above); V of a (block, head) is
         // [block_size][D] and the columns lie in the block. No worker writes the cache here.
         unsafe { product.run(self.isa) };
+    }
+
+    /// Multiplies a block's columns of all rows by the scales of their tokens' keys or values, if the
+    /// cache has any. What no row sees becomes anything, and is not looked at.
+    fn scale(&self, plane: Plane, rows: &TileRows, part: &BlockPart, columns: &mut [f32]) {
+        let Some(scales) = self.kv.scales_ptr(self.layer, plane, part.block, self.kv_head) else {
+            return;
+        };
+        assert!(part.offset + part.columns.len() <= self.kv.block_size());
+        // SAFETY: a (block, head) has a scale for each of its tokens (asserted above), and no worker
+        // writes the cache here.
+        let scales =
+            unsafe { std::slice::from_raw_parts(scales.add(part.offset), part.columns.len()) };
+        self.isa.dispatch(ScaleColumns {
+            values: &mut columns[..rows.num_score_rows() * rows.unit()],
+            stride: rows.unit(),
+            first: part.columns.start,
+            scales,
+        });
     }
 
     /// Cuts columns of a unit into blocks, ascending. Every one of them must be a block that some
@@ -174,6 +200,37 @@ impl KvView<'_> {
                 block: block as usize,
             }
         })
+    }
+}
+
+/// Multiplies some columns of all rows by scales, and by what [`Simd::load_fp8`] leaves out of codes.
+struct ScaleColumns<'a> {
+    /// `[rows, stride]`.
+    values: &'a mut [f32],
+    stride: usize,
+    /// The first column.
+    first: usize,
+    /// Of the columns from there.
+    scales: &'a [u8],
+}
+
+impl Kernel for ScaleColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let mut factors = [0.0; TOKENS];
+        for (index, scales) in self.scales.chunks(TOKENS).enumerate() {
+            for (factor, &scale) in factors.iter_mut().zip(scales) {
+                *factor = scale_value(scale) * 256.0;
+            }
+            let at = self.first + index * TOKENS;
+            for row in self.values.chunks_exact_mut(self.stride) {
+                for (value, factor) in row[at..at + scales.len()].iter_mut().zip(&factors) {
+                    *value *= factor;
+                }
+            }
+        }
     }
 }
 

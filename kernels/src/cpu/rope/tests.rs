@@ -9,7 +9,9 @@ use crate::cpu::kv::KvCache;
 use crate::cpu::test_team::{self, noise};
 use crate::device::KvSpec;
 use crate::dtype::DType;
+use crate::kv_format::{KvFormat, scale_value};
 use crate::ops::Heads;
+use crate::quantize::e4m3_value;
 use crate::reference;
 
 const HEADS: Heads = Heads { num_q: 5, num_kv: 1, head_dim: 12 };
@@ -26,7 +28,7 @@ const AT: [u32; ROWS] = [0, 7, 1, 39];
 struct Case {
     normed: bool,
     rope: Option<(usize, RopeStyle)>,
-    dtype: DType,
+    format: KvFormat,
 }
 
 fn table(rotary_dim: usize) -> Vec<f32> {
@@ -56,7 +58,7 @@ impl Case {
             num_layers: 2,
             num_kv_heads: HEADS.num_kv,
             head_dim: HEADS.head_dim,
-            dtype: self.dtype,
+            format: self.format,
             num_blocks: 2,
         };
         let norm = |which| {
@@ -120,10 +122,18 @@ fn cached(kv: &KvCache, plane: Plane, slot: usize) -> Vec<f32> {
     };
     // SAFETY: within the head's elements, and no team is running.
     let read = |i: usize| unsafe {
-        match kv.spec().dtype {
-            DType::F32 => *base.cast::<f32>().add(element(i)),
-            DType::Bf16 => half::bf16::from_bits(*base.cast::<u16>().add(element(i))).to_f32(),
-            DType::F16 => half::f16::from_bits(*base.cast::<u16>().add(element(i))).to_f32(),
+        match kv.spec().format {
+            KvFormat::Plain(DType::F32) => *base.cast::<f32>().add(element(i)),
+            KvFormat::Plain(DType::Bf16) => {
+                half::bf16::from_bits(*base.cast::<u16>().add(element(i))).to_f32()
+            }
+            KvFormat::Plain(DType::F16) => {
+                half::f16::from_bits(*base.cast::<u16>().add(element(i))).to_f32()
+            }
+            KvFormat::Fp8 => {
+                let scale = *base.add(BLOCK * HEADS.head_dim + slot % BLOCK);
+                e4m3_value(*base.add(element(i))) * scale_value(scale)
+            }
         }
     };
     (0..HEADS.head_dim).map(read).collect()
@@ -137,10 +147,11 @@ fn cases() -> impl Iterator<Item = Case> {
         Some((8, RopeStyle::Halves)),
         Some((4, RopeStyle::Interleaved)),
     ];
-    let types = [DType::F32, DType::Bf16, DType::F16];
+    let plain = [DType::F32, DType::Bf16, DType::F16].map(KvFormat::Plain);
+    let formats = [plain[0], plain[1], plain[2], KvFormat::Fp8];
     let switches =
-        [false, true].into_iter().flat_map(move |normed| types.map(|dtype| (normed, dtype)));
-    switches.flat_map(move |(normed, dtype)| ropes.map(|rope| Case { normed, rope, dtype }))
+        [false, true].into_iter().flat_map(move |normed| formats.map(|format| (normed, format)));
+    switches.flat_map(move |(normed, format)| ropes.map(|rope| Case { normed, rope, format }))
 }
 
 #[test]
@@ -148,10 +159,11 @@ fn heads_and_cache_agree_with_float64() {
     for case in cases() {
         let op = case.run(2);
         let rows = test_team::rows(&op.qkv, ROWS);
-        let rounding = match case.dtype {
-            DType::F32 => 1e-6,
-            DType::Bf16 => 1e-2,
-            DType::F16 => 2e-3,
+        let rounding = match case.format {
+            KvFormat::Plain(DType::F32) => 1e-6,
+            KvFormat::Plain(DType::Bf16) => 1e-2,
+            KvFormat::Plain(DType::F16) => 2e-3,
+            KvFormat::Fp8 => 0.2,
         };
         for row in 0..ROWS {
             for head in 0..HEADS.num_q {
@@ -172,9 +184,25 @@ fn heads_and_cache_agree_with_float64() {
     }
 }
 
+/// Values pass as they are, and keys do without norm and rope: so their codes are known.
+#[test]
+fn an_fp8_cache_holds_what_its_format_says() {
+    let case = Case { normed: false, rope: None, format: KvFormat::Fp8 };
+    let op = case.run(2);
+    for (row, &slot) in SLOTS.iter().enumerate().filter(|(_, slot)| **slot != NO_SLOT) {
+        let planes = [(Plane::Keys, HEADS.num_q), (Plane::Values, HEADS.num_q + HEADS.num_kv)];
+        for (plane, head) in planes {
+            let want = reference::quantized::kv_head(&case.reference(row, head, 11));
+            let got = cached(&op.kv, plane, slot as usize);
+            assert!(got.iter().zip(want).all(|(&got, want)| f64::from(got) == want));
+        }
+    }
+}
+
 #[test]
 fn rows_without_a_slot_and_other_layers_write_nothing() {
-    let case = Case { normed: true, rope: Some((12, RopeStyle::Halves)), dtype: DType::F32 };
+    let case =
+        Case { normed: true, rope: Some((12, RopeStyle::Halves)), format: DType::F32.into() };
     let op = case.run(3);
     let written = [Plane::Keys, Plane::Values].map(|plane| {
         let used = |slot: &usize| cached(&op.kv, plane, *slot).iter().any(|&x| x != 0.0);
@@ -203,7 +231,8 @@ fn workers_change_no_bit() {
 
 #[test]
 fn a_wrong_position_is_seen() {
-    let case = Case { normed: false, rope: Some((12, RopeStyle::Halves)), dtype: DType::F32 };
+    let case =
+        Case { normed: false, rope: Some((12, RopeStyle::Halves)), format: DType::F32.into() };
     let op = case.run(1);
     let q = test_team::rows(&op.qkv, ROWS)[1][..HEADS.head_dim].to_vec();
     let mut shifted: Vec<f64> = (0..HEADS.head_dim).map(|i| f64::from(noise(9, 1, i))).collect();

@@ -71,7 +71,7 @@ const fn case(kernel: &'static str, input: Input, close: Close) -> Case {
 
 /// In the order of wrappers.bin. Bounds: CUDA states 2 ulp at most for `expf`, `tanhf` and `erff`, 1
 /// for `logf` and `log`; the host's functions err by as much.
-const CASES: [Case; 20] = [
+const CASES: [Case; 21] = [
     case("wrapper_indices", Input::Words, Close::Bits),
     case("wrapper_barriers", Input::Words, Close::Bits),
     case("wrapper_shuffles", Input::Words, Close::Bits),
@@ -82,6 +82,7 @@ const CASES: [Case; 20] = [
     case("wrapper_arithmetic", Input::Floats, Close::Float),
     case("wrapper_products", Input::Words, Close::Bits),
     case("wrapper_pairs", Input::Words, Close::Bits),
+    case("wrapper_pair_products", Input::Words, Close::Bits),
     case("wrapper_approximations", Input::Moderate, Close::Ulps(4)),
     case("wrapper_logarithms", Input::Moderate, Close::DoubleUlps(2)),
     Case { words: 36, ..case("wrapper_atomics", Input::Words, Close::Bits) },

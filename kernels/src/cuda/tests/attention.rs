@@ -17,7 +17,7 @@ use crate::reference::{Matrix, error};
 #[derive(Clone, Copy, Debug)]
 struct Case {
     heads: Heads,
-    format: DType,
+    format: KvFormat,
     block: usize,
     window: Option<usize>,
     soft_cap: Option<f32>,
@@ -56,7 +56,12 @@ const fn seq(id: u64, position: usize, rows: usize, padding: usize) -> Seq {
 
 const fn case(num_q: usize, num_kv: usize, head_dim: usize, format: DType) -> Case {
     let heads = Heads { num_q, num_kv, head_dim };
+    let format = KvFormat::Plain(format);
     Case { heads, format, block: BLOCK_SIZE_MIN, window: None, soft_cap: None, has_sinks: false }
+}
+
+const fn fp8(num_q: usize, num_kv: usize, head_dim: usize) -> Case {
+    Case { format: KvFormat::Fp8, ..case(num_q, num_kv, head_dim, DType::Bf16) }
 }
 
 /// A step on the device, its buffers still filled on the host.
@@ -89,12 +94,25 @@ impl Case {
 
     fn key(&self, id: u64, token: usize, kv_head: usize, i: usize) -> f32 {
         let Heads { num_kv, head_dim, .. } = self.heads;
-        noise(200 + id, (token * num_kv + kv_head) * head_dim + i)
+        self.size(token) * noise(200 + id, (token * num_kv + kv_head) * head_dim + i)
     }
 
     fn value(&self, id: u64, token: usize, kv_head: usize, i: usize) -> f32 {
         let Heads { num_kv, head_dim, .. } = self.heads;
-        0.3 + noise(300 + id, (token * num_kv + kv_head) * head_dim + i)
+        self.size(token + 2) * (0.3 + noise(300 + id, (token * num_kv + kv_head) * head_dim + i))
+    }
+
+    /// Where tokens have scales, no two neighbours have the same.
+    fn size(&self, token: usize) -> f32 {
+        if self.format == KvFormat::Fp8 { [1.0, 0.125, 2.0, 0.5, 0.03][token % 5] } else { 1.0 }
+    }
+
+    /// A plane of the cache, from what it shall hold: NaN where nobody may look.
+    fn plane(&self, bed: &Bed, elements: &[f32]) -> DeviceBuffer {
+        match self.format {
+            KvFormat::Plain(dtype) => bed.numbers(elements, dtype),
+            KvFormat::Fp8 => bed.bytes(&fp8_plane(elements, self.block, self.heads.head_dim)),
+        }
     }
 
     fn want(&self, seqs: &[Seq]) -> Rows<f64> {
@@ -104,7 +122,7 @@ impl Case {
             let matrix = |value: &dyn Fn(usize, usize) -> f32| {
                 let matrix =
                     Matrix::from_fn(first + rows, head_dim, |token, i| value(token, i).into());
-                matrix.rounded(self.format)
+                matrix.cached(self.format)
             };
             let heads: Vec<_> = (0..num_kv)
                 .map(|head| {
@@ -217,8 +235,8 @@ impl Case {
         let out = bed.poison(len);
         let buffers = [
             bed.floats(&step.qkv),
-            bed.numbers(&step.keys, self.format),
-            bed.numbers(&step.values, self.format),
+            self.plane(bed, &step.keys),
+            self.plane(bed, &step.values),
             bed.words(&group.block_table),
             bed.words(&group.slots),
             bed.bytes(bytes_of(plan.pieces())),
@@ -263,9 +281,9 @@ impl Case {
     /// Whether rows are what is wanted, and padded ones zeros.
     fn matches(&self, got: &Rows<f32>, want: &Rows<f64>) -> bool {
         let bound = match self.format {
-            DType::F32 | DType::F16 => 2e-5,
+            KvFormat::Plain(DType::F32 | DType::F16) => 2e-5,
             // Queries and weights have 16 bits.
-            DType::Bf16 => 3e-4,
+            KvFormat::Plain(DType::Bf16) | KvFormat::Fp8 => 3e-4,
         };
         got.iter().all(|(key @ (_, position), got)| match want.get(key) {
             Some(want) => error(got, want) < bound,
@@ -276,8 +294,13 @@ impl Case {
 
 /// Sequences of any length over heads of any size on a device; `most` keys of all rows together.
 pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
-    let format = dice.of(&[DType::Bf16, DType::Bf16, DType::F16, DType::F32]);
-    let (num_kv, any) = (dice.size(4), 8 * (1 + dice.below(32)));
+    let plain = [DType::Bf16, DType::F16, DType::F32].map(KvFormat::Plain);
+    let format = dice.of(&[plain[0], plain[0], plain[1], plain[2], KvFormat::Fp8]);
+    let any = match format {
+        KvFormat::Plain(_) => 8 * (1 + dice.below(32)),
+        KvFormat::Fp8 => 16 * (1 + dice.below(16)),
+    };
+    let num_kv = dice.size(4);
     let heads = Heads {
         num_q: num_kv * dice.size(8),
         num_kv,
@@ -347,8 +370,21 @@ fn heads_of_known_sizes() {
 }
 
 #[test]
+fn caches_of_codes_and_scales() {
+    check(&[
+        Case { block: 64, has_sinks: true, ..fp8(4, 2, 64) },
+        Case { window: Some(20), ..fp8(5, 1, 80) },
+        Case { soft_cap: Some(2.0), ..fp8(3, 3, 96) },
+        Case { block: 32, window: Some(257), has_sinks: true, ..fp8(8, 1, 128) },
+        fp8(2, 1, 256),
+        Case { block: 64, window: Some(100), ..fp8(4, 2, 48) },
+    ]);
+}
+
+#[test]
 fn how_rows_are_cut_changes_no_bit() {
     let cases = [
+        Case { window: Some(290), block: 32, ..fp8(4, 2, 64) },
         Case { window: Some(290), has_sinks: true, ..case(4, 2, 64, DType::Bf16) },
         Case { soft_cap: Some(2.0), ..case(5, 1, 40, DType::F16) },
         Case { window: Some(40), ..case(5, 1, 48, DType::F32) },
@@ -384,12 +420,15 @@ fn heads_that_no_kernel_takes_are_refused() {
         AttentionKernels::new(heads, format, shared_bytes_max).is_err()
     };
     let most = 99 << 10;
-    for format in [DType::F32, DType::Bf16, DType::F16] {
+    let plain = [DType::F32, DType::Bf16, DType::F16].map(KvFormat::Plain);
+    for format in [plain[0], plain[1], plain[2], KvFormat::Fp8] {
         assert!(!refused(16, 256, format, most));
         assert!(refused(17, 128, format, most));
         assert!(refused(1, 264, format, most));
         assert!(refused(1, 62, format, most));
         assert!(refused(1, 256, format, 48 << 10));
+        // Rows of codes are whole pieces of 16 bytes.
+        assert_eq!(refused(1, 72, format, most), format == KvFormat::Fp8);
     }
 }
 
@@ -435,6 +474,54 @@ fn planted_faults_show() {
                 if !case.matches(&case.run(bed, way, &seqs)?, want) {
                     return Ok(false);
                 }
+            }
+        }
+        Ok(true)
+    });
+}
+
+#[test]
+fn planted_faults_in_codes_and_scales_show() {
+    let faults = [
+        // Codes on their way from the cache.
+        Fault { from: "HAS_SCALES ? head * (head_dim + 1)", to: "HAS_SCALES ? head * head_dim" },
+        Fault { from: "piece * 16) = values;", to: "piece * 8) = values;" },
+        Fault {
+            from: "            widen(slot, chunk, widened);\n            sync_block();",
+            to: "            widen(slot, chunk, widened);",
+        },
+        Fault { from: "(codes & 0x7f007f00) >> 4", to: "(codes & 0x7f007f00) >> 3" },
+        Fault { from: "codes & 0x80008000", to: "codes & 0x80000000" },
+        Fault { from: "placed, 0x7b807b80", to: "placed, 0x7b007b00" },
+        Fault { from: "(pair & 0xff00) << 16", to: "(pair & 0x7f00) << 16" },
+        // Scales.
+        Fault {
+            from: "slot[Math::CHUNK * head_dim + place]",
+            to: "slot[Math::CHUNK * head_dim + place / 2]",
+        },
+        Fault {
+            from: "? bf16_pair_of_scale(scale) : 0",
+            to: "? bf16_pair_of_scale(scale) : bf16_pair_of_scale(scale)",
+        },
+        Fault {
+            from: "p.block_bits) + head * (head_dim + 1)",
+            to: "p.block_bits) + head * head_dim",
+        },
+        Fault { from: "(u64)(head_dim << p.block_bits) +", to: "" },
+        Fault { from: "token + 16 > tile.keys.from", to: "token >= tile.keys.from" },
+        Fault { from: "scale << 7 | scale << 23", to: "scale << 7 | scale << 7" },
+        Fault {
+            from: "if (warp_index() == 0) copy_scales",
+            to: "if (warp_index() == 4) copy_scales",
+        },
+    ];
+    let case = Case { window: Some(300), block: 32, has_sinks: true, ..fp8(4, 2, 48) };
+    let seqs = [seq(1, 700, 1, 0), seq(2, 250, 8, 2), seq(3, 1, 1, 0)];
+    let want = case.want(&seqs);
+    assert_caught_in("attention_fp8.cu", &faults, |bed| {
+        for way in [SPLIT, WHOLE] {
+            if !case.matches(&case.run(bed, way, &seqs)?, &want) {
+                return Ok(false);
             }
         }
         Ok(true)

@@ -44,6 +44,7 @@ use crate::cuda::emulated::{Emulated, Fault};
 use crate::cuda::quantized::{code_bytes, place_row, scale_bytes};
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::kv_format::{KvFormat, code_of, scale_of};
 use crate::quantize::quantize_row;
 use crate::weight_format::Quantization;
 
@@ -106,6 +107,19 @@ fn encode(value: f32, format: DType) -> Vec<u8> {
         DType::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
         DType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
     }
+}
+
+/// A plane of an fp8 cache that holds these elements, `[block][KV head][token][D]`.
+fn fp8_plane(elements: &[f32], block: usize, head_dim: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for tokens in elements.chunks_exact(block * head_dim) {
+        let scales: Vec<u8> = tokens.chunks_exact(head_dim).map(scale_of).collect();
+        for (token, &scale) in tokens.chunks_exact(head_dim).zip(&scales) {
+            bytes.extend(token.iter().map(|&x| code_of(x, scale)));
+        }
+        bytes.extend(scales);
+    }
+    bytes
 }
 
 fn read_floats(buffer: &DeviceBuffer, len: usize) -> Vec<f32> {

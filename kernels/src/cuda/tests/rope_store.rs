@@ -3,8 +3,10 @@
 use super::dice::Dice;
 use super::*;
 use crate::cuda::rope_store::RopeStore;
+use crate::kv_format::scale_value;
 use crate::ops::RopeStyle;
-use crate::reference::{self, error};
+use crate::quantize::e4m3_value;
+use crate::reference::{self, Matrix, error};
 
 /// Heads and rope of a layer.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +17,7 @@ struct Case {
     rotary_dim: usize,
     style: RopeStyle,
     normed: bool,
-    format: DType,
+    format: KvFormat,
 }
 
 const ODD: Case = Case {
@@ -25,7 +27,7 @@ const ODD: Case = Case {
     rotary_dim: 48,
     style: RopeStyle::Halves,
     normed: true,
-    format: DType::F32,
+    format: KvFormat::Plain(DType::F32),
 };
 
 const BLOCK: usize = 16;
@@ -50,7 +52,7 @@ impl Case {
         let cache = vec![0.5; plane];
         let on_qkv = bed.floats(&qkv);
         let norms = [bed.floats(&q_norm), bed.floats(&k_norm)];
-        let (keys, values) = (bed.numbers(&cache, format), bed.numbers(&cache, format));
+        let [keys, values] = [(); 2].map(|()| self.plane(bed, &cache));
         let rest = [bed.floats(&table), bed.words(&POSITIONS), bed.words(&SLOTS)];
         let norm = |at: usize| if self.normed { norms[at].pointer() } else { DevicePointer::NULL };
         let store = RopeStore {
@@ -92,17 +94,51 @@ impl Case {
                     let (block, offset) = (slot as usize / BLOCK, slot as usize % BLOCK);
                     let to = ((block * num_kv + kv_head) * BLOCK + offset) * head_dim;
                     let plane = &mut want[usize::from(is_value)];
-                    for (to, x) in plane[to..to + head_dim].iter_mut().zip(&x) {
-                        *to = reference::round(*x, format);
-                    }
+                    let stored = Matrix { rows: 1, cols: head_dim, data: x }.cached(format);
+                    plane[to..to + head_dim].copy_from_slice(&stored.data);
                 }
             }
         }
         let close = |got: &[f32], want: &[f64]| error(got, want) < 1e-5;
-        let bound = if format == DType::F32 { 1e-5 } else { 1e-2 };
+        // A key may lie between two steps; values come as they are.
+        let [of_keys, of_values] = match format {
+            KvFormat::Plain(DType::F32) => [1e-5; 2],
+            KvFormat::Plain(_) => [1e-2; 2],
+            KvFormat::Fp8 => [0.3, 1e-9],
+        };
         Ok(close(&read_floats(&on_qkv, want_qkv.len()), &want_qkv)
-            && error(&read(&keys, plane, format), &want[0]) < bound
-            && error(&read(&values, plane, format), &want[1]) < bound)
+            && error(&self.read(&keys, plane), &want[0]) < of_keys
+            && error(&self.read(&values, plane), &want[1]) < of_values)
+    }
+
+    /// A plane that holds these elements.
+    fn plane(&self, bed: &Bed, elements: &[f32]) -> DeviceBuffer {
+        match self.format {
+            KvFormat::Plain(dtype) => bed.numbers(elements, dtype),
+            KvFormat::Fp8 => bed.bytes(&fp8_plane(elements, BLOCK, self.head_dim)),
+        }
+    }
+
+    /// The `len` elements of a plane.
+    fn read(&self, buffer: &DeviceBuffer, len: usize) -> Vec<f32> {
+        let mut bytes = vec![0; self.format.head_bytes(len / self.head_dim, self.head_dim)];
+        buffer.download(0, &mut bytes).unwrap();
+        let KvFormat::Plain(dtype) = self.format else {
+            return self.read_codes(&bytes);
+        };
+        let host = crate::dtype::HostTensor::new(dtype, 1, len, &bytes).unwrap();
+        (0..len).map(|index| host.at(0, index)).collect()
+    }
+
+    fn read_codes(&self, bytes: &[u8]) -> Vec<f32> {
+        let mut elements = Vec::new();
+        for head in bytes.chunks_exact(BLOCK * (self.head_dim + 1)) {
+            let (codes, scales) = head.split_at(BLOCK * self.head_dim);
+            for (codes, &scale) in codes.chunks_exact(self.head_dim).zip(scales) {
+                elements.extend(codes.iter().map(|&code| e4m3_value(code) * scale_value(scale)));
+            }
+        }
+        elements
     }
 
     fn turn(
@@ -129,6 +165,7 @@ impl Case {
 pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, _most: usize) -> Drawn {
     let num_kv = dice.size(8);
     let head_dim = 8 * (1 + dice.below(32));
+    let plain = [DType::Bf16, DType::F16, DType::F32].map(KvFormat::Plain);
     let case = Case {
         num_q: num_kv * dice.size(8),
         num_kv,
@@ -136,26 +173,27 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, _most: usize) -> Drawn
         rotary_dim: dice.of(&[head_dim, head_dim / 2, 0]),
         style: dice.of(&[RopeStyle::Halves, RopeStyle::Interleaved]),
         normed: dice.once_in(2),
-        format: dice.of(&[DType::Bf16, DType::F16, DType::F32]),
+        format: dice.of(&[plain[0], plain[1], plain[2], KvFormat::Fp8]),
     };
     (format!("{case:?}"), case.is_right(bed))
-}
-
-fn read(buffer: &DeviceBuffer, len: usize, format: DType) -> Vec<f32> {
-    let mut bytes = vec![0; len * format.bytes()];
-    buffer.download(0, &mut bytes).unwrap();
-    let host = crate::dtype::HostTensor::new(format, 1, len, &bytes).unwrap();
-    (0..len).map(|index| host.at(0, index)).collect()
 }
 
 #[test]
 fn heads_are_normed_turned_and_stored() {
     let cases = [
         ODD,
-        Case { num_q: 4, num_kv: 2, head_dim: 128, rotary_dim: 64, format: DType::Bf16, ..ODD },
-        Case { normed: false, style: RopeStyle::Interleaved, format: DType::F16, ..ODD },
+        Case {
+            num_q: 4,
+            num_kv: 2,
+            head_dim: 128,
+            rotary_dim: 64,
+            format: DType::Bf16.into(),
+            ..ODD
+        },
+        Case { normed: false, style: RopeStyle::Interleaved, format: DType::F16.into(), ..ODD },
         Case { num_q: 3, num_kv: 3, head_dim: 256, rotary_dim: 0, ..ODD },
         Case { head_dim: 80, rotary_dim: 20, style: RopeStyle::Interleaved, ..ODD },
+        Case { num_q: 4, num_kv: 2, head_dim: 80, rotary_dim: 80, format: KvFormat::Fp8, ..ODD },
     ];
     for case in cases {
         for seed in SEEDS {
@@ -183,4 +221,98 @@ fn planted_faults_show() {
     assert_caught(&faults, |bed| {
         cases.iter().try_fold(true, |right, case| Ok(right && case.is_right(bed)?))
     });
+}
+
+/// Keys and values that come as they are: of all sizes, on borders between codes and between scales, and
+/// not finite. Gives whether both planes have the bytes of the format's definition.
+fn has_the_right_bytes(bed: &Bed) -> Result<bool, KernelError> {
+    const HEADS: usize = 2;
+    const DIM: usize = 48;
+    let head = |at: usize| -> Vec<f32> {
+        let size = 2f32.powi([0, -8, 3, 100, -126, 127, 7][at % 7]);
+        let mut head: Vec<f32> = noises(at as u64, DIM)
+            .into_iter()
+            .enumerate()
+            // Few bits: halfway between two codes often enough; some so small that they have no exponent.
+            .map(|(i, x)| (x * 64.0).round() / 64.0 * size * [1.0, 0.01, 0.0002][i % 3])
+            .collect();
+        head[at % DIM] = 1.75 * size;
+        match at % 11 {
+            1 => head[at % DIM] = f32::from_bits(head[at % DIM].to_bits() + 1),
+            4 => head[5] = f32::INFINITY,
+            7 => head[9] = f32::NAN,
+            9 => head.fill(0.0),
+            _ => {}
+        }
+        head
+    };
+    let rows = BLOCKS * BLOCK - 1;
+    let qkv: Vec<f32> = (0..rows * (1 + 2 * HEADS)).flat_map(head).collect();
+    let slots: Vec<u32> = (0..rows as u32).map(|row| row * 5 % (BLOCKS * BLOCK) as u32).collect();
+    let mut planes = [(); 2].map(|()| vec![0.0; BLOCKS * HEADS * BLOCK * DIM]);
+    for (row, &slot) in slots.iter().enumerate() {
+        for kv_head in 0..2 * HEADS {
+            let (block, token) = (slot as usize / BLOCK, slot as usize % BLOCK);
+            let to = ((block * HEADS + kv_head % HEADS) * BLOCK + token) * DIM;
+            let from = (row * (1 + 2 * HEADS) + 1 + kv_head) * DIM;
+            planes[kv_head / HEADS][to..to + DIM].copy_from_slice(&qkv[from..from + DIM]);
+        }
+    }
+    // What nobody writes is a head of zeros, as the definition has it.
+    let want = planes.map(|plane| fp8_plane(&plane, BLOCK, DIM));
+    let empty = fp8_plane(&vec![0.0; BLOCKS * HEADS * BLOCK * DIM], BLOCK, DIM);
+    let on_device = [bed.bytes(&empty), bed.bytes(&empty)];
+    let (qkv, slots) = (bed.floats(&qkv), bed.words(&slots));
+    let store = RopeStore {
+        qkv: qkv.pointer(),
+        q_norm: DevicePointer::NULL,
+        k_norm: DevicePointer::NULL,
+        table: DevicePointer::NULL,
+        positions: slots.pointer(),
+        slots: slots.pointer(),
+        keys: on_device[0].pointer(),
+        values: on_device[1].pointer(),
+        num_q: 1,
+        num_kv: HEADS as u32,
+        head_dim: DIM as u32,
+        block_size: BLOCK as u32,
+        rotary_dim: 0,
+        style: 0,
+        q_eps: 0.0,
+        k_eps: 0.0,
+    };
+    // SAFETY: buffers of these shapes.
+    unsafe { store.launch(&*bed.driver, KvFormat::Fp8, rows as u32) }?;
+    let is_right = |(buffer, want): (&DeviceBuffer, &Vec<u8>)| {
+        let mut bytes = vec![0; want.len()];
+        buffer.download(0, &mut bytes).unwrap();
+        bytes == *want
+    };
+    Ok(on_device.iter().zip(&want).all(is_right))
+}
+
+#[test]
+fn an_fp8_cache_has_the_bytes_of_its_format() {
+    for seed in SEEDS {
+        assert!(has_the_right_bytes(&Bed::new(seed, None)).unwrap());
+    }
+}
+
+#[test]
+fn planted_faults_in_codes_and_scales_show() {
+    let faults = [
+        Fault { from: "magnitude = max_of(magnitude, shuffle_xor(magnitude, distance));", to: "" },
+        Fault { from: "(magnitude + 0x1fffff) >> 23", to: "magnitude >> 23" },
+        Fault { from: "max_of(exponent, 16u + 8u)", to: "max_of(exponent, 9u)" },
+        Fault { from: "246u + 8u) - 8", to: "247u + 8u) - 8" },
+        Fault { from: "scale == NOT_FINITE_SCALE ? 0 : code", to: "code" },
+        Fault { from: "magnitude >= 0x7f800000", to: "magnitude > 0x7f800000" },
+        Fault { from: "0x7ffff + (magnitude >> 20 & 1)", to: "0x80000" },
+        Fault { from: "0x3c800000) return", to: "0x3c000000) return" },
+        Fault { from: "sign = bits >> 24 & 0x80", to: "sign = 0" },
+        Fault { from: "[p.block_size * p.head_dim + token]", to: "[p.block_size * p.head_dim]" },
+        Fault { from: "* (p.head_dim + 1);", to: "* p.head_dim;" },
+        Fault { from: "(254 - scale) << 23", to: "(253 - scale) << 23" },
+    ];
+    assert_caught(&faults, has_the_right_bytes);
 }

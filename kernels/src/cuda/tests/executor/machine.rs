@@ -73,8 +73,8 @@ impl Machine {
         let cache = || {
             let (num_layers, num_blocks) = (1, BLOCKS_EACH * LIMITS.max_seqs);
             let Heads { num_kv: num_kv_heads, head_dim, .. } = HEADS;
-            let dtype = format;
-            device.kv_cache(KvSpec { num_layers, num_kv_heads, head_dim, dtype, num_blocks })
+            let format = format.into();
+            device.kv_cache(KvSpec { num_layers, num_kv_heads, head_dim, format, num_blocks })
         };
         let caches = [cache().unwrap(), cache().unwrap()];
         let program = record(&device, format, &caches);
@@ -156,7 +156,7 @@ impl Machine {
 
     fn element_bytes(&self) -> usize {
         use crate::shapes::CacheShape;
-        self.caches[0].spec().dtype.bytes()
+        self.caches[0].spec().format.element_bytes()
     }
 }
 
