@@ -16,6 +16,7 @@ use pagoda_kernels::batch::Batch;
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::error::KernelError;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::sampling::Purpose;
 use pagoda_kernels::weight_format::Quantization;
 
@@ -35,6 +36,7 @@ pub(crate) struct Setup {
     pub(crate) isa: Isa,
     pub(crate) dtype: DType,
     pub(crate) quantization: Option<Quantization>,
+    pub(crate) kv_format: KvFormat,
     pub(crate) threads: u32,
     /// Tokens for which the cramped cache has room, if all layers keep all of them.
     pub(crate) cache_tokens: u64,
@@ -71,8 +73,8 @@ impl Engine {
     pub(crate) fn cramped(setup: &Setup) -> Self {
         let config = Checkpoint::open(&ModelSource::Folder(setup.folder.clone())).unwrap().config;
         let heads = config.heads;
-        let bytes_per_token =
-            2 * config.num_layers * heads.num_kv * heads.head_dim * setup.dtype.bytes();
+        let head_bytes = setup.kv_format.head_bytes(1, heads.head_dim);
+        let bytes_per_token = 2 * config.num_layers * heads.num_kv * head_bytes;
         let options = LoadOptions {
             max_num_seqs: Some(40),
             max_num_batched_tokens: Some(STEP_TOKENS as u32),
@@ -86,6 +88,7 @@ impl Engine {
         let options = LoadOptions {
             dtype: Some(setup.dtype),
             quantization: setup.quantization,
+            kv_dtype: Some(setup.kv_format),
             max_model_len: Some(MAX_MODEL_LEN),
             threads: Some(setup.threads),
             isa: Some(setup.isa.name().into()),

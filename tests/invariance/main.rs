@@ -1,6 +1,6 @@
 //! The same answer alone or in a crowd: the float bits of every log-probability of 64 mixed
 //! requests equal those of each alone, per instruction set, for 1, 2 and 3 threads, f32 and bf16,
-//! and quantized weights.
+//! quantized weights, and an fp8 cache.
 //!
 //! The crowd runs in a cache that is far too small, in steps that are far too short, beside clients
 //! that leave; the test asserts that preemptions, hits on blocks written by decode, cancels in
@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
 use crowd::Crowd;
@@ -35,28 +36,35 @@ fn checkpoint(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens").join(name)
 }
 
-/// How weights are stored.
+/// How weights and the cache are stored.
 #[derive(Clone, Copy)]
-struct Weights {
+struct Formats {
     dtype: DType,
     quantization: Option<Quantization>,
+    kv_format: KvFormat,
 }
 
-const F32: Weights = Weights { dtype: DType::F32, quantization: None };
-const BF16: Weights = Weights { dtype: DType::Bf16, quantization: None };
+impl Formats {
+    const fn plain(dtype: DType) -> Self {
+        Formats { dtype, quantization: None, kv_format: KvFormat::Plain(dtype) }
+    }
+}
+
+const F32: Formats = Formats::plain(DType::F32);
+const BF16: Formats = Formats::plain(DType::Bf16);
 
 /// Runs the crowd of each model for each thread count, and asserts that the hard cases occurred.
 fn crowds_equal_alone(
     isa: Isa,
-    weights: Weights,
+    formats: Formats,
     models: &[(&str, u64)],
     threads: &[u32],
     scale: &Scale,
 ) {
     let setup = |(model, cache_tokens): (&str, u64)| {
         let folder = checkpoint(model);
-        let Weights { dtype, quantization } = weights;
-        Setup { folder, isa, dtype, quantization, threads: 1, cache_tokens }
+        let Formats { dtype, quantization, kv_format } = formats;
+        Setup { folder, isa, dtype, quantization, kv_format, threads: 1, cache_tokens }
     };
     let mut crowd = Crowd::new(*scale);
     for &model in models {
@@ -130,10 +138,17 @@ fn avx512_bf16() {
 #[test]
 fn quantized() {
     for (quantization, model) in Quantization::ALL.into_iter().zip([2, 0, 1]) {
-        let weights = Weights { dtype: DType::Bf16, quantization: Some(quantization) };
+        let formats = Formats { quantization: Some(quantization), ..BF16 };
         let models = &MODELS[model..=model];
-        crowds_equal_alone(Isa::detect(), weights, models, &[2], &Scale::PART);
+        crowds_equal_alone(Isa::detect(), formats, models, &[2], &Scale::PART);
     }
+}
+
+/// Preempted and shared blocks of codes and scales.
+#[test]
+fn fp8_cache() {
+    let formats = Formats { kv_format: KvFormat::Fp8, ..BF16 };
+    crowds_equal_alone(Isa::detect(), formats, &MODELS[..2], &[2], &Scale::PART);
 }
 
 #[test]
@@ -150,9 +165,9 @@ fn long_emulated_avx512_bf16() {
 
 /// The AVX-512 kernels: on the hardware where there is one, else the same sources on plain arrays,
 /// which are slow and so run less: one model and thread count, at this scale.
-fn avx512_equals_alone(weights: Weights, emulated: &Scale) {
+fn avx512_equals_alone(formats: Formats, emulated: &Scale) {
     match Isa::Avx512.checked() {
-        Ok(isa) => crowds_equal_alone(isa, weights, &MODELS, &[1, 2, 3], &Scale::FULL),
-        Err(_) => crowds_equal_alone(Isa::Emulated512, weights, &MODELS[..1], &[2], emulated),
+        Ok(isa) => crowds_equal_alone(isa, formats, &MODELS, &[1, 2, 3], &Scale::FULL),
+        Err(_) => crowds_equal_alone(Isa::Emulated512, formats, &MODELS[..1], &[2], emulated),
     }
 }
