@@ -30,7 +30,7 @@ struct Plain {
 struct Q8 {
     static __device__ __forceinline__ float value(const Embed& p, u64 id, u32 col) {
         float code = (float)((const signed char*)p.table + id * p.stride)[col];
-        return code * widen(((const F16*)p.scales)[id * div_up(p.cols, SCALED) + col / SCALED]);
+        return code * widen(((const F16*)p.scales)[id * scale_stride(div_up(p.cols, SCALED)) + col / SCALED]);
     }
 };
 
@@ -39,7 +39,7 @@ struct Q4 {
         u32 block = col / SCALED, element = col % SCALED;
         u32 byte = ((const u8*)p.table + id * p.stride)[block * (SCALED / 2) + element % 16];
         float code = (float)((i32)(byte >> (element / 16 * 4) & 15) - 8);
-        return code * widen(((const F16*)p.scales)[id * div_up(p.cols, SCALED) + block]);
+        return code * widen(((const F16*)p.scales)[id * scale_stride(div_up(p.cols, SCALED)) + block]);
     }
 };
 

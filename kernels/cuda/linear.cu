@@ -4,8 +4,9 @@
 // weight run side by side. A warp computes a pair of neighbouring weight rows (which a GLU joins) for up
 // to ROWS rows of x. Its lanes read 16 bytes of weight each, side by side, and several such pieces before
 // the first is used, so that enough of the weight is under way to fill the memory's time. Every result is a sum over lanes of a sum over k in ascending steps: its order depends on
-// K alone, never on the number of rows. With bf16 weights the rows are rounded to bf16 first.
-#include "linear_epilogue.cuh"
+// K alone, never on the number of rows. The first pieces are under way before rows are brought to shared
+// memory, and normed if they are to be. With bf16 weights the rows are rounded to bf16 first.
+#include "few_rows.cuh"
 
 constexpr u32 LINEAR_WARPS = 4;
 constexpr u32 LINEAR_THREADS = LINEAR_WARPS * WARP;
@@ -29,14 +30,23 @@ __device__ __forceinline__ void widen_piece(uint4 piece, float (&to)[PIECE<T>]) 
     }
 }
 
-// Rows of x in shared memory, rounded as the weight's type asks, zeros from k to stride.
+// Rows of x in shared memory, rounded as the weight's type asks, zeros from k to stride. Behind them is
+// what norms need.
 template <class T, class X, u32 ROWS>
 __device__ __forceinline__ void load_rows(const Linear& p, u32 first_row, X* rows) {
+    float* scratch = (float*)(rows + ROWS * p.stride);
+    ROLLED
     for (u32 row = 0; row < ROWS; row++) {
-        bool is_row = first_row + row < p.rows;
-        const float* from = p.x + (u64)((first_row + row) / p.rows_per_x) * p.k;
-        for (u32 i = thread_index(); i < p.stride; i += LINEAR_THREADS) {
-            rows[row * p.stride + i] = narrow<X>(is_row && i < p.k ? from[i] : 0.0f);
+        RowOfX from = row_of_x<LINEAR_THREADS>(p, first_row + row, scratch + row * NORM_WARPS);
+        for (u32 first = thread_index(); first < p.stride; first += AHEAD * LINEAR_THREADS) {
+            float xs[AHEAD];
+            UNROLL
+            for (u32 i = 0; i < AHEAD; i++) xs[i] = from.at(first + i * LINEAR_THREADS);
+            UNROLL
+            for (u32 i = 0; i < AHEAD; i++) {
+                u32 k = first + i * LINEAR_THREADS;
+                if (k < p.stride) rows[row * p.stride + k] = narrow<X>(xs[i]);
+            }
         }
     }
     sync_block();
@@ -88,10 +98,9 @@ template <class T, class X, u32 ROWS>
 __device__ void linear(const Linear& p) {
     X* rows = (X*)shared_bytes();
     u32 first_row = blockIdx.x * ROWS;
-    load_rows<T, X, ROWS>(p, first_row, rows);
-
     u32 n = first_column();
-    if (n >= p.n) return;
+    bool has_columns = n < p.n;
+    n = has_columns ? n : 0;
     // Rows of one block share a weight, so with experts a block has one row.
     u64 matrix = p.experts ? p.experts[first_row] : 0;
     const T* weight[PAIR] = {weight_row<T>(p, matrix, n, 0), weight_row<T>(p, matrix, n, 1)};
@@ -112,22 +121,30 @@ __device__ void linear(const Linear& p) {
         }
     };
     // More would take the registers of too many sums.
-    constexpr u32 STEP = WARP * PIECE<T>, AHEAD = ROWS > 2 ? 2 : 4;
+    constexpr u32 STEP = WARP * PIECE<T>, PIECES = ROWS > 2 ? 2 : 4;
     u32 k = lane_index() * PIECE<T>;
-    for (; k + (AHEAD - 1) * STEP < p.stride; k += AHEAD * STEP) {
-        uint4 pieces[AHEAD][PAIR];
+    auto are_there = [&] { return k + (PIECES - 1) * STEP < p.stride; };
+    uint4 pieces[PIECES][PAIR];
+    auto load = [&] {
         UNROLL
-        for (u32 a = 0; a < AHEAD; a++) load_pair<T>(weight, k + a * STEP, pieces[a]);
+        for (u32 a = 0; a < PIECES; a++) load_pair<T>(weight, k + a * STEP, pieces[a]);
+    };
+    if (are_there()) load();
+    load_rows<T, X, ROWS>(p, first_row, rows);
+    if (!has_columns) return;
+    for (bool is_first = true; are_there(); k += PIECES * STEP, is_first = false) {
+        if (!is_first) load();
         UNROLL
-        for (u32 a = 0; a < AHEAD; a++) add(pieces[a], k + a * STEP);
+        for (u32 a = 0; a < PIECES; a++) add(pieces[a], k + a * STEP);
     }
     for (; k < p.stride; k += STEP) {
-        uint4 pieces[PAIR];
-        load_pair<T>(weight, k, pieces);
-        add(pieces, k);
+        load_pair<T>(weight, k, pieces[0]);
+        add(pieces[0], k);
     }
+    UNROLL
     for (u32 row = 0; row < ROWS; row++) {
         Columns<PAIR> results;
+        UNROLL
         for (u32 i = 0; i < PAIR; i++) results.at[i] = warp_sum(sums[row][i]);
         if (lane_index() != 0 || first_row + row >= p.rows) continue;
         finish(p, first_row + row, n, sum_of(results, bias_of<PAIR>(p, n)), before<PAIR>(p, first_row + row, n));

@@ -8,8 +8,11 @@ enum EpilogueKind : u32 { STORE = 0, ADD = 1, GLU = 2, SCALE = 3 };
 
 struct Linear {
     const float* x;      // [rows / rows_per_x, k]
-    const void* weight;  // [n, stride], in the kernel's type, zeros from k to stride
+    const void* weight;  // [n, stride], in the kernel's type, zeros from k to stride; of a quantized one codes,
+                         // a stride in bytes
+    const void* scales;  // of a quantized weight, see quantized.cuh; else null
     const u32* experts;  // [rows] which of the matrices [E, n, stride] a row meets; null: there is one
+    const float* norm;   // [k] weights of a norm that rows of x pass first, of products of few rows; null: none
     const float* bias;   // [n] or null
     float* out;          // [rows, n], or [rows, n / 2] with GLU
     u32 rows;
@@ -21,6 +24,7 @@ struct Linear {
     u32 activation;
     float scale;
     float soft_cap;      // 0: none
+    float eps;           // of the norm
 };
 
 template <u32 COUNT>

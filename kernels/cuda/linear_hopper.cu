@@ -6,7 +6,7 @@
 // as zeros, so that only results have bounds.
 // x comes from narrow_rows.cu. A sum runs over k in steps of 16: its bits come of its row and the weight.
 #include "linear_result.cuh"
-#include "ptx90.cuh"
+#include "slot_ring.cuh"
 
 struct HopperLinear {
     TensorMap x;       // [parts, rows, k], boxes of 64 k of 128 rows of a part
@@ -40,36 +40,6 @@ struct HopperTiling {
     static constexpr u32 PATCH_FLOATS = 16 * PATCH_STRIDE;
     static constexpr u32 PATCHES_BYTES = CONSUMERS * 4 * PATCH_FLOATS * 4;
     static_assert(SLOTS >= 3 && SLOT_BYTES % LINES_BYTES == 0);
-};
-
-// A block's slots, in the order in which both sides walk over them. Two barriers each: bytes are
-// there, and all consumers are done with them.
-template <class M>
-struct SlotRing {
-    u8* slots = shared_bytes();
-    u64* full = (u64*)(slots + M::RING_BYTES + M::PATCHES_BYTES);
-    u64* empty = full + M::SLOTS;
-    u32 slot = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ void make_barriers() const {
-        if (thread_index() == 0) {
-            for (u32 i = 0; i < M::SLOTS; i++) {
-                init_barrier(full + i, 1);
-                init_barrier(empty + i, M::CONSUMERS * (WARPGROUP / WARP));
-            }
-            publish_barriers();
-        }
-        sync_block();
-    }
-
-    __device__ __forceinline__ u8* bytes() const { return slots + slot * M::SLOT_BYTES; }
-
-    __device__ __forceinline__ void step() {
-        if (++slot < M::SLOTS) return;
-        slot = 0;
-        parity ^= 1;
-    }
 };
 
 // Of the tile's first result.

@@ -6,18 +6,13 @@
 // in ascending steps, whatever the number of rows. A block goes over many pairs, so that rows of x are
 // brought to shared memory once for all of them. With q8_0 and q4_0 these rows are quantized to signed
 // bytes, 32 to a scale, and multiplied by dots of four bytes; with fp8 they stay f32.
-#include "linear_epilogue.cuh"
+#include "few_rows.cuh"
 #include "quantized.cuh"
 
 constexpr u32 QUANTIZED_WARPS = 4;
 constexpr u32 QUANTIZED_THREADS = QUANTIZED_WARPS * WARP;
 // Weight rows of a warp.
 constexpr u32 PAIR = 2;
-
-struct QuantizedLinear {
-    Linear linear;       // its weight is codes [E, n, stride], its stride bytes from a row to the next
-    const void* scales;  // [E, n, blocks of K], or [E, n] of fp8
-};
 
 // Rows of x as q8_0 and q4_0 meet them, in shared memory.
 struct ByteRows {
@@ -35,52 +30,28 @@ __device__ __forceinline__ ByteRows byte_rows(const Linear& p) {
     return {blocks, words, scales, (i32*)(scales + ROWS * blocks)};
 }
 
-// Four elements of a row, zeros beyond its end.
-__device__ __forceinline__ void load_four(const float* row, u32 k, u32 end, float (&to)[4]) {
-    UNROLL
-    for (u32 i = 0; i < 4; i++) to[i] = k + i < end ? row[k + i] : 0.0f;
-}
-
-// The nearest number of steps, ties to even, as a signed byte: 1.5 * 2^23 leaves it in the lower bits.
-__device__ __forceinline__ u32 byte_of(float value, float scale) {
-    // A subnormal scale may be too small by half of itself.
-    float steps = max_of(-127.0f, min_of(value / scale, 127.0f));
-    return bits_of_float(steps + 12582912.0f) & 0xff;
-}
-
-// scale = max|x| / 127, q = round(x / scale); what is not finite makes the scale NaN. Eight lanes take a
-// block, four elements each. `offset`: how far codes of the weight lie above their values.
+// Rows of x as bytes, and behind them what norms need. `offset`: how far codes of the weight lie above their values.
 template <u32 ROWS>
 __device__ __forceinline__ void quantize_rows(const Linear& p, u32 first_row, i32 offset, const ByteRows& to) {
     constexpr u32 LANES = SCALED_WORDS, BLOCKS = QUANTIZED_THREADS / LANES;
     u32 part = thread_index() % LANES;
+    float* scratch = (float*)(to.starts + ROWS * to.blocks);
+    ROLLED
     for (u32 row = 0; row < ROWS; row++) {
-        u32 end = first_row + row < p.rows ? p.k : 0;
-        const float* from = p.x + (u64)((first_row + row) / p.rows_per_x) * p.k;
+        RowOfX from = row_of_x<QUANTIZED_THREADS>(p, first_row + row, scratch + row * NORM_WARPS);
         for (u32 first = 0; first < to.blocks; first += BLOCKS) {
             u32 block = first + thread_index() / LANES;
             float x[4];
-            load_four(from, block * SCALED + part * 4, end, x);
-            // As integers, magnitudes are ordered as their numbers are, and NaN is above all.
-            u32 most = 0;
             UNROLL
-            for (u32 i = 0; i < 4; i++) most = max_of(most, bits_of_float(x[i]) & 0x7fffffff);
-            UNROLL
-            for (u32 distance = LANES / 2; distance > 0; distance /= 2) most = max_of(most, shuffle_xor(most, distance));
-            bool is_number = most < 0x7f800000;
-            float scale = is_number ? float_of_bits(most) / 127.0f : float_of_bits(0x7fc00000);
-            u32 word = 0;
-            if (is_number && scale > 0.0f) {
-                UNROLL
-                for (u32 i = 0; i < 4; i++) word |= byte_of(x[i], scale) << (8 * i);
-            }
-            i32 sum = dot_bytes(word, 0x01010101, 0);
+            for (u32 i = 0; i < 4; i++) x[i] = from.at(block * SCALED + part * 4 + i);
+            ByteBlock own = quantize_block(x);
+            i32 sum = dot_bytes(own.word, 0x01010101, 0);
             UNROLL
             for (u32 distance = LANES / 2; distance > 0; distance /= 2) sum += shuffle_xor(sum, distance);
             if (block >= to.blocks) continue;
-            to.words[(row * to.blocks + block) * SCALED_WORDS + part] = word;
+            to.words[(row * to.blocks + block) * SCALED_WORDS + part] = own.word;
             if (part == 0) {
-                to.scales[row * to.blocks + block] = scale;
+                to.scales[row * to.blocks + block] = own.scale;
                 to.starts[row * to.blocks + block] = -offset * sum;
             }
         }
@@ -121,9 +92,8 @@ __device__ __forceinline__ u64 pair_row(const Linear& p, u64 matrix, u32 n, u32 
 }
 
 template <class F, u32 ROWS>
-__device__ __forceinline__ void sum_blocks(const QuantizedLinear& q, const ByteRows& rows, u64 matrix, u32 n,
+__device__ __forceinline__ void sum_blocks(const Linear& p, const ByteRows& rows, u64 matrix, u32 n,
                                            float (&sums)[ROWS][PAIR]) {
-    const Linear& p = q.linear;
     for (u32 piece = lane_index(); piece < p.stride / 16; piece += WARP) {
         u32 block = piece / F::PIECES, part = piece % F::PIECES;
         u32 w[PAIR][4];
@@ -133,7 +103,7 @@ __device__ __forceinline__ void sum_blocks(const QuantizedLinear& q, const ByteR
             u64 row = pair_row(p, matrix, n, i);
             uint4 bytes = load_once((const uint4*)((const u8*)p.weight + row * p.stride) + piece);
             w[i][0] = bytes.x, w[i][1] = bytes.y, w[i][2] = bytes.z, w[i][3] = bytes.w;
-            scales[i] = widen(((const F16*)q.scales)[row * rows.blocks + block]);
+            scales[i] = widen(((const F16*)p.scales)[row * scale_stride(rows.blocks) + block]);
         }
         UNROLL
         for (u32 row = 0; row < ROWS; row++) {
@@ -169,8 +139,7 @@ __device__ __forceinline__ void for_pairs(const Linear& p, Each each) {
 }
 
 template <class F, u32 ROWS>
-__device__ void linear_blocks(const QuantizedLinear& q) {
-    const Linear& p = q.linear;
+__device__ void linear_blocks(const Linear& p) {
     u32 first_row = blockIdx.y * ROWS;
     ByteRows rows = byte_rows<ROWS>(p);
     quantize_rows<ROWS>(p, first_row, F::OFFSET, rows);
@@ -178,22 +147,20 @@ __device__ void linear_blocks(const QuantizedLinear& q) {
     u64 matrix = p.experts ? p.experts[first_row] : 0;
     for_pairs(p, [&](u32 n) {
         float sums[ROWS][PAIR] = {};
-        sum_blocks<F, ROWS>(q, rows, matrix, n, sums);
+        sum_blocks<F, ROWS>(p, rows, matrix, n, sums);
         finish_pair<ROWS>(p, first_row, n, sums, {1.0f, 1.0f});
     });
 }
 
 template <u32 ROWS>
-__device__ void linear_fp8(const QuantizedLinear& q) {
-    const Linear& p = q.linear;
+__device__ void linear_fp8(const Linear& p) {
     u32 first_row = blockIdx.y * ROWS;
     float* rows = (float*)shared_bytes();
+    float* scratch = rows + ROWS * p.stride;
+    ROLLED
     for (u32 row = 0; row < ROWS; row++) {
-        u32 end = first_row + row < p.rows ? p.k : 0;
-        const float* from = p.x + (u64)((first_row + row) / p.rows_per_x) * p.k;
-        for (u32 k = thread_index(); k < p.stride; k += QUANTIZED_THREADS) {
-            rows[row * p.stride + k] = k < end ? from[k] : 0.0f;
-        }
+        RowOfX from = row_of_x<QUANTIZED_THREADS>(p, first_row + row, scratch + row * NORM_WARPS);
+        for (u32 k = thread_index(); k < p.stride; k += QUANTIZED_THREADS) rows[row * p.stride + k] = from.at(k);
     }
     sync_block();
     u64 matrix = p.experts ? p.experts[first_row] : 0;
@@ -204,7 +171,7 @@ __device__ void linear_fp8(const QuantizedLinear& q) {
         for (u32 i = 0; i < PAIR; i++) {
             u64 row = pair_row(p, matrix, n, i);
             weight[i] = (const u8*)p.weight + row * p.stride;
-            scales[i] = ((const float*)q.scales)[row];
+            scales[i] = ((const float*)p.scales)[row];
         }
         for (u32 k = lane_index() * 16; k < p.stride; k += WARP * 16) {
             u32 w[PAIR][4];
@@ -229,12 +196,11 @@ __device__ void linear_fp8(const QuantizedLinear& q) {
     });
 }
 
-#define QUANTIZED_KERNELS(rows)                                                                       \
-    KERNEL(linear_q8_0_##rows, QUANTIZED_THREADS, QuantizedLinear, (linear_blocks<Q8, rows>))         \
-    KERNEL(linear_q4_0_##rows, QUANTIZED_THREADS, QuantizedLinear, (linear_blocks<Q4, rows>))         \
-    KERNEL(linear_fp8_##rows, QUANTIZED_THREADS, QuantizedLinear, (linear_fp8<rows>))
+#define QUANTIZED_KERNELS(rows)                                                              \
+    KERNEL(linear_q8_0_##rows, QUANTIZED_THREADS, Linear, (linear_blocks<Q8, rows>))         \
+    KERNEL(linear_q4_0_##rows, QUANTIZED_THREADS, Linear, (linear_blocks<Q4, rows>))         \
+    KERNEL(linear_fp8_##rows, QUANTIZED_THREADS, Linear, (linear_fp8<rows>))
 
 QUANTIZED_KERNELS(1)
 QUANTIZED_KERNELS(2)
 QUANTIZED_KERNELS(4)
-QUANTIZED_KERNELS(8)

@@ -1,7 +1,7 @@
 // What becomes of a tile's sums: through shared memory into the order of the result, and there either
 // finished or left for the block that has the tile's last chunk.
 #pragma once
-#include "linear_tensor.cuh"
+#include "linear_sums.cuh"
 
 // Four columns of a row, whose sums lie in shared memory.
 struct Spot {
@@ -66,7 +66,7 @@ struct Result {
     static_assert(M::THREADS / WARP * PATCH_ROWS * PATCH_STRIDE * 4 <= M::RING_BYTES);
 
     // Finishes the warp's sums, or leaves them as its chunk's.
-    __device__ __forceinline__ void put(const Product<M>& product) {
+    __device__ __forceinline__ void put(const Sums<M>& sums) {
         float* patch = (float*)shared_bytes() + warp_index() * PATCH_ROWS * PATCH_STRIDE;
         // Others may still read the ring.
         sync_block();
@@ -77,12 +77,12 @@ struct Result {
                 u32 tall = i / 4 / PASS, narrow = i / 4 % PASS;
                 u32 row = narrow * 8 + lane_index() % 4 * 2 + i % 2;
                 u32 column = tall * 16 + i % 4 / 2 * 8 + lane_index() / 4;
-                patch[row * PATCH_STRIDE + column] = product.sums[tall][pass + narrow][i % 4];
+                patch[row * PATCH_STRIDE + column] = sums.at[tall][pass + narrow][i % 4];
             }
             sync_warp();
             ROLLED
             for (u32 i = 0; i < SPOTS; i += SPOTS_AT_ONCE) {
-                put_spots(patch, product.first_row() + pass * 8, product.first_column(), i);
+                put_spots(patch, sums.first_row() + pass * 8, sums.first_column(), i);
             }
             sync_warp();
         }
@@ -128,8 +128,8 @@ struct Result {
 
     // Joins the chunks' sums in ascending order, and finishes them.
     __device__ __forceinline__ void join() {
-        constexpr u32 AT_ONCE = 4;
         constexpr u32 QUADS = M::COLUMNS / 4;
+        constexpr u32 OWN = M::ROWS * QUADS / M::THREADS, AT_ONCE = OWN < 4 ? OWN : 4;
         static_assert(M::ROWS * QUADS % (M::THREADS * AT_ONCE) == 0);
         Columns<4>* sums = (Columns<4>*)shared_bytes() + thread_index();
         for (u32 first = thread_index(); first < M::ROWS * QUADS; first += M::THREADS * AT_ONCE) {
@@ -168,34 +168,11 @@ struct Result {
     }
 };
 
-template <class M>
-__device__ void linear_tensor(const TensorLinear& p) {
-    Tile<M> tile(p);
-    if (tile.num_rows == 0) return;
-    Product<M> product(p, tile);
+// A block's whole work, by a way to multiply.
+template <class M, class Product>
+__device__ __forceinline__ void compute_tile(const TensorLinear& p, const Tile<M>& tile, Product& product) {
     product.run();
     Result<M> result(p, tile);
-    result.put(product);
+    result.put(product.sums);
     if (p.partials && result.is_last()) result.join();
 }
-
-// Tilings for 16, 32 and 64 rows are bound by reading weights, those for 128 by products.
-template <class T>
-using Rows16 = Tiling<T, 4, 1, 2, 2, 64>;
-template <class T>
-using Rows32 = Tiling<T, 4, 1, 2, 4, 64>;
-template <class T>
-using Rows64 = Tiling<T, 4, 1, 2, 8, 64>;
-template <class T>
-using Rows128 = Tiling<T, 2, 2, 4, 8, 32>;
-template <class T>
-using Wide128 = Tiling<T, 4, 2, 4, 8, 32>;
-
-#define LINEAR_TENSOR_KERNEL(name, tiling) KERNEL(name, tiling::THREADS, TensorLinear, (linear_tensor<tiling>))
-
-#define LINEAR_TENSOR_KERNELS(name, T)                      \
-    LINEAR_TENSOR_KERNEL(linear_tensor_##name##_16, Rows16<T>)   \
-    LINEAR_TENSOR_KERNEL(linear_tensor_##name##_32, Rows32<T>)   \
-    LINEAR_TENSOR_KERNEL(linear_tensor_##name##_64, Rows64<T>)   \
-    LINEAR_TENSOR_KERNEL(linear_tensor_##name##_128, Rows128<T>) \
-    LINEAR_TENSOR_KERNEL(linear_tensor_##name##_wide, Wide128<T>)

@@ -1,22 +1,26 @@
-// Products of many rows with a 16-bit weight, on matrix units.
+// Products of many rows with a weight of 16 bits, or of fp8, on matrix units.
 //
 // 16 rows of the weight are the tall side of an m16n8k16 product, 8 rows of x the narrow one, so that
 // few rows of x waste little. The weight comes through a ring of slots by asynchronous copies; x is
-// loaded a step ahead, and rounded (bf16) or split in halves (f16) on its way into two slots.
+// loaded a step ahead, and rounded (bf16) or split in halves (f16) on its way into two slots. Codes of
+// fp8 become f16 in registers, where a lane has four neighbours along k: x lies in that order, too.
 // A chunk's sum starts afresh and runs over k in steps of 16; chunks join in ascending order, whether
 // one block has all of them or each has a block of its own. So the bits of a result come of its row,
 // the weight and the number of chunks: not of the tiling, nor of other rows.
 #pragma once
-#include "linear_tile.cuh"
+#include "linear_sums.cuh"
 
 template <class M>
 struct Product {
     using T = typename M::T;
+    using X = typename M::X;
+    static constexpr bool IS_FP8 = sizeof(T) == 1;
     static constexpr u32 QUADS = M::STEP / 4;
+    static constexpr u32 PIECES = M::WEIGHT_PIECES;
     // Of a thread, of a step.
-    static constexpr u32 WEIGHT_COPIES = M::COLUMNS * M::PIECES / M::THREADS;
+    static constexpr u32 WEIGHT_COPIES = M::COLUMNS * PIECES / M::THREADS;
     static constexpr u32 X_LOADS = M::ROWS * QUADS / M::THREADS;
-    static_assert(WEIGHT_COPIES * M::THREADS == M::COLUMNS * M::PIECES && X_LOADS * M::THREADS == M::ROWS * QUADS);
+    static_assert(WEIGHT_COPIES * M::THREADS == M::COLUMNS * PIECES && X_LOADS * M::THREADS == M::ROWS * QUADS);
 
     const TensorLinear& p;
     const Tile<M>& tile;
@@ -24,10 +28,10 @@ struct Product {
     u8* shared;
     u32 end_step;
     float4 staged[X_LOADS];
-    float sums[M::TALL][M::NARROW][4] = {};
+    Sums<M> sums;
 
     __device__ __forceinline__ Product(const TensorLinear& p, const Tile<M>& tile)
-        : p(p), tile(tile), shared(shared_bytes()) {
+        : p(p), tile(tile), shared(shared_bytes()), sums(p, tile) {
         weight = (const T*)p.linear.weight + (u64)tile.expert * p.linear.n * p.linear.stride;
     }
 
@@ -35,43 +39,17 @@ struct Product {
     __device__ __forceinline__ u8* x_slot(u32 step) const {
         return shared + M::SLOTS * M::WEIGHT_BYTES + step % 2 * M::X_BYTES;
     }
-    // Rows of x that the tile's rows take, then rows of the result.
-    __device__ __forceinline__ u32* rows() const { return (u32*)(shared + M::RING_BYTES); }
-    // This thread's sums of earlier chunks.
-    __device__ __forceinline__ float* totals() const {
-        return (float*)(shared + M::RING_BYTES + M::ROWS * 8) + thread_index();
-    }
-
-    __device__ __forceinline__ u32 first_column() const {
-        return warp_index() % M::COLUMN_WARPS * M::WARP_COLUMNS;
-    }
-    __device__ __forceinline__ u32 first_row() const { return warp_index() / M::COLUMN_WARPS * M::WARP_ROWS; }
-
-    // First step of a chunk.
-    __device__ __forceinline__ u32 step_of(u32 chunk) const {
-        return chunk * div_up(p.linear.stride, CHUNK_UNIT) / p.chunks * (CHUNK_UNIT / M::STEP);
-    }
-
-    __device__ __forceinline__ void find_rows() {
-        for (u32 i = thread_index(); i < M::ROWS; i += M::THREADS) {
-            u32 row = NO_ROW;
-            if (i < tile.num_rows) row = p.order ? p.order[tile.first_row + i] : tile.first_row + i;
-            rows()[i] = row == NO_ROW ? NO_ROW : row / p.linear.rows_per_x;
-            rows()[M::ROWS + i] = row;
-        }
-        sync_block();
-    }
 
     // Begins to copy a step of the weight, if there is one. A group of copies in any case: waits count them.
     __device__ __forceinline__ void fetch_weight(u32 step) {
         if (step < end_step) {
-            u32 k = step * M::STEP + thread_index() % M::PIECES * 8;
+            u32 k = step * M::STEP + thread_index() % PIECES * (16 / sizeof(T));
             UNROLL
             for (u32 i = 0; i < WEIGHT_COPIES; i++) {
-                u32 column = (thread_index() + i * M::THREADS) / M::PIECES;
+                u32 column = (thread_index() + i * M::THREADS) / PIECES;
                 bool is_there = tile.first_column + column < p.linear.n && k < p.linear.stride;
                 const T* from = is_there ? weight + (u64)(tile.first_column + column) * p.linear.stride + k : weight;
-                copy_async(weight_slot(step) + M::place(column, thread_index() % M::PIECES), from, is_there ? 16 : 0);
+                copy_async(weight_slot(step) + place<PIECES>(column, thread_index() % PIECES), from, is_there ? 16 : 0);
             }
         }
         commit_copies();
@@ -83,7 +61,7 @@ struct Product {
         UNROLL
         for (u32 i = 0; i < X_LOADS; i++) {
             staged[i] = {};
-            u32 row = rows()[(thread_index() + i * M::THREADS) / QUADS];
+            u32 row = sums.rows()[(thread_index() + i * M::THREADS) / QUADS];
             if (step >= end_step || row == NO_ROW || k >= p.linear.k) continue;
             Columns<4> quad = load_columns<4>(p.linear.x + (u64)row * p.linear.k, k, p.linear.k);
             staged[i] = {quad.at[0], quad.at[1], quad.at[2], quad.at[3]};
@@ -94,62 +72,78 @@ struct Product {
         u32 quad = thread_index() % QUADS;
         UNROLL
         for (u32 i = 0; i < X_LOADS; i++) {
-            u8* to = x_slot(step) + M::place((thread_index() + i * M::THREADS) / QUADS, quad / 2) + quad % 2 * 8;
+            u32 row = (thread_index() + i * M::THREADS) / QUADS;
             float4 x = staged[i];
             if constexpr (M::PARTS == 1) {
-                *(uint2*)to = {bf16_pair_of_floats(x.x, x.y), bf16_pair_of_floats(x.z, x.w)};
+                put_quad(step, row, quad, 0, {bf16_pair_of_floats(x.x, x.y), bf16_pair_of_floats(x.z, x.w)});
             } else {
-                Halves first = split<T>(x.x, x.y), second = split<T>(x.z, x.w);
-                *(uint2*)to = {first.high, second.high};
-                *(uint2*)(to + M::PART_BYTES) = {first.low, second.low};
+                Halves first = split<X>(x.x, x.y), second = split<X>(x.z, x.w);
+                put_quad(step, row, quad, 0, {first.high, second.high});
+                put_quad(step, row, quad, 1, {first.low, second.low});
+            }
+        }
+    }
+
+    // Four neighbours of a part of a row: side by side, or as lanes have those of an fp8 weight.
+    __device__ __forceinline__ void put_quad(u32 step, u32 row, u32 quad, u32 part, uint2 pairs) {
+        u8* to = x_slot(step) + part * M::PART_BYTES;
+        if constexpr (IS_FP8) {
+            *(u32*)(to + place<M::X_PIECES>(row, quad / 4 * 2) + quad % 4 * 4) = pairs.x;
+            *(u32*)(to + place<M::X_PIECES>(row, quad / 4 * 2 + 1) + quad % 4 * 4) = pairs.y;
+        } else {
+            *(uint2*)(to + place<M::X_PIECES>(row, quad / 2) + quad % 2 * 8) = pairs;
+        }
+    }
+
+    // The weight's side of the step's i-th 16 of k. Codes of 32 come at once.
+    __device__ __forceinline__ void load_weight(u32 step, u32 i, u32 (&codes)[M::TALL][4], u32 (&a)[M::TALL][4]) {
+        u32 lane = lane_index();
+        UNROLL
+        for (u32 tall = 0; tall < M::TALL; tall++) {
+            u32 column = sums.first_column() + tall * 16 + lane % 16;
+            if constexpr (IS_FP8) {
+                if (i % 2 == 0) load_matrices(codes[tall], weight_slot(step) + place<PIECES>(column, i + lane / 16));
+                widen_quads(codes[tall][i % 2 * 2], a[tall][0], a[tall][2]);
+                widen_quads(codes[tall][i % 2 * 2 + 1], a[tall][1], a[tall][3]);
+            } else {
+                load_matrices(a[tall], weight_slot(step) + place<PIECES>(column, i * 2 + lane / 16));
             }
         }
     }
 
     __device__ __forceinline__ void multiply_step(u32 step) {
         u32 lane = lane_index();
+        u32 codes[M::TALL][4];
         UNROLL
         for (u32 i = 0; i < M::STEP / 16; i++) {
             u32 a[M::TALL][4];
-            UNROLL
-            for (u32 tall = 0; tall < M::TALL; tall++) {
-                u32 column = first_column() + tall * 16 + lane % 16;
-                load_matrices(a[tall], weight_slot(step) + M::place(column, i * 2 + lane / 16));
-            }
+            load_weight(step, i, codes, a);
             UNROLL
             for (u32 j = 0; j < M::NARROW / 2 * M::PARTS; j++) {
-                u32 narrow = j / M::PARTS * 2, row = first_row() + narrow * 8 + lane / 16 * 8 + lane % 8;
+                u32 narrow = j / M::PARTS * 2, row = sums.first_row() + narrow * 8 + lane / 16 * 8 + lane % 8;
                 const u8* part = x_slot(step) + j % M::PARTS * M::PART_BYTES;
                 u32 b[4];
-                load_matrices(b, part + M::place(row, i * 2 + lane / 8 % 2));
+                load_matrices(b, part + place<M::X_PIECES>(row, i * 2 + lane / 8 % 2));
                 UNROLL
                 for (u32 tall = 0; tall < M::TALL; tall++) {
-                    multiply(T{}, sums[tall][narrow], a[tall], b[0], b[1]);
-                    multiply(T{}, sums[tall][narrow + 1], a[tall], b[2], b[3]);
+                    multiply(X{}, sums.at[tall][narrow], a[tall], b[0], b[1]);
+                    multiply(X{}, sums.at[tall][narrow + 1], a[tall], b[2], b[3]);
                 }
             }
         }
     }
 
-    // Adds a chunk's sums to those of the chunks before it.
-    __device__ __forceinline__ void join_chunk(u32 chunk) {
-        UNROLL
-        for (u32 i = 0; i < M::TALL * M::NARROW * 4; i++) {
-            float& sum = sums[i / 4 / M::NARROW][i / 4 % M::NARROW][i % 4];
-            float* total = totals() + i * M::THREADS;
-            if (chunk > 0) sum = *total + sum;
-            if (chunk + 1 == p.chunks) continue;
-            *total = sum;
-            sum = 0.0f;
-        }
+    // Behind the last step of a chunk.
+    __device__ __forceinline__ void end_chunk() {
+        if constexpr (IS_FP8) sums.scale((const float*)p.linear.scales);
     }
 
     // Sums over the chunks that this block has.
     __device__ __forceinline__ void run() {
         u32 chunk = p.partials ? blockIdx.y : 0;
-        u32 step = step_of(chunk), end_chunk = step_of(chunk + 1);
-        end_step = p.partials ? end_chunk : step_of(p.chunks);
-        find_rows();
+        u32 step = sums.step_of(chunk), end_of_chunk = sums.step_of(chunk + 1);
+        end_step = p.partials ? end_of_chunk : sums.step_of(p.chunks);
+        sums.find_rows();
         for (u32 i = 0; i + 1 < M::SLOTS; i++) fetch_weight(step + i);
         load_x(step);
         store_x(step);
@@ -161,9 +155,11 @@ struct Product {
             store_x(step + 1);
             load_x(step + 2);
             multiply_step(step);
-            if (p.partials || p.chunks == 1 || step + 1 < end_chunk) continue;
-            join_chunk(chunk++);
-            end_chunk = step_of(chunk + 1);
+            if (step + 1 < end_of_chunk) continue;
+            end_chunk();
+            if (p.partials || p.chunks == 1) continue;
+            sums.join_chunk(chunk++);
+            end_of_chunk = sums.step_of(chunk + 1);
         }
     }
 };

@@ -4,6 +4,7 @@
 #pragma once
 #include "halves.cuh"
 #include "linear_epilogue.cuh"
+#include "quantized.cuh"
 
 // k is cut into chunks at multiples of this.
 constexpr u32 CHUNK_UNIT = 64;
@@ -30,17 +31,37 @@ struct TensorLinear {
     u32 column_tiles;
 };
 
+// The type in which rows of x meet a weight.
+template <class T>
+struct RowType {
+    using X = T;
+};
+template <>
+struct RowType<E4m3> {
+    using X = F16;
+};
+
 // Parts of x that an element of a weight meets: bf16 rounds x, f16 splits it.
 template <class T>
 constexpr u32 PARTS_OF = 1;
 template <>
 constexpr u32 PARTS_OF<F16> = 2;
+template <>
+constexpr u32 PARTS_OF<E4m3> = 2;
+
+// Where a piece of 16 bytes of a row, of PIECES, lies in a slot: in eight rows one below the other, in
+// different banks.
+template <u32 PIECES>
+__device__ __forceinline__ u32 place(u32 row, u32 piece) {
+    return (row * PIECES + (piece ^ row / (8 / PIECES) % PIECES)) * 16;
+}
 
 // COLUMN_WARPS by ROW_WARPS warps, each with TALL products of 16 columns by NARROW of 8 rows; a slot
 // of the ring holds STEP elements of k.
 template <class T_, u32 COLUMN_WARPS_, u32 ROW_WARPS, u32 TALL_, u32 NARROW_, u32 STEP_>
 struct Tiling {
     using T = T_;
+    using X = typename RowType<T>::X;
     static constexpr u32 COLUMN_WARPS = COLUMN_WARPS_;
     static constexpr u32 THREADS = COLUMN_WARPS * ROW_WARPS * WARP;
     static constexpr u32 TALL = TALL_;
@@ -50,21 +71,20 @@ struct Tiling {
     static constexpr u32 COLUMNS = COLUMN_WARPS * WARP_COLUMNS;
     static constexpr u32 ROWS = ROW_WARPS * WARP_ROWS;
     static constexpr u32 STEP = STEP_;
+    // What chunks are multiples of.
+    static constexpr u32 UNIT = CHUNK_UNIT;
     // Of 16 bytes, of a row in a slot.
-    static constexpr u32 PIECES = STEP / 8;
+    static constexpr u32 WEIGHT_PIECES = STEP * sizeof(T) / 16;
+    static constexpr u32 X_PIECES = STEP / 8;
     static constexpr u32 PARTS = PARTS_OF<T>;
-    static constexpr u32 SLOTS = 4;
-    static constexpr u32 WEIGHT_BYTES = COLUMNS * STEP * 2;
+    // As many bytes of the weight under way, whatever its type.
+    static constexpr u32 SLOTS = 8 / sizeof(T);
+    static constexpr u32 WEIGHT_BYTES = COLUMNS * STEP * sizeof(T);
     static constexpr u32 PART_BYTES = ROWS * STEP * 2;
     static constexpr u32 X_BYTES = PARTS * PART_BYTES;
     // Slots of the weight, two of x.
     static constexpr u32 RING_BYTES = SLOTS * WEIGHT_BYTES + 2 * X_BYTES;
-    static_assert(CHUNK_UNIT % STEP == 0 && STEP % 16 == 0 && NARROW % 2 == 0);
-
-    // Where a piece of a row lies in a slot: in eight rows one below the other, in different banks.
-    static __device__ __forceinline__ u32 place(u32 row, u32 piece) {
-        return (row * PIECES + (piece ^ row / (8 / PIECES) % PIECES)) * 16;
-    }
+    static_assert(CHUNK_UNIT % STEP == 0 && STEP % 32 == 0 && NARROW % 2 == 0);
 };
 
 // Which of a grid of tiles.

@@ -113,18 +113,6 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
-// The sum over a block of WARPS warps, in all threads. `scratch` holds WARPS floats; it may be used
-// again after the next barrier.
-template <u32 WARPS>
-__device__ __forceinline__ float block_sum(float value, float* scratch) {
-    value = warp_sum(value);
-    if (lane_index() == 0) scratch[warp_index()] = value;
-    sync_block();
-    float sum = 0.0f;
-    for (u32 warp = 0; warp < WARPS; warp++) sum += scratch[warp];
-    return sum;
-}
-
 // Activation functions of a gate, by the numbers that the host gives them.
 enum ActivationKind : u32 { SILU = 0, GELU_TANH = 1, GELU = 2 };
 

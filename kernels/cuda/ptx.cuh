@@ -91,6 +91,8 @@ __device__ __forceinline__ double log_of(double value) { return log(value); }
 __device__ __forceinline__ float tanh_of(float value) { return tanhf(value); }
 __device__ __forceinline__ float erf_of(float value) { return erff(value); }
 __device__ __forceinline__ u32 high_product(u32 a, u32 b) { return __umulhi(a, b); }
+// Four bytes, by four bits of `which` each, the lowest first: 0 to 3 are those of `low`, 4 to 7 of `high`.
+__device__ __forceinline__ u32 pick_bytes(u32 low, u32 high, u32 which) { return __byte_perm(low, high, which); }
 // sum + the products of four signed bytes with four others.
 __device__ __forceinline__ i32 dot_bytes(u32 a, u32 b, i32 sum) {
     i32 result;
@@ -106,6 +108,12 @@ __device__ __forceinline__ void fence_device() { __threadfence(); }
 // Copies 16 bytes to shared memory while the thread goes on; `bytes` 0 writes zeros and reads nothing.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(bytes)
+                 : "memory");
+}
+// The same of 8 bytes.
+__device__ __forceinline__ void copy_half_async(void* shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"((u32)__cvta_generic_to_shared(shared)),
                  "l"(global), "r"(bytes)
                  : "memory");
 }
@@ -146,6 +154,16 @@ __device__ __forceinline__ void multiply_f16(float& c0, float& c1, float& c2, fl
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// c[16, 8] += a[16, 32] * b[32, 8] of signed bytes, exact; g = lane / 4, t = lane % 4, bytes of a word one
+// after another: a rows g, g + 8, g, g + 8 at k = 4t (first two) and 4t + 16; b column g at k = 4t and
+// 4t + 16; c as above.
+__device__ __forceinline__ void multiply_bytes(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
@@ -246,6 +264,16 @@ inline double log_of(double value) { return log(value); }
 inline float tanh_of(float value) { return tanhf(value); }
 inline float erf_of(float value) { return erff(value); }
 inline u32 high_product(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+inline u32 pick_bytes(u32 low, u32 high, u32 which) {
+    u64 bytes = (u64)high << 32 | low;
+    u32 picked = 0;
+    for (u32 i = 0; i < 4; i++) {
+        u32 from = which >> (4 * i) & 15;
+        if (from > 7) emulate::fail("byte %u of eight", from);
+        picked |= (u32)(bytes >> (8 * from) & 0xff) << (8 * i);
+    }
+    return picked;
+}
 inline i32 dot_bytes(u32 a, u32 b, i32 sum) {
     for (u32 i = 0; i < 4; i++) sum += (i32)(signed char)(a >> (8 * i)) * (signed char)(b >> (8 * i));
     return sum;
@@ -267,6 +295,7 @@ struct Copies {
         void* to;
         const void* from;
         unsigned bytes;
+        unsigned size;
     };
     std::vector<Copy> begun;
     // Ends of the groups in `begun`.
@@ -326,13 +355,15 @@ inline void multiply(float* (&c)[4], const Fragments& own, Widen widen) {
 
 }  // namespace emulate
 
-inline void copy_async(void* shared, const void* global, u32 bytes) {
-    if ((uintptr_t)shared % 16 != 0 || (uintptr_t)global % 16 != 0 || (bytes != 0 && bytes != 16)) {
+inline void begin_copy(void* shared, const void* global, u32 bytes, u32 size) {
+    if ((uintptr_t)shared % size != 0 || (uintptr_t)global % size != 0 || (bytes != 0 && bytes != size)) {
         emulate::fail("a copy of %u bytes from %p to %p", bytes, global, shared);
     }
-    memset(shared, 0xff, 16);
-    emulate::own_copies().begun.push_back({shared, global, bytes});
+    memset(shared, 0xff, size);
+    emulate::own_copies().begun.push_back({shared, global, bytes, size});
 }
+inline void copy_async(void* shared, const void* global, u32 bytes) { begin_copy(shared, global, bytes, 16); }
+inline void copy_half_async(void* shared, const void* global, u32 bytes) { begin_copy(shared, global, bytes, 8); }
 inline void commit_copies() {
     emulate::Copies& own = emulate::own_copies();
     own.groups.push_back(own.begun.size());
@@ -344,7 +375,7 @@ inline void wait_copies() {
     size_t done = own.groups.size() - N, landed = own.groups[done - 1];
     for (size_t i = 0; i < landed; i++) {
         const emulate::Copies::Copy& copy = own.begun[i];
-        memset(copy.to, 0, 16);
+        memset(copy.to, 0, copy.size);
         memcpy(copy.to, copy.from, copy.bytes);
     }
     own.begun.erase(own.begun.begin(), own.begun.begin() + landed);
@@ -379,6 +410,23 @@ inline void multiply_bf16(float& c0, float& c1, float& c2, float& c3, const u32 
 inline void multiply_f16(float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0, u32 b1) {
     float* c[4] = {&c0, &c1, &c2, &c3};
     emulate::multiply(c, {{a[0], a[1], a[2], a[3]}, {b0, b1}}, [](u16 bits) { return float_of_f16(bits); });
+}
+
+inline void multiply_bytes(i32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    unsigned lane = thread_index() % WARP;
+    const emulate::Fragments* warp = &emulate::fragments[thread_index() - lane];
+    emulate::fragments[thread_index()] = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    emulate::meet_warp([] {});
+    auto byte = [](u32 word, u32 index) { return (i32)(signed char)(word >> (8 * index)); };
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (u32 k = 0; k < 32; k++) {
+            u32 left = warp[row % 8 * 4 + k % 16 / 4].a[k / 16 * 2 + row / 8];
+            u32 right = warp[column * 4 + k % 16 / 4].b[k / 16];
+            c[i] += byte(left, k % 4) * byte(right, k % 4);
+        }
+    }
+    emulate::meet_warp([] {});
 }
 
 #endif

@@ -118,6 +118,13 @@ __device__ __forceinline__ void hold_sums(float (&sums)[COUNT]) {
     for (u32 i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
+// Nor any making of these operands past it: they must be whole when a fence says so.
+template <u32 COUNT>
+__device__ __forceinline__ void hold_operands(u32 (&operands)[COUNT][4]) {
+    UNROLL
+    for (u32 i = 0; i < COUNT * 4; i++) asm volatile("" : "+r"(operands[i / 4][i % 4])::"memory");
+}
+
 // Lists of registers for the products below: %0..%31, %32..%63, %64..%127.
 #define TEXT_32                                                                                                     \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, " \
@@ -239,6 +246,8 @@ template <u32 LEFT>
 inline void wait_products() { emulate::wait_products(LEFT); }
 template <u32 COUNT>
 inline void hold_sums(float (&)[COUNT]) {}
+template <u32 COUNT>
+inline void hold_operands(u32 (&)[COUNT][4]) {}
 
 namespace emulate {
 

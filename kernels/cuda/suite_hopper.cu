@@ -98,6 +98,7 @@ __device__ void tile_product(const TileProduct& p) {
         for (u32 step = 0; step < 4; step++) {
             if (FROM == REGISTERS) load_fragment(p, k / 16 + step, fragments[step]);
         }
+        if constexpr (FROM == REGISTERS) hold_operands(fragments);
         hold_sums(sums);
         fence_products();
         UNROLL

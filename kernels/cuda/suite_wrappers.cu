@@ -178,6 +178,33 @@ __device__ void copies(const Wrapper& p) {
     put(p, first.x ^ second.w, first.y ^ second.z, first.z + second.y, first.w + second.x);
 }
 
+// Copies of 8 bytes, some of them zeros.
+__device__ void half_copies(const Wrapper& p) {
+    u8* shared = shared_bytes();
+    u32 t = thread_index();
+    const uint2* in = (const uint2*)p.in + blockIdx.x * WRAPPER_THREADS * 2;
+    copy_half_async(shared + t * 8, in + (t ^ 3), t % 5 == 0 ? 0 : 8);
+    commit_copies();
+    wait_copies<0>();
+    sync_block();
+    uint2 got = *(const uint2*)(shared + (t + 1) % WRAPPER_THREADS * 8);
+    put(p, got.x, got.y, got.x ^ t, got.y + t);
+}
+
+__device__ void picks(const Wrapper& p) {
+    const u32* own = own_words(p);
+    put(p, pick_bytes(own[0], own[1], 0x1404), pick_bytes(own[1], own[2], 0x7440 | (own[3] & 3)),
+        pick_bytes(own[2], own[3], 0x3424), pick_bytes(own[3], own[0], 0x5261));
+}
+
+__device__ void byte_products(const Wrapper& p) {
+    const u32* own = own_words(p);
+    const u32 a[4] = {own[0], own[1], own[2], own[3]};
+    i32 c[4] = {(i32)(own[3] >> 8), -1, 0, 7};
+    multiply_bytes(c, a, own[2], own[0]);
+    put(p, (u32)c[0], (u32)c[1], (u32)c[2], (u32)c[3]);
+}
+
 // Four matrices of a warp, rows 16 bytes each, as they lie and turned.
 __device__ void matrices(const Wrapper& p) {
     u32* shared = (u32*)shared_bytes();
@@ -241,4 +268,7 @@ KERNEL(wrapper_matrices, WRAPPER_THREADS, Wrapper, matrices)
 KERNEL(wrapper_bf16, WRAPPER_THREADS, Wrapper, multiplies<OfBf16>)
 KERNEL(wrapper_f16, WRAPPER_THREADS, Wrapper, multiplies<OfF16>)
 KERNEL(wrapper_byte_dots, WRAPPER_THREADS, Wrapper, byte_dots)
+KERNEL(wrapper_half_copies, WRAPPER_THREADS, Wrapper, half_copies)
+KERNEL(wrapper_picks, WRAPPER_THREADS, Wrapper, picks)
+KERNEL(wrapper_byte_products, WRAPPER_THREADS, Wrapper, byte_products)
 KERNEL(wrapper_rounding, WRAPPER_THREADS, Wrapper, multiplies<OfBf16>)

@@ -15,7 +15,10 @@
 //! With q8_0 and q4_0 weights a linear quantizes its input rows once, 32 elements along K to a scale:
 //! `scale = max|x| / 127`, `q = round(x / scale)` (f32, nearest even, within ±127); a row that is not
 //! finite gives NaN. The integer sum of a block is exact; `sum · (weight's scale · row's scale)` is
-//! added in f32. With fp8 weights rows stay f32, and a result is multiplied by its row's scale once.
+//! added in f32. With fp8 weights rows stay f32 (on matrix units 22 bits, as with f16), and a sum is
+//! multiplied by its row's scale once.
+//! A device that lets the number of rows choose may meet many rows with a quantized weight as with one
+//! of bf16: rows are rounded to bf16, and so is each value of q8_0 and q4_0 (code · scale).
 //!
 //! Letters: T rows of a step, R logits rows, H hidden, Nq/Nkv query/KV heads, D head size, I
 //! intermediate, V vocabulary, E experts, A experts chosen. Rows never interact except through the

@@ -18,21 +18,20 @@ use crate::cuda::gather::Gather;
 use crate::cuda::graphs::{Graphs, StepShape, buckets};
 use crate::cuda::inputs::Inputs;
 use crate::cuda::linear::Linear;
-use crate::cuda::linear_choice::{ProductShape, Target};
-use crate::cuda::linear_quantized::QuantizedLinear;
+use crate::cuda::linear_choice::{ProductShape, Target, is_in_bytes};
 use crate::cuda::memory::{CudaTensor, CudaWeight};
 use crate::cuda::moe::{Combine, Route};
 use crate::cuda::norm::{Norm, Put};
 use crate::cuda::products::Products;
 use crate::cuda::program::{Command, CudaProgram, Recorded};
+use crate::cuda::quantize_rows::byte_rows_bytes;
 use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::staging::{Place, SETS, Staging, StagingPlan};
 use crate::device::{Executor, Limits, Step};
 use crate::error::KernelError;
 use crate::ops::{self, Epilogue, RopeStyle, Routing};
-use crate::shapes::{CacheShape, ExpertsShape, TensorShape};
-use crate::weight_format::WeightFormat;
+use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape};
 
 /// Replays a program, two steps at a time.
 pub struct CudaExecutor {
@@ -47,7 +46,6 @@ pub struct CudaExecutor {
     sampler: Sampler,
     attention: Vec<AttentionLayers>,
     products: Products,
-    multiprocessors: u32,
     routed: Routed,
     /// Oldest first.
     launched: VecDeque<Launched>,
@@ -92,13 +90,13 @@ impl CudaExecutor {
         let inputs = Inputs::new(&mut plan, &limits, &groups);
         let sampler = Sampler::new(driver, &mut plan, &limits)?;
         let mut attention: Vec<AttentionLayers> = Vec::new();
-        let (mut chosen_max, mut experts_max) = (0, 0);
+        let (mut chosen_max, mut experts_max, mut byte_rows) = (0, 0, 0);
         let mut products = HashSet::new();
         for command in &commands {
             match command {
-                Command::Linear(op, rows) => {
+                Command::Linear(op, rows) | Command::NormedLinear(_, op, rows) => {
                     Linear::check(&op.weight)?;
-                    products.extend(ProductShape::of(&op.weight, rows.max(&limits)));
+                    products.insert(ProductShape::of(&op.weight, rows.max(&limits)));
                 }
                 Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
                     attention.push(AttentionLayers::new(driver, op, &limits, target, &mut plan)?);
@@ -108,7 +106,8 @@ impl CudaExecutor {
                     weights.iter().try_for_each(|weight| Linear::check(weight))?;
                     chosen_max = op.num_chosen.max(chosen_max);
                     experts_max = op.gate_up.num_experts().max(experts_max);
-                    products.extend(ProductShape::of(&op.router, limits.max_tokens));
+                    products.insert(ProductShape::of(&op.router, limits.max_tokens));
+                    byte_rows = byte_rows.max(expert_byte_rows(op, limits.max_tokens));
                 }
                 _ => {}
             }
@@ -126,11 +125,10 @@ impl CudaExecutor {
             sampler,
             attention,
             products: Products::new(driver, target, &products)?,
-            multiprocessors: target.multiprocessors,
             routed: Routed {
                 experts: routed()?,
                 weights: routed()?,
-                products: ExpertProducts::new(driver, target, pairs, experts_max)?,
+                products: ExpertProducts::new(driver, target, (pairs, experts_max), byte_rows)?,
             },
             launched: VecDeque::with_capacity(SETS),
         })
@@ -219,6 +217,11 @@ impl CudaExecutor {
                 Command::Linear(op, rows) => {
                     self.multiply(&Linear::recorded(op, shape.rows(*rows)), &op.weight, None)
                 }
+                Command::NormedLinear(op, product, rows) => {
+                    let linear = Linear::recorded(product, shape.rows(*rows));
+                    let norm = norm(&op.x, &op.norm, &op.out);
+                    self.products.launch_normed(&norm, &linear, product.weight.format())
+                }
                 Command::QkRopeStore(op) => self.qk_rope_store(op, tokens),
                 Command::Attention(op) => self.attend(op),
                 Command::GatherRows(op) => {
@@ -251,15 +254,9 @@ impl CudaExecutor {
     ) -> Result<(), KernelError> {
         // SAFETY: the caller's promise.
         unsafe {
-            match (weight.format(), ways) {
-                (WeightFormat::Plain(format), None) => self.products.launch(linear, format),
-                (WeightFormat::Plain(format), Some(ways)) => {
-                    self.routed.products.launch(linear, ways, format)
-                }
-                (WeightFormat::Quantized(quantization), _) => {
-                    let quantized = QuantizedLinear { linear: *linear, scales: weight.scales() };
-                    quantized.launch(&*self.driver, quantization, self.multiprocessors)
-                }
+            match ways {
+                None => self.products.launch(linear, weight.format()),
+                Some(ways) => self.routed.products.launch(linear, ways, weight.format()),
             }
         }
     }
@@ -387,12 +384,7 @@ impl CudaExecutor {
             let scores = Linear::with([&op.normed, &op.scores], &op.router, rows);
             self.multiply(&scores, &op.router, None)?;
             route.launch(driver, rows)?;
-            let ways = match op.gate_up.format() {
-                WeightFormat::Plain(format) => {
-                    products.prepare(experts, pairs, num_experts, format)?
-                }
-                WeightFormat::Quantized(_) => None,
-            };
+            let ways = products.prepare(experts, pairs, num_experts, op.gate_up.format())?;
             let glu = Epilogue::Glu(op.activation);
             self.multiply(&gate_up.with_epilogue(glu), &op.gate_up, Some(&ways))?;
             self.multiply(&down, &op.down, Some(&ways))?;
@@ -494,4 +486,12 @@ fn norm(x: &CudaTensor, norm: &ops::Norm<CudaProgram>, out: &CudaTensor) -> Norm
         cols: x.cols() as u32,
         eps: norm.eps,
     }
+}
+
+/// Bytes that rows take where experts' weights are in blocks: of x, or of what is between both products.
+fn expert_byte_rows(op: &ops::Moe<CudaProgram>, rows: usize) -> usize {
+    let taken = |weight: &CudaWeight, rows| {
+        if is_in_bytes(weight.format()) { byte_rows_bytes(rows, weight.cols()) } else { 0 }
+    };
+    taken(&op.gate_up, rows).max(taken(&op.down, rows * op.num_chosen))
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::linear::Linear;
-use crate::cuda::linear_choice::{TILINGS, Target, Tiling, choose_grouped};
+use crate::cuda::linear_choice::{TILINGS, Target, Tiling, choose_grouped, is_in_bytes};
 use crate::cuda::linear_tensor::{Groups, TensorLinear};
 use crate::cuda::moe::{Group, ROW_TILE_BYTES};
-use crate::dtype::DType;
+use crate::cuda::quantize_rows::ByteRows;
 use crate::error::KernelError;
+use crate::weight_format::WeightFormat;
 
 /// Multiplies with experts.
 #[derive(Debug)]
@@ -17,18 +18,23 @@ pub(crate) struct ExpertProducts {
     target: Target,
     order: DeviceBuffer,
     tiles: DeviceBuffer,
+    /// Rows of x as weights in blocks meet them.
+    byte_rows: DeviceBuffer,
 }
 
 /// How the products of one layer are computed. `None`: row by row.
 pub(crate) type Ways = Option<(Tiling, Groups)>;
 
 impl ExpertProducts {
-    /// Room for up to `pairs` pairs of a row and one of up to `num_experts` experts.
+    /// Room for up to `pairs` pairs of a row and one of up to `num_experts` experts, and for as many
+    /// bytes of rows ([`byte_rows_bytes`]) as any product with weights in blocks takes.
+    ///
+    /// [`byte_rows_bytes`]: crate::cuda::quantize_rows::byte_rows_bytes
     pub(crate) fn new(
         driver: &Arc<dyn Driver>,
         target: Target,
-        pairs: usize,
-        num_experts: usize,
+        (pairs, num_experts): (usize, usize),
+        bytes: usize,
     ) -> Result<Self, KernelError> {
         // The smallest tiles are the most.
         let tiles = Group::tiles_max(pairs as u32, num_experts as u32, TILINGS[0].rows) as usize;
@@ -38,6 +44,7 @@ impl ExpertProducts {
             // Not empty: a device has no empty memory.
             order: DeviceBuffer::new(driver, pairs.max(1) * 4, "rows by expert")?,
             tiles: DeviceBuffer::new(driver, tiles.max(1) * ROW_TILE_BYTES, "tiles of experts")?,
+            byte_rows: DeviceBuffer::new(driver, bytes.max(1), "rows for experts")?,
         })
     }
 
@@ -50,7 +57,7 @@ impl ExpertProducts {
         experts: DevicePointer,
         pairs: u32,
         num_experts: u32,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<Ways, KernelError> {
         let Some(tiling) = choose_grouped(&self.target, pairs, num_experts, format) else {
             return Ok(None);
@@ -73,17 +80,24 @@ impl ExpertProducts {
         &self,
         linear: &Linear,
         ways: &Ways,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<(), KernelError> {
         let driver = &*self.driver;
+        let multiprocessors = self.target.multiprocessors;
         // SAFETY: the caller's promise.
         unsafe {
             match ways {
                 Some((tiling, groups)) => {
                     let (product, cut) = TensorLinear::grouped(*linear, *tiling, *groups);
-                    product.launch(driver, &cut, format)
+                    if !is_in_bytes(format) {
+                        return product.launch(driver, &cut, format);
+                    }
+                    let size = (linear.rows / linear.rows_per_x, linear.k);
+                    let room = self.byte_rows.pointer();
+                    let x = ByteRows::launch(driver, linear.x, size, room, multiprocessors)?;
+                    product.launch_bytes(driver, &cut, format, x)
                 }
-                None => linear.launch_rows(driver, format),
+                None => linear.launch_few(driver, format, multiprocessors),
             }
         }
     }

@@ -18,7 +18,11 @@ use crate::weight_format::WeightFormat;
 pub(crate) struct Linear {
     pub(crate) x: DevicePointer,
     pub(crate) weight: DevicePointer,
+    /// Of a quantized weight, whose stride is that of `quantized::code_bytes`.
+    pub(crate) scales: DevicePointer,
     pub(crate) experts: DevicePointer,
+    /// Of a norm that rows pass first; null: none. For [`Linear::launch_few`] alone.
+    pub(crate) norm: DevicePointer,
     pub(crate) bias: DevicePointer,
     pub(crate) out: DevicePointer,
     pub(crate) rows: u32,
@@ -30,6 +34,7 @@ pub(crate) struct Linear {
     pub(crate) activation: u32,
     pub(crate) scale: f32,
     pub(crate) soft_cap: f32,
+    pub(crate) eps: f32,
 }
 
 const WARPS: u32 = 4;
@@ -38,6 +43,9 @@ const THREADS: u32 = WARPS * 32;
 const GRID_MAX: u32 = 65_535;
 /// Weight rows of a block.
 const BLOCK_COLS: u32 = WARPS * 2;
+
+/// Shared memory for the norm of a row: a float for each of its 16 warps.
+pub(crate) const NORM_BYTES: usize = 16 * 4;
 
 /// Elements from a row of a weight to the next: whole pieces of 16 bytes.
 pub(crate) fn stride_of(k: usize, format: DType) -> usize {
@@ -61,7 +69,9 @@ impl Linear {
         Linear {
             x,
             weight,
+            scales: DevicePointer::NULL,
             experts: DevicePointer::NULL,
+            norm: DevicePointer::NULL,
             bias: DevicePointer::NULL,
             out,
             rows: rows as u32,
@@ -73,6 +83,7 @@ impl Linear {
             activation: 0,
             scale: 1.0,
             soft_cap: 0.0,
+            eps: 0.0,
         }
     }
 
@@ -81,7 +92,7 @@ impl Linear {
         let pointers = [x.pointer(), weight.pointer(), out.pointer()];
         let shape = (weight.rows(), weight.cols());
         let plain = Self::plain(pointers, rows as usize, shape, DType::F32);
-        Linear { stride: weight.stride() as u32, ..plain }
+        Linear { scales: weight.scales(), stride: weight.stride() as u32, ..plain }
     }
 
     /// A product as it was recorded, of `rows` rows.
@@ -121,6 +132,28 @@ impl Linear {
         }
     }
 
+    /// Multiplies a few rows at a time with a weight of any format. The device has so many
+    /// multiprocessors.
+    ///
+    /// # Safety
+    /// Every pointer has what linear_epilogue.cuh says for its rows.
+    pub(crate) unsafe fn launch_few(
+        &self,
+        driver: &dyn Driver,
+        format: WeightFormat,
+        multiprocessors: u32,
+    ) -> Result<(), KernelError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match format {
+                WeightFormat::Plain(format) => self.launch_rows(driver, format),
+                WeightFormat::Quantized(quantization) => {
+                    self.launch_quantized_rows(driver, quantization, multiprocessors)
+                }
+            }
+        }
+    }
+
     /// Multiplies a few rows at a time with a weight of `format`. The order of sums is one for every
     /// number of rows.
     ///
@@ -132,9 +165,10 @@ impl Linear {
         format: DType,
     ) -> Result<(), KernelError> {
         // What rows in shared memory cost.
-        let row_bytes = self.stride as usize * if format == DType::Bf16 { 2 } else { 4 };
+        let element = if format == DType::Bf16 { 2 } else { 4 };
+        let row_bytes = self.stride as usize * element + NORM_BYTES;
         let room = SHARED_BYTES_MAX.min(driver.shared_bytes_max());
-        let fitting = (room / row_bytes.max(1)) as u32;
+        let fitting = (room / row_bytes) as u32;
         let most = if self.experts == DevicePointer::NULL { fitting } else { 1 };
         let variants = variants(format);
         let wanted = variants.iter().find(|(rows, _)| *rows >= self.rows);

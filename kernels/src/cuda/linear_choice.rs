@@ -6,10 +6,11 @@
 use crate::cuda::CudaOptions;
 use crate::cuda::driver::Driver;
 use crate::cuda::linear_hopper::{HOPPER_TILINGS, HopperTiling};
+use crate::cuda::linear_hopper_quantized::{QUANTIZED_TILINGS, QuantizedTiling};
 use crate::cuda::memory::CudaWeight;
 use crate::dtype::DType;
 use crate::shapes::MatrixShape;
-use crate::weight_format::WeightFormat;
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// What kernels are chosen for, beside an op's shapes.
 #[derive(Clone, Copy, Debug)]
@@ -35,33 +36,33 @@ pub(crate) struct ProductShape {
     pub(crate) n: u32,
     /// Columns of both.
     pub(crate) k: u32,
-    /// The weight's type.
-    pub(crate) format: DType,
+    /// How the weight is stored.
+    pub(crate) format: WeightFormat,
 }
 
 impl ProductShape {
-    /// Of a product whose kernel is chosen by its shape.
-    pub(crate) fn of(weight: &CudaWeight, rows: usize) -> Option<Self> {
+    /// Of `rows` rows and a weight.
+    pub(crate) fn of(weight: &CudaWeight, rows: usize) -> Self {
         let (n, k) = (weight.rows() as u32, weight.cols() as u32);
-        match weight.format() {
-            WeightFormat::Plain(format) => Some(ProductShape { rows: rows as u32, n, k, format }),
-            WeightFormat::Quantized(_) => None,
-        }
+        ProductShape { rows: rows as u32, n, k, format: weight.format() }
     }
 }
 
 /// How a product is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
-    /// linear.cu: a few rows at a time, bound by reading weights. One order of sums for every number
-    /// of rows.
+    /// linear.cu and linear_quantized.cu: a few rows at a time, bound by reading weights. One order of
+    /// sums for every number of rows.
     Rows,
     /// linear_tiled.cu: f32.
     Tiled,
-    /// linear_tensor.cu: bf16 and f16. The order of sums depends on the number of chunks.
+    /// linear_tensor.cu and its likes, linear_bytes.cu: all but f32. The order of sums depends on the
+    /// number of chunks.
     Tensor(Cut),
-    /// linear_hopper.cu: the same types, for many rows. One order of sums for every tiling.
-    Hopper(HopperTiling),
+    /// linear_hopper.cu: bf16 and f16, many rows. One order of sums for every tiling.
+    Hopper(HopperTiling, DType),
+    /// linear_hopper_quantized.cu: many rows, in bf16, which meets rounded values of the weight.
+    HopperQuantized(QuantizedTiling, Quantization),
 }
 
 /// How a product on matrix units is cut.
@@ -74,11 +75,11 @@ pub(crate) struct Cut {
     pub(crate) is_spread: bool,
 }
 
-/// A kernel of linear_tensor.cu.
+/// A kernel of linear_tensor.cu and its likes, or of linear_bytes.cu.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tiling {
-    /// Kernels for bf16 and for f16.
-    names: [&'static str; 2],
+    /// Kernels for bf16, f16 and fp8; those for bytes: for q8_0 and q4_0.
+    names: &'static [&'static str],
     /// Rows of a tile.
     pub(crate) rows: u32,
     /// Columns of a tile.
@@ -88,31 +89,31 @@ pub(crate) struct Tiling {
     step: u32,
 }
 
-/// By rows, ascending.
+/// For bf16, f16 and fp8, by rows, ascending.
 pub(crate) const TILINGS: [Tiling; 4] = [
     Tiling {
-        names: ["linear_tensor_bf16_16", "linear_tensor_f16_16"],
+        names: &["linear_tensor_bf16_16", "linear_tensor_f16_16", "linear_tensor_fp8_16"],
         rows: 16,
         columns: 128,
         threads: 128,
         step: 64,
     },
     Tiling {
-        names: ["linear_tensor_bf16_32", "linear_tensor_f16_32"],
+        names: &["linear_tensor_bf16_32", "linear_tensor_f16_32", "linear_tensor_fp8_32"],
         rows: 32,
         columns: 128,
         threads: 128,
         step: 64,
     },
     Tiling {
-        names: ["linear_tensor_bf16_64", "linear_tensor_f16_64"],
+        names: &["linear_tensor_bf16_64", "linear_tensor_f16_64", "linear_tensor_fp8_64"],
         rows: 64,
         columns: 128,
         threads: 128,
         step: 64,
     },
     Tiling {
-        names: ["linear_tensor_bf16_128", "linear_tensor_f16_128"],
+        names: &["linear_tensor_bf16_128", "linear_tensor_f16_128", "linear_tensor_fp8_128"],
         rows: 128,
         columns: 128,
         threads: 128,
@@ -121,12 +122,44 @@ pub(crate) const TILINGS: [Tiling; 4] = [
 ];
 /// For products that fill the device with the largest tiles.
 pub(crate) const WIDE: Tiling = Tiling {
-    names: ["linear_tensor_bf16_wide", "linear_tensor_f16_wide"],
+    names: &["linear_tensor_bf16_wide", "linear_tensor_f16_wide", "linear_tensor_fp8_wide"],
     rows: 128,
     columns: 256,
     threads: 256,
     step: 32,
 };
+
+/// For q8_0 and q4_0, by rows, ascending.
+pub(crate) const BYTE_TILINGS: [Tiling; 4] = [
+    Tiling {
+        names: &["linear_bytes_q8_0_16", "linear_bytes_q4_0_16"],
+        rows: 16,
+        columns: 128,
+        threads: 256,
+        step: 128,
+    },
+    Tiling {
+        names: &["linear_bytes_q8_0_32", "linear_bytes_q4_0_32"],
+        rows: 32,
+        columns: 128,
+        threads: 256,
+        step: 128,
+    },
+    Tiling {
+        names: &["linear_bytes_q8_0_64", "linear_bytes_q4_0_64"],
+        rows: 64,
+        columns: 128,
+        threads: 256,
+        step: 128,
+    },
+    Tiling {
+        names: &["linear_bytes_q8_0_128", "linear_bytes_q4_0_128"],
+        rows: 128,
+        columns: 128,
+        threads: 256,
+        step: 128,
+    },
+];
 
 /// Rows up to which linear.cu's one product a row costs less than reading the weight does.
 const VECTOR_ROWS_MAX: u32 = 4;
@@ -151,15 +184,15 @@ const SPREAD_BLOCKS_MAX: u32 = 4;
 pub(crate) fn choose(target: &Target, shape: ProductShape) -> Method {
     let deterministic = target.options.deterministic;
     let ProductShape { rows, n, k, format } = shape;
-    if format == DType::F32 {
+    if format == WeightFormat::Plain(DType::F32) {
         let few = deterministic || rows < TILED_ROWS_MIN;
         return if few { Method::Rows } else { Method::Tiled };
     }
     if !deterministic && rows <= VECTOR_ROWS_MAX {
         return Method::Rows;
     }
-    if let Some(tiling) = hopper(target, shape) {
-        return Method::Hopper(tiling);
+    if let Some(method) = hopper(target, shape) {
+        return method;
     }
     // One row of narrow tiles: what cuts k if rows may not.
     let fixed = chunks(target, n.div_ceil(128), k);
@@ -175,16 +208,23 @@ pub(crate) fn choose(target: &Target, shape: ProductShape) -> Method {
     Method::Tensor(Cut { tiling, chunks, is_spread })
 }
 
+/// Whether a product is of so few rows that each of its blocks may norm them, too.
+pub(crate) fn may_norm(target: &Target, shape: ProductShape) -> bool {
+    shape.rows <= VECTOR_ROWS_MAX && choose(target, shape) == Method::Rows
+}
+
 /// How to multiply each of `pairs` rows with the matrix of its expert: a tiling for rows in the order of
 /// their experts, or `None`, a row at a time. Products over k are whole.
 pub(crate) fn choose_grouped(
     target: &Target,
     pairs: u32,
     num_experts: u32,
-    format: DType,
+    format: WeightFormat,
 ) -> Option<Tiling> {
     // With fewer pairs than experts, most experts have one at most.
-    if format == DType::F32 || (!target.options.deterministic && pairs < num_experts) {
+    if format == WeightFormat::Plain(DType::F32)
+        || (!target.options.deterministic && pairs < num_experts)
+    {
         return None;
     }
     // Most experts' rows fit a tile of twice the average.
@@ -194,20 +234,34 @@ pub(crate) fn choose_grouped(
     tiling(target, shape, false)
 }
 
-/// The tiling on Hopper that takes the least time. With less than half of the device busy, a product
-/// that is cut over k is better.
-fn hopper(target: &Target, shape: ProductShape) -> Option<HopperTiling> {
+/// The way on Hopper that takes the least time. With less than half of the device busy, a product that
+/// is cut over k is better.
+fn hopper(target: &Target, shape: ProductShape) -> Option<Method> {
     let ProductShape { rows, n, format, .. } = shape;
     if !target.is_hopper || target.options.deterministic || rows < HOPPER_ROWS_MIN {
         return None;
     }
-    let fits = |tiling: &HopperTiling| tiling.shared_bytes(format) <= target.shared_bytes_max;
-    let time = |tiling: &HopperTiling| {
-        let turns = tiling.tiles(rows, n).div_ceil(target.multiprocessors);
-        u64::from(turns) * u64::from(tiling.columns + HOPPER_TILE_COST)
+    // Of a tile that is so long beside 128 columns or rows.
+    let time = |tiles: u32, length: u32| {
+        u64::from(tiles.div_ceil(target.multiprocessors)) * u64::from(length + HOPPER_TILE_COST)
     };
-    let best = HOPPER_TILINGS.into_iter().filter(fits).min_by_key(time)?;
-    (2 * best.tiles(rows, n) >= target.multiprocessors).then_some(best)
+    let (tiles, method) = match format {
+        WeightFormat::Plain(format) => {
+            let fits =
+                |tiling: &HopperTiling| tiling.shared_bytes(format) <= target.shared_bytes_max;
+            let fitting = HOPPER_TILINGS.into_iter().filter(fits);
+            let best = fitting.min_by_key(|it| time(it.tiles(rows, n), it.columns))?;
+            (best.tiles(rows, n), Method::Hopper(best, format))
+        }
+        WeightFormat::Quantized(quantization) => {
+            let most = target.shared_bytes_max;
+            let fits = |tiling: &QuantizedTiling| tiling.shared_bytes(quantization) <= most;
+            let fitting = QUANTIZED_TILINGS.into_iter().filter(fits);
+            let best = fitting.min_by_key(|it| time(it.tiles(rows, n), it.rows))?;
+            (best.tiles(rows, n), Method::HopperQuantized(best, quantization))
+        }
+    };
+    (2 * tiles >= target.multiprocessors).then_some(method)
 }
 
 /// Parts of k that fill the device with blocks for `tiles` tiles.
@@ -217,14 +271,17 @@ fn chunks(target: &Target, tiles: u32, k: u32) -> u32 {
     wanted.min(most).clamp(1, CHUNKS_MAX)
 }
 
-/// The tiling for a shape, of those that fit into shared memory. All give the same bits.
+/// The tiling for a shape, of those that fit into shared memory. All for one format give the same bits.
 fn tiling(target: &Target, shape: ProductShape, joins: bool) -> Option<Tiling> {
     let ProductShape { rows, n, format, .. } = shape;
     let fits = |tiling: &Tiling| tiling.shared_bytes(format, joins) <= target.shared_bytes_max;
-    if fits(&WIDE) && WIDE.tiles(rows, n) >= target.multiprocessors && rows > TILINGS[2].rows {
+    let in_bytes = is_in_bytes(format);
+    let is_wide = WIDE.tiles(rows, n) >= target.multiprocessors && rows > TILINGS[2].rows;
+    if !in_bytes && is_wide && fits(&WIDE) {
         return Some(WIDE);
     }
-    let fitting = || TILINGS.into_iter().filter(fits);
+    let tilings = if in_bytes { BYTE_TILINGS } else { TILINGS };
+    let fitting = || tilings.into_iter().filter(fits);
     fitting().find(|tiling| tiling.rows >= rows).or_else(|| fitting().next_back())
 }
 
@@ -249,9 +306,14 @@ impl Target {
 }
 
 impl Tiling {
-    /// The kernel for weights of `format`, f16 or bf16.
-    pub(crate) fn kernel(&self, format: DType) -> &'static str {
-        self.names[usize::from(format == DType::F16)]
+    /// The kernel for weights of `format`, which is one of this tiling's.
+    pub(crate) fn kernel(&self, format: WeightFormat) -> &'static str {
+        let index = match format {
+            WeightFormat::Plain(DType::F16) | WeightFormat::Quantized(Quantization::Q4_0) => 1,
+            WeightFormat::Quantized(Quantization::Fp8) => 2,
+            WeightFormat::Plain(_) | WeightFormat::Quantized(Quantization::Q8_0) => 0,
+        };
+        self.names[index]
     }
 
     /// Tiles of a result `[rows, n]`.
@@ -260,18 +322,40 @@ impl Tiling {
     }
 
     /// Shared memory of a block; `joins`: of one that keeps sums of earlier chunks.
-    pub(crate) fn shared_bytes(&self, format: DType, joins: bool) -> usize {
-        // Four slots of the weight, two of x, which f16 splits into two parts.
-        let parts = if format == DType::F16 { 2 } else { 1 };
-        let ring = (4 * self.columns + 2 * parts * self.rows) * self.step * 2;
+    pub(crate) fn shared_bytes(&self, format: WeightFormat, joins: bool) -> usize {
+        let ring = match format {
+            WeightFormat::Quantized(Quantization::Q8_0) => self.byte_ring(8),
+            WeightFormat::Quantized(Quantization::Q4_0) => self.byte_ring(4),
+            // Of bf16 four slots of the weight and two of x.
+            WeightFormat::Plain(DType::Bf16) => (4 * self.columns + 2 * self.rows) * self.step * 2,
+            // f16 splits x into two parts, as does fp8, of which eight slots are as many bytes.
+            _ => (4 * self.columns + 4 * self.rows) * self.step * 2,
+        };
         let totals = if joins { self.columns * self.rows * 4 } else { 0 };
         (ring + self.rows * 8 + totals) as usize
     }
+
+    /// Slots of codes of so many bits, of rows of x as bytes, and of scales for each 32 of k.
+    fn byte_ring(&self, bits: u32) -> u32 {
+        let slots = match (self.rows, bits) {
+            (65.., _) => 3,
+            (_, 8) => 4,
+            _ => 6,
+        };
+        let blocks = self.step / 32;
+        let codes = self.columns * self.step * bits / 8 + self.rows * self.step;
+        slots * (codes + self.columns * blocks * 2 + self.rows * blocks * 4)
+    }
+}
+
+/// Whether rows of x become bytes for weights of `format`.
+pub(crate) fn is_in_bytes(format: WeightFormat) -> bool {
+    matches!(format, WeightFormat::Quantized(quantization) if quantization.quantizes_rows())
 }
 
 impl Cut {
     /// Shared memory of a block.
-    pub(crate) fn shared_bytes(&self, format: DType) -> usize {
+    pub(crate) fn shared_bytes(&self, format: WeightFormat) -> usize {
         self.tiling.shared_bytes(format, self.chunks > 1 && !self.is_spread)
     }
 

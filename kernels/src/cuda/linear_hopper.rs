@@ -10,12 +10,12 @@ use crate::error::KernelError;
 /// Mirrors `NarrowRows` of narrow_rows.cu.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-struct NarrowRows {
-    x: DevicePointer,
-    out: DevicePointer,
-    rows: u32,
-    k: u32,
-    stride: u32,
+pub(crate) struct NarrowRows {
+    pub(crate) x: DevicePointer,
+    pub(crate) out: DevicePointer,
+    pub(crate) rows: u32,
+    pub(crate) k: u32,
+    pub(crate) stride: u32,
 }
 
 /// Mirrors `HopperLinear` of linear_hopper.cu.
@@ -84,12 +84,29 @@ pub(crate) unsafe fn narrow(
         DType::F16 => "narrow_rows_f16",
         _ => "narrow_rows_bf16",
     };
-    let rows_ = NarrowRows { x, out: narrowed, rows, k, stride };
-    let elements = rows as usize * stride as usize;
-    let pieces = elements.div_ceil(NARROW_PIECE * NARROW_THREADS as usize) as u32;
-    let grid = Grid { blocks: [pieces.min(NARROW_BLOCKS * blocks), 1, 1], shared_bytes: 0 };
     // SAFETY: the caller's promise.
-    unsafe { launch(driver, &Kernel::new(&NARROW_ROWS, name, NARROW_THREADS), grid, &rows_) }
+    unsafe { NarrowRows { x, out: narrowed, rows, k, stride }.launch(driver, name, blocks) }
+}
+
+impl NarrowRows {
+    /// Makes rows what products want, by the kernel `name`, on so many multiprocessors.
+    ///
+    /// # Safety
+    /// Every pointer has what narrow_rows.cu says for the rows.
+    pub(crate) unsafe fn launch(
+        &self,
+        driver: &dyn Driver,
+        name: &'static str,
+        multiprocessors: u32,
+    ) -> Result<(), KernelError> {
+        let elements = self.rows as usize * self.stride as usize;
+        let blocks = elements.div_ceil(NARROW_PIECE * NARROW_THREADS as usize) as u32;
+        let most = NARROW_BLOCKS * multiprocessors;
+        let grid = Grid { blocks: [blocks.min(most), 1, 1], shared_bytes: 0 };
+        let kernel = Kernel::new(&NARROW_ROWS, name, NARROW_THREADS);
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &kernel, grid, self) }
+    }
 }
 
 impl HopperTiling {

@@ -35,7 +35,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub(crate) fn may_serve(target: &Target, shape: &ProductShape) -> bool {
     target.has_library
         && !target.options.deterministic
-        && shape.format == DType::Bf16
+        && shape.format == DType::Bf16.into()
         && shape.rows >= ROWS_MIN
 }
 

@@ -1,11 +1,15 @@
-//! `linear` on matrix units: launches of linear_tensor.cu and linear_tensor_f16.cu.
+//! `linear` on matrix units: launches of linear_tensor.cu, its likes for f16 and fp8, and linear_bytes.cu.
 
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
 use crate::cuda::linear::Linear;
 use crate::cuda::linear_choice::{Cut, Tiling};
-use crate::cuda::source::{LINEAR_TENSOR, LINEAR_TENSOR_F16};
+use crate::cuda::quantize_rows::ByteRows;
+use crate::cuda::source::{
+    LINEAR_BYTES, LINEAR_TENSOR, LINEAR_TENSOR_F16, LINEAR_TENSOR_FP8, Source,
+};
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// Mirrors `TensorLinear` of linear_tile.cuh.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +23,15 @@ pub(crate) struct TensorLinear {
     pub(crate) chunks: u32,
     pub(crate) row_tiles: u32,
     pub(crate) column_tiles: u32,
+}
+
+/// Mirrors `ByteLinear` of linear_bytes.cuh.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct ByteLinear {
+    tensor: TensorLinear,
+    codes: DevicePointer,
+    scales: DevicePointer,
 }
 
 /// Where spread chunks meet.
@@ -68,7 +81,7 @@ impl TensorLinear {
         )
     }
 
-    /// Multiplies with a weight of `format`, f16 or bf16.
+    /// Multiplies with a weight of `format`: f16, bf16 or fp8.
     ///
     /// # Safety
     /// Every pointer has what linear_tile.cuh says for its rows, and this was made for `cut`.
@@ -76,16 +89,41 @@ impl TensorLinear {
         &self,
         driver: &dyn Driver,
         cut: &Cut,
-        format: DType,
+        format: WeightFormat,
     ) -> Result<(), KernelError> {
-        let source = if format == DType::F16 { &LINEAR_TENSOR_F16 } else { &LINEAR_TENSOR };
-        let kernel = Kernel::new(source, cut.tiling.kernel(format), cut.tiling.threads);
-        let chunks = if cut.is_spread { cut.chunks } else { 1 };
-        let grid = Grid {
-            blocks: [self.row_tiles * self.column_tiles, chunks, 1],
-            shared_bytes: cut.shared_bytes(format),
+        let source = match format {
+            WeightFormat::Plain(DType::F16) => &LINEAR_TENSOR_F16,
+            WeightFormat::Quantized(Quantization::Fp8) => &LINEAR_TENSOR_FP8,
+            _ => &LINEAR_TENSOR,
         };
         // SAFETY: the caller's promise.
-        unsafe { launch(driver, &kernel, grid, self) }
+        unsafe { launch(driver, &kernel(source, cut, format), self.grid(cut, format), self) }
     }
+
+    /// Multiplies `x`, the rows of x as bytes, with a weight of `format`, in blocks.
+    ///
+    /// # Safety
+    /// As [`Self::launch`], and `x` has the rows of x.
+    pub(crate) unsafe fn launch_bytes(
+        self,
+        driver: &dyn Driver,
+        cut: &Cut,
+        format: WeightFormat,
+        x: ByteRows,
+    ) -> Result<(), KernelError> {
+        let product = ByteLinear { tensor: self, codes: x.codes, scales: x.scales };
+        let kernel = kernel(&LINEAR_BYTES, cut, format);
+        // SAFETY: the caller's promise.
+        unsafe { launch(driver, &kernel, self.grid(cut, format), &product) }
+    }
+
+    fn grid(&self, cut: &Cut, format: WeightFormat) -> Grid {
+        let chunks = if cut.is_spread { cut.chunks } else { 1 };
+        let blocks = [self.row_tiles * self.column_tiles, chunks, 1];
+        Grid { blocks, shared_bytes: cut.shared_bytes(format) }
+    }
+}
+
+fn kernel<P>(source: &'static Source, cut: &Cut, format: WeightFormat) -> Kernel<P> {
+    Kernel::new(source, cut.tiling.kernel(format), cut.tiling.threads)
 }

@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use crate::cuda::driver::{DeviceBuffer, Driver};
 use crate::cuda::linear::{Linear, stride_of};
-use crate::cuda::linear_choice::{Method, ProductShape, Target, choose};
+use crate::cuda::linear_choice::{Method, ProductShape, Target, choose, is_in_bytes, may_norm};
 use crate::cuda::linear_hopper::{TILE_ROWS, narrowed_bytes};
+use crate::cuda::linear_hopper_quantized::placed_bytes;
 use crate::cuda::linear_library::{LibraryProducts, may_serve};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
+use crate::cuda::norm::{Norm, Put};
+use crate::cuda::quantize_rows::{ByteRows, byte_rows_bytes};
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::weight_format::WeightFormat;
 
 /// Multiplies.
 #[derive(Debug)]
@@ -20,7 +24,7 @@ pub(crate) struct Products {
     target: Target,
     partials: DeviceBuffer,
     arrivals: DeviceBuffer,
-    /// Rows of x as Hopper's products and the library want them.
+    /// Rows of x as Hopper's products and the library want them, or those with weights in blocks.
     narrowed: DeviceBuffer,
     /// Where there is one, for some of the shapes.
     library: Option<LibraryProducts>,
@@ -61,7 +65,7 @@ impl Products {
     pub(crate) unsafe fn find_ways(&mut self, products: &[Linear]) -> Result<(), KernelError> {
         let Some(mut library) = self.library.take() else { return Ok(()) };
         // SAFETY: the caller's promise.
-        let own = |linear: &Linear| unsafe { self.launch_own(linear, DType::Bf16) };
+        let own = |linear: &Linear| unsafe { self.launch_own(linear, DType::Bf16.into()) };
         // SAFETY: the caller's promise.
         unsafe { library.find_ways(products, &own) }?;
         self.library = Some(library);
@@ -79,13 +83,41 @@ impl Products {
         self.target.options.deterministic
     }
 
+    /// Norms rows, which leaves them in the norm's `out`, and multiplies them; or multiplies what it
+    /// norms itself, with the same bits, and leaves `out` as it is. `linear` takes rows from `out`.
+    ///
+    /// # Safety
+    /// As [`Self::launch`], and every pointer of the norm has what norm.cu says.
+    pub(crate) unsafe fn launch_normed(
+        &self,
+        norm: &Norm,
+        linear: &Linear,
+        format: WeightFormat,
+    ) -> Result<(), KernelError> {
+        let Linear { rows, n, k, .. } = *linear;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if may_norm(&self.target, ProductShape { rows, n, k, format }) {
+                let normed = Linear { x: norm.x, norm: norm.weight, eps: norm.eps, ..*linear };
+                return self.launch(&normed, format);
+            }
+            norm.launch(&*self.driver, Put::Store, rows)?;
+            self.launch(linear, format)
+        }
+    }
+
     /// Multiplies rows with a weight of `format`.
     ///
     /// # Safety
     /// Every pointer has what linear_epilogue.cuh says for its rows, and the shape is one of those that there
     /// is room for.
-    pub(crate) unsafe fn launch(&self, linear: &Linear, format: DType) -> Result<(), KernelError> {
-        if let Some(library) = &self.library {
+    pub(crate) unsafe fn launch(
+        &self,
+        linear: &Linear,
+        format: impl Into<WeightFormat>,
+    ) -> Result<(), KernelError> {
+        let format = format.into();
+        if let (Some(library), WeightFormat::Plain(format)) = (&self.library, format) {
             // SAFETY: the caller's promise.
             if unsafe { library.launch(linear, format) }? {
                 return Ok(());
@@ -99,22 +131,30 @@ impl Products {
     ///
     /// # Safety
     /// As [`Self::launch`].
-    unsafe fn launch_own(&self, linear: &Linear, format: DType) -> Result<(), KernelError> {
-        let Linear { rows, n, k, .. } = *linear;
+    unsafe fn launch_own(&self, linear: &Linear, format: WeightFormat) -> Result<(), KernelError> {
+        let Linear { x, rows, n, k, .. } = *linear;
         let driver = &*self.driver;
-        // SAFETY: the caller's promise; a cut's sums fit the room for its shape.
+        let (room, multiprocessors) = (self.narrowed.pointer(), self.target.multiprocessors);
+        // SAFETY: the caller's promise; a cut's sums and rows fit the room for its shape.
         unsafe {
             match choose(&self.target, ProductShape { rows, n, k, format }) {
-                Method::Rows => linear.launch_rows(driver, format),
+                Method::Rows => linear.launch_few(driver, format, multiprocessors),
                 Method::Tiled => linear.launch_tiled(driver),
                 Method::Tensor(cut) => {
                     let partials = self.partials.pointer();
                     let meeting = Meeting { partials, arrivals: self.arrivals.pointer() };
-                    TensorLinear::dense(*linear, &cut, meeting).launch(driver, &cut, format)
+                    let product = TensorLinear::dense(*linear, &cut, meeting);
+                    if !is_in_bytes(format) {
+                        return product.launch(driver, &cut, format);
+                    }
+                    let x = ByteRows::launch(driver, x, (rows, k), room, multiprocessors)?;
+                    product.launch_bytes(driver, &cut, format, x)
                 }
-                Method::Hopper(tiling) => {
-                    let narrowed = (self.narrowed.pointer(), format);
-                    tiling.launch(driver, linear, narrowed, self.target.multiprocessors)
+                Method::Hopper(tiling, format) => {
+                    tiling.launch(driver, linear, (room, format), multiprocessors)
+                }
+                Method::HopperQuantized(tiling, quantization) => {
+                    tiling.launch(driver, linear, (room, quantization), multiprocessors)
                 }
             }
         }
@@ -127,22 +167,32 @@ fn partial_floats_max(target: &Target, shape: ProductShape) -> usize {
     let rows = (16..shape.rows).step_by(16).chain([shape.rows]);
     let floats = rows.map(|rows| match choose(target, ProductShape { rows, ..shape }) {
         Method::Tensor(cut) => cut.partial_floats(rows, shape.n),
-        Method::Rows | Method::Tiled | Method::Hopper(_) => 0,
+        _ => 0,
     });
     floats.max().unwrap_or(0)
 }
 
-/// Bytes of x that products of a shape leave in memory, rounded, for the worst number of rows.
+/// Bytes that rows of x take in memory for products of a shape, for the worst number of rows.
 fn narrowed_bytes_max(target: &Target, shape: ProductShape) -> usize {
-    // Tiles have as many rows, so that between multiples nothing changes.
+    // Of each way the most rows take the most.
     let rows = (TILE_ROWS..shape.rows).step_by(TILE_ROWS as usize).chain([shape.rows]);
     let bytes = rows.map(|rows| {
         let shape = ProductShape { rows, ..shape };
-        if !matches!(choose(target, shape), Method::Hopper(_)) && !may_serve(target, &shape) {
-            return 0;
+        let own = match choose(target, shape) {
+            Method::Hopper(_, format) => {
+                narrowed_bytes(rows as usize, stride_of(shape.k as usize, format), format)
+            }
+            Method::HopperQuantized(..) => placed_bytes(rows as usize, shape.k as usize),
+            Method::Tensor(_) if is_in_bytes(shape.format) => {
+                byte_rows_bytes(rows as usize, shape.k as usize)
+            }
+            _ => 0,
+        };
+        if !may_serve(target, &shape) {
+            return own;
         }
-        let stride = stride_of(shape.k as usize, shape.format);
-        narrowed_bytes(rows as usize, stride, shape.format)
+        let stride = stride_of(shape.k as usize, DType::Bf16);
+        own.max(narrowed_bytes(rows as usize, stride, DType::Bf16))
     });
     bytes.max().unwrap_or(0)
 }

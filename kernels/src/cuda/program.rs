@@ -1,6 +1,6 @@
 //! A recorded program: the launches of a step in order, whose shapes were checked.
 //!
-//! Composites keep their default bodies for now; a fused kernel replaces one by overriding it here.
+//! Composites keep their default bodies but where a norm and the product behind it are one command.
 
 use crate::cuda;
 use crate::cuda::memory::{CudaKv, CudaTensor, CudaVector, CudaWeight};
@@ -8,7 +8,8 @@ use crate::device::Limits;
 use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::ops::{
-    Attention, Embed, GatherRows, Linear, Moe, Norm, NormRows, Ops, QkRopeStore, Sample,
+    Attention, AttnInput, Embed, Epilogue, GatherRows, Head, Linear, Mlp, Moe, Norm, NormRows, Ops,
+    QkRopeStore, Sample,
 };
 use crate::shapes::{Bounds, GroupShape, Rows, Shapes};
 use crate::weight_format::WeightFormat;
@@ -19,6 +20,8 @@ pub(crate) enum Command {
     Norm(NormRows<CudaProgram>, Rows),
     AddNormed(AddNormed),
     Linear(Linear<CudaProgram>, Rows),
+    /// A product of rows that were normed, which nothing else takes.
+    NormedLinear(NormRows<CudaProgram>, Linear<CudaProgram>, Rows),
     QkRopeStore(QkRopeStore<CudaProgram>),
     Attention(Attention<CudaProgram>),
     GatherRows(GatherRows<CudaProgram>),
@@ -31,7 +34,9 @@ impl Command {
     /// what a library of products may serve.
     pub(crate) fn product(&self, limits: &Limits) -> Option<cuda::linear::Linear> {
         match self {
-            Command::Linear(op, rows) if op.weight.format() == WeightFormat::Plain(DType::Bf16) => {
+            Command::Linear(op, rows) | Command::NormedLinear(_, op, rows)
+                if op.weight.format() == WeightFormat::Plain(DType::Bf16) =>
+            {
                 Some(cuda::linear::Linear::recorded(op, rows.max(limits) as u32))
             }
             _ => None,
@@ -64,6 +69,13 @@ impl CudaProgram {
         CudaProgram { commands: Vec::new(), shapes: Shapes::new() }
     }
 
+    /// A norm whose results are for a product alone.
+    fn normed_linear(&mut self, norm: NormRows<Self>, linear: Linear<Self>) {
+        self.shapes.norm(&norm);
+        let rows = self.shapes.linear(&linear);
+        self.commands.push(Command::NormedLinear(norm, linear, rows));
+    }
+
     /// The program, or the first op whose shapes did not fit.
     pub(crate) fn finish(self) -> Result<Recorded, KernelError> {
         let (bounds, groups) = self.shapes.finish()?;
@@ -81,6 +93,30 @@ impl Ops for CudaProgram {
     fn embed(&mut self, op: Embed<Self>) {
         self.shapes.embed(&op);
         self.commands.push(Command::Embed(op));
+    }
+
+    fn attn_input(&mut self, op: AttnInput<Self>) {
+        let norm = NormRows { x: op.x, norm: op.norm, out: op.normed.clone() };
+        let AttnInput { normed: x, weight, bias, qkv: out, .. } = op;
+        self.normed_linear(norm, Linear { x, weight, bias, out, epilogue: Epilogue::Store });
+        self.qk_rope_store(op.store);
+    }
+
+    fn mlp(&mut self, op: Mlp<Self>) {
+        let norm = NormRows { x: op.x.clone(), norm: op.norm, out: op.normed.clone() };
+        let (x, weight, out) = (op.normed, op.gate_up, op.inner.clone());
+        let epilogue = Epilogue::Glu(op.activation);
+        self.normed_linear(norm, Linear { x, weight, bias: None, out, epilogue });
+        self.project_back(op.inner, op.down, None, op.post_norm, op.x);
+    }
+
+    fn head(&mut self, op: Head<Self>) {
+        self.gather_rows(GatherRows { x: op.x, out: op.gathered.clone() });
+        let x = op.gathered;
+        let norm = NormRows { x: x.clone(), norm: op.norm, out: x.clone() };
+        let epilogue = Epilogue::Scale { scale: op.scale, soft_cap: op.soft_cap };
+        let Head { weight, bias, logits: out, .. } = op;
+        self.normed_linear(norm, Linear { x, weight, bias, out, epilogue });
     }
 
     fn attention(&mut self, op: Attention<Self>) {

@@ -16,16 +16,21 @@ pub(crate) fn code_bytes(quantization: Quantization, k: usize) -> usize {
     }
 }
 
+/// Scales of a row of so many columns, padded to four, which one copy of a kernel brings.
+pub(crate) fn padded_scales(k: usize) -> usize {
+    k.div_ceil(BLOCK).next_multiple_of(4)
+}
+
 /// Bytes of a row's scales.
 pub(crate) fn scale_bytes(quantization: Quantization, k: usize) -> usize {
     match quantization {
-        Quantization::Q8_0 | Quantization::Q4_0 => k.div_ceil(BLOCK) * 2,
+        Quantization::Q8_0 | Quantization::Q4_0 => padded_scales(k) * 2,
         Quantization::Fp8 => 4,
     }
 }
 
 /// Places a row of [`crate::quantize`] where kernels look for it. The places hold [`code_bytes`] and
-/// [`scale_bytes`]; what pads codes is left as it is.
+/// [`scale_bytes`]; what pads them is left as it is.
 pub(crate) fn place_row(
     quantization: Quantization,
     row: &[u8],

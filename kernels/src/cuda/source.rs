@@ -43,7 +43,7 @@ macro_rules! source {
 }
 
 /// What sources include, in no order.
-pub(crate) static HEADERS: [Source; 22] = [
+pub(crate) static HEADERS: [Source; 28] = [
     source!("prelude.cuh"),
     source!("ptx.cuh"),
     source!("ptx90.cuh"),
@@ -52,9 +52,15 @@ pub(crate) static HEADERS: [Source; 22] = [
     source!("quantized.cuh"),
     source!("kv_fp8.cuh"),
     source!("halves.cuh"),
+    source!("row_norm.cuh"),
+    source!("few_rows.cuh"),
     source!("linear_epilogue.cuh"),
     source!("linear_tile.cuh"),
+    source!("slot_ring.cuh"),
+    source!("linear_sums.cuh"),
     source!("linear_tensor.cuh"),
+    source!("linear_bytes.cuh"),
+    source!("linear_tilings.cuh"),
     source!("linear_result.cuh"),
     source!("attention_tile.cuh"),
     source!("attention_ring.cuh"),
@@ -74,26 +80,33 @@ pub(crate) static ATTENTION_SIZED: Source = source!("attention_sized.cu");
 pub(crate) static EMBED: Source = source!("embed.cu");
 pub(crate) static GATHER: Source = source!("gather.cu");
 pub(crate) static LINEAR: Source = source!("linear.cu");
+pub(crate) static LINEAR_BYTES: Source = source!("linear_bytes.cu");
 pub(crate) static LINEAR_HOPPER: Source = source!("linear_hopper.cu");
+pub(crate) static LINEAR_HOPPER_QUANTIZED: Source = source!("linear_hopper_quantized.cu");
 pub(crate) static LINEAR_TENSOR: Source = source!("linear_tensor.cu");
 pub(crate) static LINEAR_TENSOR_F16: Source = source!("linear_tensor_f16.cu");
+pub(crate) static LINEAR_TENSOR_FP8: Source = source!("linear_tensor_fp8.cu");
 pub(crate) static LINEAR_TILED: Source = source!("linear_tiled.cu");
 pub(crate) static LINEAR_QUANTIZED: Source = source!("linear_quantized.cu");
 pub(crate) static MOE: Source = source!("moe.cu");
 pub(crate) static MOE_GROUP: Source = source!("moe_group.cu");
 pub(crate) static NARROW_ROWS: Source = source!("narrow_rows.cu");
 pub(crate) static NORM: Source = source!("norm.cu");
+pub(crate) static QUANTIZE_ROWS: Source = source!("quantize_rows.cu");
 pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 17] = [
+pub(crate) static SOURCES: [&Source; 21] = [
     &ATTENTION_SIZED,
     &ATTENTION_FP8,
-    &LINEAR_QUANTIZED,
+    &LINEAR_TENSOR_FP8,
+    &LINEAR_BYTES,
     &LINEAR_TENSOR,
     &LINEAR_TENSOR_F16,
+    &LINEAR_QUANTIZED,
     &LINEAR_HOPPER,
+    &LINEAR_HOPPER_QUANTIZED,
     &ATTENTION,
     &SAMPLE,
     &LINEAR,
@@ -101,6 +114,7 @@ pub(crate) static SOURCES: [&Source; 17] = [
     &MOE,
     &MOE_GROUP,
     &NARROW_ROWS,
+    &QUANTIZE_ROWS,
     &ROPE_STORE,
     &NORM,
     &EMBED,
@@ -150,7 +164,7 @@ mod tests {
         let names = |reached: Vec<&'static Source>| -> Vec<_> {
             reached.iter().map(|header| header.name).collect()
         };
-        assert_eq!(names(NORM.includes()), ["prelude.cuh", "ptx.cuh"]);
+        assert_eq!(names(NORM.includes()), ["row_norm.cuh", "prelude.cuh", "ptx.cuh"]);
         assert!(names(NORM.includes_emulated()).contains(&"emulation/emulate.h"));
         assert!(names(ATTENTION.includes()).contains(&"attention_tile.cuh"));
     }

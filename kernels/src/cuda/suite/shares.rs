@@ -222,7 +222,7 @@ fn product_shapes(run: &Run<'_>) -> HashSet<ProductShape> {
         rows,
         n: product.n as u32,
         k: product.k as u32,
-        format: DType::Bf16,
+        format: DType::Bf16.into(),
     };
     products.map(shape).collect()
 }

@@ -71,7 +71,7 @@ const fn case(kernel: &'static str, input: Input, close: Close) -> Case {
 
 /// In the order of wrappers.bin. Bounds: CUDA states 2 ulp at most for `expf`, `tanhf` and `erff`, 1
 /// for `logf` and `log`; the host's functions err by as much.
-const CASES: [Case; 21] = [
+const CASES: [Case; 24] = [
     case("wrapper_indices", Input::Words, Close::Bits),
     case("wrapper_barriers", Input::Words, Close::Bits),
     case("wrapper_shuffles", Input::Words, Close::Bits),
@@ -94,6 +94,9 @@ const CASES: [Case; 21] = [
     // Of sums of 32 products: a card may cut where the emulation rounds.
     case("wrapper_byte_dots", Input::Words, Close::Bits),
     case("wrapper_rounding", Input::RoundedBf16, Close::Ulps(64)),
+    case("wrapper_half_copies", Input::Words, Close::Bits),
+    case("wrapper_picks", Input::Words, Close::Bits),
+    case("wrapper_byte_products", Input::Words, Close::Bits),
 ];
 
 static EXPECTED: &[u8] = include_bytes!("wrappers.bin");

@@ -3,13 +3,16 @@
 use super::dice::Dice;
 use super::*;
 use crate::cuda::CudaOptions;
-use crate::cuda::linear::{Linear, stride_of};
-use crate::cuda::linear_choice::{Cut, Method, ProductShape, Target, choose};
+use crate::cuda::linear::Linear;
+use crate::cuda::linear_choice::{Cut, Method, ProductShape, Target, choose, is_in_bytes};
 use crate::cuda::linear_hopper::{HopperTiling, narrowed_bytes};
+use crate::cuda::linear_hopper_quantized::placed_bytes;
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::cuda::products::Products;
+use crate::cuda::quantize_rows::{ByteRows, byte_rows_bytes};
 use crate::ops::{Activation, Epilogue};
 use crate::reference::{self, Matrix, error};
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// A product to check.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +20,7 @@ pub(in crate::cuda) struct Case {
     pub(in crate::cuda) rows: usize,
     pub(in crate::cuda) n: usize,
     pub(in crate::cuda) k: usize,
-    pub(in crate::cuda) format: DType,
+    pub(in crate::cuda) format: WeightFormat,
     pub(in crate::cuda) biased: bool,
     pub(in crate::cuda) epilogue: Epilogue,
     pub(in crate::cuda) method: Method,
@@ -28,7 +31,7 @@ pub(in crate::cuda) struct Held {
     pub(in crate::cuda) linear: Linear,
     out: DeviceBuffer,
     len: usize,
-    _others: (DeviceBuffer, DeviceBuffer, Option<DeviceBuffer>),
+    _others: (DeviceBuffer, StoredWeight, Option<DeviceBuffer>),
 }
 
 impl Held {
@@ -39,8 +42,14 @@ impl Held {
 }
 
 impl Case {
-    pub(in crate::cuda) fn plain(rows: usize, n: usize, k: usize, format: DType) -> Self {
+    pub(in crate::cuda) fn plain(
+        rows: usize,
+        n: usize,
+        k: usize,
+        format: impl Into<WeightFormat>,
+    ) -> Self {
         let (biased, epilogue, method) = (false, Epilogue::Store, Method::Rows);
+        let format = format.into();
         Case { rows, n, k, format, biased, epilogue, method }
     }
 
@@ -49,13 +58,28 @@ impl Case {
     }
 
     pub(super) fn run(&self, bed: &Bed) -> Result<Vec<f32>, KernelError> {
-        self.run_by(bed, |linear| match self.method {
+        self.run_on(bed, &self.x())
+    }
+
+    fn x(&self) -> Vec<f32> {
+        noises(1, self.rows * self.k)
+    }
+
+    /// With rows of its own.
+    pub(super) fn run_on(&self, bed: &Bed, x: &[f32]) -> Result<Vec<f32>, KernelError> {
+        self.run_by(bed, x, |linear| match self.method {
+            Method::HopperQuantized(tiling, quantization) => {
+                let placed = bed.poison(placed_bytes(self.rows, self.k) / 4);
+                let placed = (placed.pointer(), quantization);
+                // SAFETY: buffers of these shapes.
+                unsafe { tiling.launch(&*bed.driver, linear, placed, 3) }
+            }
             // SAFETY: buffers of these shapes.
-            Method::Rows => unsafe { linear.launch_rows(&*bed.driver, self.format) },
+            Method::Rows => unsafe { linear.launch_few(&*bed.driver, self.format, 3) },
             // SAFETY: as above.
             Method::Tiled => unsafe { linear.launch_tiled(&*bed.driver) },
             Method::Tensor(cut) => self.run_cut(bed, *linear, &cut),
-            Method::Hopper(tiling) => self.run_hopper(bed, linear, &tiling),
+            Method::Hopper(tiling, format) => self.run_hopper(bed, linear, &tiling, format),
         })
     }
 
@@ -63,31 +87,32 @@ impl Case {
     fn run_by(
         &self,
         bed: &Bed,
+        x: &[f32],
         multiply: impl Fn(&Linear) -> Result<(), KernelError>,
     ) -> Result<Vec<f32>, KernelError> {
-        let held = self.on(bed);
+        let held = self.on_rows(bed, x);
         multiply(&held.linear)?;
         Ok(held.read())
     }
 
     /// Makes the buffers.
     pub(in crate::cuda) fn on(&self, bed: &Bed) -> Held {
+        self.on_rows(bed, &self.x())
+    }
+
+    fn on_rows(&self, bed: &Bed, x: &[f32]) -> Held {
         let Case { rows, n, k, format, .. } = *self;
-        let stride = stride_of(k, format);
-        let weight: Vec<f32> = (0..n * stride)
-            .map(|i| if i % stride < k { noise(2, i / stride * k + i % stride) } else { 0.0 })
-            .collect();
+        let weight = StoredWeight::new(bed, format, &noises(2, n * k), k);
         let len = rows * self.out_cols();
         let out = match self.epilogue {
             Epilogue::Add => bed.floats(&noises(4, len)),
             _ => bed.poison(len),
         };
-        let (x, weight) = (bed.floats(&noises(1, rows * k)), bed.numbers(&weight, format));
+        let x = bed.floats(x);
         let bias = self.biased.then(|| bed.floats(&noises(3, n)));
-        let pointers = [x.pointer(), weight.pointer(), out.pointer()];
         let at = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
-        let linear = Linear { bias: at, ..Linear::plain(pointers, rows, (n, k), format) };
-        let linear = linear.with_epilogue(self.epilogue);
+        let linear = weight.linear([x.pointer(), out.pointer()], rows, (n, k));
+        let linear = Linear { bias: at, ..linear }.with_epilogue(self.epilogue);
         Held { linear, out, len, _others: (x, weight, bias) }
     }
 
@@ -98,8 +123,18 @@ impl Case {
         let arrivals = bed.words(&vec![0; tiles]);
         let meeting = Meeting { partials: partials.pointer(), arrivals: arrivals.pointer() };
         let product = TensorLinear::dense(linear, cut, meeting);
-        // SAFETY: buffers of these shapes.
-        unsafe { product.launch(&*bed.driver, cut, self.format) }?;
+        let (driver, size) = (&*bed.driver, (linear.rows, linear.k));
+        if is_in_bytes(self.format) {
+            let room = bed.poison(byte_rows_bytes(self.rows, self.k).div_ceil(4));
+            // SAFETY: buffers of these shapes.
+            unsafe {
+                let x = ByteRows::launch(driver, linear.x, size, room.pointer(), 2)?;
+                product.launch_bytes(driver, cut, self.format, x)?;
+            }
+        } else {
+            // SAFETY: buffers of these shapes.
+            unsafe { product.launch(driver, cut, self.format) }?;
+        }
         if read_words(&arrivals, tiles).iter().any(|&word| word != 0) {
             return Err(KernelError::Fault("arrivals were left behind".into()));
         }
@@ -112,19 +147,30 @@ impl Case {
         bed: &Bed,
         linear: &Linear,
         tiling: &HopperTiling,
+        format: DType,
     ) -> Result<(), KernelError> {
-        let bytes = narrowed_bytes(self.rows, linear.stride as usize, self.format);
+        let bytes = narrowed_bytes(self.rows, linear.stride as usize, format);
         let narrowed = bed.poison(bytes / 4);
         // SAFETY: buffers of these shapes.
-        unsafe { tiling.launch(&*bed.driver, linear, (narrowed.pointer(), self.format), 3) }
+        unsafe { tiling.launch(&*bed.driver, linear, (narrowed.pointer(), format), 3) }
     }
 
     fn reference(&self) -> Vec<f64> {
         let Case { rows, n, k, format, .. } = *self;
         let wide =
             |seed, len| -> Vec<f64> { noises(seed, len).into_iter().map(f64::from).collect() };
-        let weight = Matrix { rows: n, cols: k, data: wide(2, n * k) }.rounded(format);
-        let (x, bias, before) = (wide(1, rows * k), wide(3, n), wide(4, rows * self.out_cols()));
+        let mut weight = Matrix { rows: n, cols: k, data: wide(2, n * k) }.stored(format);
+        let (mut x, bias) = (wide(1, rows * k), wide(3, n));
+        let before = wide(4, rows * self.out_cols());
+        let mut format = format;
+        if let Method::HopperQuantized(_, quantization) = self.method {
+            // Rows and values become bf16; a row's scale comes later.
+            x.iter_mut().for_each(|x| *x = reference::round(*x, DType::Bf16));
+            if quantization.quantizes_rows() {
+                weight = weight.rounded(DType::Bf16);
+            }
+            format = DType::F32.into();
+        }
         x.chunks(k)
             .zip(before.chunks(self.out_cols()))
             .flat_map(|(x, before)| {
@@ -142,7 +188,8 @@ impl Case {
         products: &Products,
     ) -> Result<bool, KernelError> {
         // SAFETY: buffers of these shapes, for which there is room.
-        let got = self.run_by(bed, |linear| unsafe { products.launch(linear, self.format) })?;
+        let multiply = |linear: &Linear| unsafe { products.launch(linear, self.format) };
+        let got = self.run_by(bed, &self.x(), multiply)?;
         Ok(error(&got, &self.reference()) < 2e-5)
     }
 
@@ -150,6 +197,17 @@ impl Case {
         Ok(error(&self.run(bed)?, &self.reference()) < 2e-5)
     }
 }
+
+/// Formats to draw from.
+pub(super) const FORMATS: [WeightFormat; 7] = [
+    WeightFormat::Plain(DType::Bf16),
+    WeightFormat::Plain(DType::Bf16),
+    WeightFormat::Plain(DType::F16),
+    WeightFormat::Plain(DType::F32),
+    WeightFormat::Quantized(Quantization::Q8_0),
+    WeightFormat::Quantized(Quantization::Q4_0),
+    WeightFormat::Quantized(Quantization::Fp8),
+];
 
 /// A product of any shape on a device; `most` multiply-adds.
 pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
@@ -163,7 +221,7 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn 
     if matches!(epilogue, Epilogue::Glu(_)) {
         n = n.next_multiple_of(2);
     }
-    let format = dice.of(&[DType::Bf16, DType::Bf16, DType::F16, DType::F32]);
+    let format = dice.of(&FORMATS);
     // As a small device and a large one would choose, and with chunks that are joined.
     let options = CudaOptions { deterministic: dice.once_in(2) };
     let target = Target { options, ..Target::of(&*bed.driver, dice.of(&[8, 132])) };
@@ -223,14 +281,16 @@ fn a_rows_bits_do_not_depend_on_its_company() {
 fn planted_faults_show() {
     let faults = [
         Fault { from: "words[i / 2] >> (i % 2 * 16)", to: "words[i / 2]" },
-        Fault { from: "is_row && i < p.k", to: "is_row" },
+        Fault { from: "k < end ? x[k] : 0.0f", to: "x[k]" },
+        Fault { from: "if (k < p.stride) rows", to: "rows" },
+        Fault { from: "if (!is_first) load();", to: "" },
         Fault { from: "rows + row * p.stride + k", to: "rows + row * p.k + k" },
         Fault { from: "    sync_block();\n", to: "" },
         Fault {
             from: "load_columns<COUNT>(p.bias, n, p.n)",
             to: "load_columns<COUNT>(p.bias, 0, p.n)",
         },
-        Fault { from: "k += AHEAD * STEP", to: "k += STEP" },
+        Fault { from: "k += PIECES * STEP", to: "k += STEP" },
         Fault { from: " || first_row + row >= p.rows", to: "" },
         Fault { from: "if (column + i < num_columns) row[column + i]", to: "row[column + i]" },
     ];

@@ -1,8 +1,11 @@
 //! How products are cut: shapes of real models on a device of an H200's size.
 
 use crate::cuda::CudaOptions;
-use crate::cuda::linear_choice::{Cut, Method, ProductShape, TILINGS, Target, WIDE, choose};
+use crate::cuda::linear_choice::{
+    BYTE_TILINGS, Cut, Method, ProductShape, TILINGS, Target, WIDE, choose,
+};
 use crate::dtype::DType;
+use crate::weight_format::{Quantization, WeightFormat};
 
 const MULTIPROCESSORS: u32 = 132;
 /// Rows and columns of weights: a router, projections of 1B and 8B models, a head.
@@ -25,8 +28,8 @@ fn target(deterministic: bool) -> Target {
     Target { multiprocessors: MULTIPROCESSORS, shared_bytes_max, is_hopper, has_library, options }
 }
 
-fn shape(rows: u32, (n, k): (u32, u32), format: DType) -> ProductShape {
-    ProductShape { rows, n, k, format }
+fn shape(rows: u32, (n, k): (u32, u32), format: impl Into<WeightFormat>) -> ProductShape {
+    ProductShape { rows, n, k, format: format.into() }
 }
 
 fn cut(target: &Target, shape: ProductShape) -> Cut {
@@ -51,6 +54,32 @@ fn rows_choose_the_kernel() {
     assert_eq!(choose(&target(true), shape(4000, (4096, 4096), DType::F32)), Method::Rows);
 }
 
+/// All but f32.
+const FORMATS: [WeightFormat; 5] = [
+    WeightFormat::Plain(DType::Bf16),
+    WeightFormat::Plain(DType::F16),
+    WeightFormat::Quantized(Quantization::Q8_0),
+    WeightFormat::Quantized(Quantization::Q4_0),
+    WeightFormat::Quantized(Quantization::Fp8),
+];
+
+#[test]
+fn quantized_weights_meet_matrix_units_too() {
+    for quantization in Quantization::ALL {
+        let shape = |rows| shape(rows, (4096, 4096), quantization);
+        assert_eq!([1, 4].map(|rows| choose(&target(false), shape(rows))), [Method::Rows; 2]);
+        for (rows, tile) in [(5, 16), (17, 32), (64, 64), (65, 128), (5000, 128)] {
+            let cut = cut(&target(false), shape(rows));
+            assert_eq!(cut.tiling.rows, tile, "{rows} {quantization:?}");
+            let is_of_bytes = BYTE_TILINGS.contains(&cut.tiling);
+            assert_eq!(is_of_bytes, quantization.quantizes_rows());
+            assert!(cut.tiling.kernel(quantization.into()).contains(quantization.name()));
+        }
+        // Asked for one order of sums, a row alone goes the same way.
+        assert_eq!(cut(&target(true), shape(1)).chunks, cut(&target(true), shape(5000)).chunks);
+    }
+}
+
 #[test]
 fn large_products_fill_the_device_with_the_largest_tiles() {
     let wide = |rows, n| cut(&target(false), shape(rows, (n, 4096), DType::Bf16)).tiling == WIDE;
@@ -63,7 +92,7 @@ fn many_rows_go_the_way_of_hopper_where_it_is() {
     let hopper = |rows, weight, format| {
         let target = Target { is_hopper: true, ..target(false) };
         match choose(&target, shape(rows, weight, format)) {
-            Method::Hopper(tiling) => tiling.columns,
+            Method::Hopper(tiling, _) => tiling.columns,
             _ => 0,
         }
     };
@@ -97,7 +126,7 @@ fn few_tiles_are_spread_over_the_device() {
 #[test]
 fn deterministic_products_have_one_order_for_all_rows() {
     for weight in WEIGHTS {
-        for format in [DType::Bf16, DType::F16] {
+        for format in FORMATS {
             let chunks = |rows| cut(&target(true), shape(rows, weight, format)).chunks;
             let one = chunks(1);
             assert!((2..5000).all(|rows| chunks(rows) == one), "{weight:?}");
@@ -112,7 +141,7 @@ fn what_is_chosen_can_run() {
     let small = |target: Target| Target { shared_bytes_max: 101_376, ..target };
     for target in [target(false), target(true), small(target(false)), small(target(true))] {
         for weight in WEIGHTS {
-            for format in [DType::Bf16, DType::F16] {
+            for format in FORMATS {
                 for rows in 5..3000 {
                     let cut = cut(&target, shape(rows, weight, format));
                     let (n, k) = weight;
@@ -132,4 +161,5 @@ fn what_is_chosen_can_run() {
 #[test]
 fn tilings_ascend() {
     assert!(TILINGS.is_sorted_by_key(|tiling| tiling.rows));
+    assert!(BYTE_TILINGS.is_sorted_by_key(|tiling| tiling.rows));
 }

@@ -9,7 +9,7 @@ use crate::cuda::linear_hopper::{HOPPER_TILINGS, HopperTiling};
 use crate::cuda::products::Products;
 
 fn case((rows, n, k): (usize, usize, usize), format: DType, tiling: HopperTiling) -> Case {
-    Case { method: Method::Hopper(tiling), ..Case::plain(rows, n, k, format) }
+    Case { method: Method::Hopper(tiling, format), ..Case::plain(rows, n, k, format) }
 }
 
 #[test]
@@ -56,11 +56,11 @@ fn a_programs_products_of_many_rows_go_this_way_through_room_of_their_own() {
             rows: rows as u32,
             n: weight.0 as u32,
             k: weight.1 as u32,
-            format,
+            format: format.into(),
         };
         let products = Products::new(&bed.driver, target, &HashSet::from([shape(most)])).unwrap();
         for rows in [65, most] {
-            assert!(matches!(choose(&target, shape(rows)), Method::Hopper(_)));
+            assert!(matches!(choose(&target, shape(rows)), Method::Hopper(..)));
             let case = Case::plain(rows, weight.0, weight.1, format);
             assert!(case.is_right_through(&bed, &products).unwrap(), "{case:?}");
         }

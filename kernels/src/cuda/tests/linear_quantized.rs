@@ -3,8 +3,6 @@
 use super::dice::Dice;
 use super::*;
 use crate::cuda::linear::Linear;
-use crate::cuda::linear_quantized::QuantizedLinear;
-use crate::cuda::quantized::code_bytes;
 use crate::ops::{Activation, Epilogue};
 use crate::reference::{self, Matrix, error};
 use crate::weight_format::Quantization;
@@ -20,20 +18,6 @@ struct Case {
     epilogue: Epilogue,
     /// Blocks at once: few of them take several pairs each.
     blocks: u32,
-}
-
-impl OnDevice {
-    fn linear(
-        &self,
-        [x, out]: [DevicePointer; 2],
-        rows: usize,
-        (n, k): (usize, usize),
-        quantization: Quantization,
-    ) -> QuantizedLinear {
-        let plain = Linear::plain([x, self.codes.pointer(), out], rows, (n, k), DType::F32);
-        let stride = code_bytes(quantization, k) as u32;
-        QuantizedLinear { linear: Linear { stride, ..plain }, scales: self.scales.pointer() }
-    }
 }
 
 impl Case {
@@ -53,14 +37,14 @@ impl Case {
             Epilogue::Add => bed.floats(&noises(4, len)),
             _ => bed.poison(len),
         };
-        let weight = OnDevice::new(bed, quantization, &noises(2, n * k), k);
+        let weight = StoredWeight::new(bed, quantization.into(), &noises(2, n * k), k);
         let x = bed.floats(&noises(1, rows * k));
         let bias = self.biased.then(|| bed.floats(&noises(3, n)));
         let bias = bias.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
-        let mut op = weight.linear([x.pointer(), out.pointer()], rows, (n, k), quantization);
-        op.linear = Linear { bias, ..op.linear }.with_epilogue(self.epilogue);
+        let plain = weight.linear([x.pointer(), out.pointer()], rows, (n, k));
+        let op = Linear { bias, ..plain }.with_epilogue(self.epilogue);
         // SAFETY: buffers of these shapes.
-        unsafe { op.launch(&*bed.driver, quantization, self.blocks) }?;
+        unsafe { op.launch_quantized_rows(&*bed.driver, quantization, self.blocks) }?;
         Ok(read_floats(&out, len))
     }
 
@@ -147,15 +131,14 @@ fn multiplies(bed: &Bed, quantization: Quantization) -> Result<bool, KernelError
     let (n, k, num_experts, rows) = (10, 72, 4, 5);
     let chosen = [1, 3, 0, 2, 0, 1, 2, 3, 3, 1];
     let (x, values) = (noises(1, rows * k), noises(2, num_experts * n * k));
-    let weight = OnDevice::new(bed, quantization, &values, k);
+    let weight = StoredWeight::new(bed, quantization.into(), &values, k);
     let out = bed.poison(chosen.len() * n);
     let (on_x, on_chosen) = (bed.floats(&x), bed.words(&chosen));
     let pointers = [on_x.pointer(), out.pointer()];
-    let mut op = weight.linear(pointers, chosen.len(), (n, k), quantization);
-    op.linear.experts = on_chosen.pointer();
-    op.linear.rows_per_x = 2;
+    let plain = weight.linear(pointers, chosen.len(), (n, k));
+    let op = Linear { experts: on_chosen.pointer(), rows_per_x: 2, ..plain };
     // SAFETY: buffers of these shapes.
-    unsafe { op.launch(&*bed.driver, quantization, 1) }?;
+    unsafe { op.launch_quantized_rows(&*bed.driver, quantization, 1) }?;
     let mut want = Vec::new();
     for (row, &expert) in chosen.iter().enumerate() {
         let x: Vec<f64> = x[row / 2 * k..][..k].iter().map(|&x| f64::from(x)).collect();
@@ -175,7 +158,7 @@ fn rows_meet_their_experts() {
     let faults = [
         Fault { from: "p.experts ? p.experts[first_row]", to: "p.experts ? p.experts[0]" },
         Fault { from: "matrix * p.n +", to: "matrix +" },
-        Fault { from: "((first_row + row) / p.rows_per_x)", to: "(first_row + row)" },
+        Fault { from: "(u64)(row / p.rows_per_x)", to: "(u64)row" },
     ];
     assert_caught(&faults, |bed| multiplies(bed, Quantization::Q8_0));
 }
@@ -189,11 +172,11 @@ fn a_row_that_is_not_finite_poisons_itself_alone() {
             let bed = Bed::new(3, None);
             let mut x = noises(1, 2 * k);
             x[k + 66] = bad;
-            let weight = OnDevice::new(&bed, quantization, &noises(2, n * k), k);
+            let weight = StoredWeight::new(&bed, quantization.into(), &noises(2, n * k), k);
             let (x, out) = (bed.floats(&x), bed.poison(2 * n));
-            let op = weight.linear([x.pointer(), out.pointer()], 2, (n, k), quantization);
+            let op = weight.linear([x.pointer(), out.pointer()], 2, (n, k));
             // SAFETY: buffers of these shapes.
-            unsafe { op.launch(&*bed.driver, quantization, 16) }.unwrap();
+            unsafe { op.launch_quantized_rows(&*bed.driver, quantization, 16) }.unwrap();
             let got = read_floats(&out, 2 * n);
             assert!(got[n..].iter().all(|value| !value.is_finite()), "{quantization:?}");
             assert!(error(&got[..n], &Case::plain(1, n, k, quantization).reference()) < 2e-5);
@@ -213,9 +196,9 @@ fn hard_cases(quantization: Quantization) -> impl Fn(&Bed) -> Result<bool, Kerne
 #[test]
 fn planted_faults_of_quantized_rows_show() {
     let faults = [
-        Fault { from: "k + i < end ? row[k + i] : 0.0f", to: "row[k + i]" },
+        Fault { from: "k < end ? x[k] : 0.0f", to: "x[k]" },
         Fault { from: "steps + 12582912.0f", to: "steps + 12582912.5f + 0.5f" },
-        Fault { from: "distance = LANES / 2", to: "distance = LANES / 4" },
+        Fault { from: "distance /= 2) most", to: "distance /= 4) most" },
         Fault { from: "<< (8 * i)", to: "<< (8 * (3 - i))" },
         Fault { from: "/ 127.0f", to: "/ 128.0f" },
         Fault { from: "if (block >= to.blocks) continue;", to: "" },
@@ -230,7 +213,8 @@ fn planted_faults_of_q8_0_show() {
         Fault { from: "block[half * 4 + i]", to: "block[i]" },
         Fault { from: "piece / F::PIECES", to: "piece" },
         Fault { from: "piece += WARP", to: "piece += WARP + 1" },
-        Fault { from: "scales)[row * rows.blocks + block]", to: "scales)[row * rows.blocks]" },
+        Fault { from: "scale_stride(rows.blocks) + block]", to: "scale_stride(rows.blocks)]" },
+        Fault { from: "scale_stride(rows.blocks) + block]", to: "rows.blocks + block]" },
         Fault { from: "u32 at = row * rows.blocks + block", to: "u32 at = block" },
         Fault { from: "+ i < p.n ? n + i : n", to: "+ i < p.n ? n : n" },
         Fault {
@@ -263,8 +247,8 @@ fn planted_faults_of_fp8_show() {
         Fault { from: ">> (j % 4 * 8)", to: ">> (j / 4 * 8)" },
         Fault { from: "rows[row * p.stride + k + j]", to: "rows[row * p.k + k + j]" },
         Fault { from: "k += WARP * 16", to: "k += WARP * 8" },
-        Fault { from: "(const float*)q.scales)[row]", to: "(const float*)q.scales)[n]" },
-        Fault { from: "k < end ? from[k] : 0.0f", to: "from[k]" },
+        Fault { from: "(const float*)p.scales)[row]", to: "(const float*)p.scales)[n]" },
+        Fault { from: "k < end ? x[k] : 0.0f", to: "x[k]" },
     ];
     assert_caught(&faults, hard_cases(Quantization::Fp8));
 }

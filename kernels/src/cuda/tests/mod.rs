@@ -22,13 +22,19 @@ mod executor;
 pub(in crate::cuda) mod hopper;
 pub(in crate::cuda) mod linear;
 #[cfg(test)]
+mod linear_bytes;
+#[cfg(test)]
 mod linear_choice;
 #[cfg(test)]
 mod linear_hopper;
+#[cfg(test)]
+mod linear_hopper_quantized;
 pub(in crate::cuda) mod linear_quantized;
 pub(in crate::cuda) mod linear_tensor;
 pub(in crate::cuda) mod moe;
 pub(in crate::cuda) mod norm;
+#[cfg(test)]
+mod normed_linear;
 pub(in crate::cuda) mod rope_store;
 pub(in crate::cuda) mod sample;
 #[cfg(test)]
@@ -41,12 +47,13 @@ use half::{bf16, f16};
 
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::emulated::{Emulated, Fault};
+use crate::cuda::linear::{Linear, stride_of};
 use crate::cuda::quantized::{code_bytes, place_row, scale_bytes};
 use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::kv_format::{KvFormat, code_of, scale_of};
 use crate::quantize::quantize_row;
-use crate::weight_format::Quantization;
+use crate::weight_format::{Quantization, WeightFormat};
 
 /// Orders of threads and blocks that every kernel is run in.
 const SEEDS: [u64; 3] = [1, 2, 3];
@@ -130,6 +137,44 @@ fn read_floats(buffer: &DeviceBuffer, len: usize) -> Vec<f32> {
 
 fn read_words(buffer: &DeviceBuffer, len: usize) -> Vec<u32> {
     read_floats(buffer, len).into_iter().map(f32::to_bits).collect()
+}
+
+/// Matrices one after another, stored in any format.
+struct StoredWeight {
+    format: WeightFormat,
+    elements: DeviceBuffer,
+    scales: Option<DeviceBuffer>,
+}
+
+impl StoredWeight {
+    fn new(bed: &Bed, format: WeightFormat, weight: &[f32], k: usize) -> Self {
+        let format = match format {
+            WeightFormat::Plain(dtype) => {
+                let stride = stride_of(k, dtype);
+                let mut padded = vec![0.0; weight.len() / k * stride];
+                for (row, to) in weight.chunks_exact(k).zip(padded.chunks_exact_mut(stride)) {
+                    to[..k].copy_from_slice(row);
+                }
+                let elements = bed.numbers(&padded, dtype);
+                return StoredWeight { format, elements, scales: None };
+            }
+            WeightFormat::Quantized(quantization) => quantization,
+        };
+        let OnDevice { codes, scales } = OnDevice::new(bed, format, weight, k);
+        StoredWeight { format: format.into(), elements: codes, scales: Some(scales) }
+    }
+
+    /// The product with the first matrix: stored, without bias.
+    fn linear(&self, [x, out]: [DevicePointer; 2], rows: usize, (n, k): (usize, usize)) -> Linear {
+        let pointers = [x, self.elements.pointer(), out];
+        let stride = match self.format {
+            WeightFormat::Plain(dtype) => stride_of(k, dtype),
+            WeightFormat::Quantized(quantization) => code_bytes(quantization, k),
+        };
+        let scales = self.scales.as_ref().map_or(DevicePointer::NULL, DeviceBuffer::pointer);
+        let plain = Linear::plain(pointers, rows, (n, k), DType::F32);
+        Linear { scales, stride: stride as u32, ..plain }
+    }
 }
 
 /// Quantized matrices one after another.

@@ -1,13 +1,15 @@
 //! moe.cu and moe_group.cu, and products with experts.
 
 use super::dice::Dice;
+use super::linear::FORMATS;
 use super::*;
 use crate::cuda::CudaOptions;
 use crate::cuda::expert_products::ExpertProducts;
-use crate::cuda::linear::{Linear, stride_of};
+use crate::cuda::linear::Linear;
 use crate::cuda::linear_choice::{TILINGS, Target};
 use crate::cuda::linear_tensor::{Groups, TensorLinear};
 use crate::cuda::moe::{Combine, Group, ROW_TILE_BYTES, Route};
+use crate::cuda::quantize_rows::byte_rows_bytes;
 use crate::ops::Routing;
 use crate::reference::{self, Matrix, error};
 
@@ -82,7 +84,7 @@ struct Mixed {
     num_experts: usize,
     n: usize,
     k: usize,
-    format: DType,
+    format: WeightFormat,
     deterministic: bool,
 }
 
@@ -92,7 +94,7 @@ const FEW: Mixed = Mixed {
     num_experts: 12,
     n: 10,
     k: 72,
-    format: DType::Bf16,
+    format: WeightFormat::Plain(DType::Bf16),
     deterministic: false,
 };
 
@@ -108,18 +110,18 @@ impl Mixed {
         let (x, weight) = (noises(1, self.rows * k), noises(2, num_experts * n * k));
         let chosen = self.chosen();
         let out = bed.poison(chosen.len() * n);
-        let (on_x, on_weight) = (bed.floats(&x), bed.numbers(&weight, format));
+        let (on_x, on_weight) = (bed.floats(&x), StoredWeight::new(bed, format, &weight, k));
         let on_chosen = bed.words(&chosen);
-        assert_eq!(stride_of(k, format), k);
-        let pointers = [on_x.pointer(), on_weight.pointer(), out.pointer()];
         let linear = Linear {
             experts: on_chosen.pointer(),
             rows_per_x: self.num_chosen as u32,
-            ..Linear::plain(pointers, chosen.len(), (n, k), format)
+            ..on_weight.linear([on_x.pointer(), out.pointer()], chosen.len(), (n, k))
         };
         let options = CudaOptions { deterministic: self.deterministic };
         let target = Target { options, ..Target::of(&*bed.driver, 16) };
-        let products = ExpertProducts::new(&bed.driver, target, chosen.len(), num_experts)?;
+        let most = (chosen.len(), num_experts);
+        let bytes = byte_rows_bytes(self.rows, k);
+        let products = ExpertProducts::new(&bed.driver, target, most, bytes)?;
         let (pairs, experts) = (chosen.len() as u32, num_experts as u32);
         // SAFETY: buffers of these shapes.
         let ways = unsafe { products.prepare(on_chosen.pointer(), pairs, experts, format) }?;
@@ -136,7 +138,7 @@ impl Mixed {
             let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
             let matrix = &weight[expert as usize * n * k..][..n * k];
             let data = matrix.iter().map(|&w| f64::from(w)).collect();
-            let weight = Matrix { rows: n, cols: k, data }.rounded(format);
+            let weight = Matrix { rows: n, cols: k, data }.stored(format);
             reference::linear(&x, &weight, None, format)
         };
         self.chosen().iter().enumerate().flat_map(row).collect()
@@ -154,9 +156,9 @@ fn rows_meet_their_experts() {
     }
     let faults = [
         Fault { from: "p.experts[first_row]", to: "p.experts[0]" },
-        Fault { from: "(matrix * p.n + n) * p.stride", to: "(matrix * p.k + n) * p.stride" },
-        Fault { from: "((first_row + row) / p.rows_per_x)", to: "(first_row + row)" },
-        Fault { from: "n + 1 < p.n ? n + 1 : n", to: "n" },
+        Fault { from: "(matrix * p.n + (n + i", to: "(matrix * p.k + (n + i" },
+        Fault { from: "(u64)(row / p.rows_per_x)", to: "(u64)row" },
+        Fault { from: "n + i < p.n ? n + i : n", to: "n" },
         Fault { from: " || first_row + row >= p.rows", to: " || first_row > 2" },
     ];
     assert_caught(&faults, |bed| FEW.is_right(bed));
@@ -165,7 +167,14 @@ fn rows_meet_their_experts() {
 /// As many pairs as make tiles of 16, 32 and 64 rows, and more than one of them.
 const MANY: [Mixed; 3] = [
     Mixed { rows: 40, num_chosen: 2, num_experts: 11, ..FEW },
-    Mixed { rows: 70, num_chosen: 1, num_experts: 5, n: 130, format: DType::F16, ..FEW },
+    Mixed {
+        rows: 70,
+        num_chosen: 1,
+        num_experts: 5,
+        n: 130,
+        format: WeightFormat::Plain(DType::F16),
+        ..FEW
+    },
     Mixed { rows: 90, num_chosen: 3, num_experts: 9, ..FEW },
 ];
 
@@ -174,17 +183,27 @@ fn many_rows_meet_their_experts_by_expert() {
     for (mixed, seed) in MANY.into_iter().zip(1..) {
         assert!(mixed.is_right(&Bed::new(seed, None)).unwrap(), "{mixed:?}");
     }
-    let plain = Mixed { format: DType::F32, ..MANY[0] };
+    for quantization in Quantization::ALL {
+        // Tails of columns and of blocks.
+        let shapes = [MANY[0], Mixed { n: 130, k: 200, ..MANY[1] }, Mixed { k: 33, ..FEW }];
+        for mixed in shapes {
+            let mixed = Mixed { format: quantization.into(), ..mixed };
+            assert!(mixed.is_right(&Bed::new(5, None)).unwrap(), "{mixed:?}");
+        }
+    }
+    let plain = Mixed { format: DType::F32.into(), ..MANY[0] };
     assert!(plain.is_right(&Bed::new(1, None)).unwrap());
 }
 
 #[test]
 fn deterministic_rows_have_the_same_bits_among_many() {
-    let many = Mixed { deterministic: true, ..MANY[2] };
-    let all = many.run(&Bed::new(1, None)).unwrap();
-    for rows in [1, 4, 50] {
-        let some = Mixed { rows, ..many }.run(&Bed::new(2, None)).unwrap();
-        assert_eq!(some, all[..some.len()], "{rows}");
+    for format in [DType::Bf16.into(), Quantization::Q4_0.into(), Quantization::Fp8.into()] {
+        let many = Mixed { deterministic: true, format, ..MANY[2] };
+        let all = many.run(&Bed::new(1, None)).unwrap();
+        for rows in [1, 4, 50] {
+            let some = Mixed { rows, ..many }.run(&Bed::new(2, None)).unwrap();
+            assert_eq!(some, all[..some.len()], "{rows} {format:?}");
+        }
     }
 }
 
@@ -243,10 +262,9 @@ impl Mixed {
             num_tiles: tiles.len() as u32,
         };
         let (x, weight) = (noises(1, self.rows * k), noises(2, num_experts * n * k));
-        let (on_x, on_weight) = (bed.floats(&x), bed.numbers(&weight, format));
+        let (on_x, on_weight) = (bed.floats(&x), StoredWeight::new(bed, format, &weight, k));
         let out = bed.poison(order.len() * n);
-        let pointers = [on_x.pointer(), on_weight.pointer(), out.pointer()];
-        let plain = Linear::plain(pointers, order.len(), (n, k), format);
+        let plain = on_weight.linear([on_x.pointer(), out.pointer()], order.len(), (n, k));
         let linear = Linear { rows_per_x: self.num_chosen as u32, ..plain };
         let (product, cut) = TensorLinear::grouped(linear, TILINGS[0], groups);
         // SAFETY: buffers of these shapes.
@@ -290,6 +308,26 @@ fn planted_faults_of_grouped_products_show() {
     assert_caught(&faults, |bed| MANY[0].multiply_by_group(bed));
 }
 
+#[test]
+fn planted_faults_of_grouped_quantized_products_show() {
+    let mixed = |quantization: Quantization| Mixed { format: quantization.into(), ..MANY[0] };
+    let bytes = [
+        Fault { from: "(u64)tile.expert * p.linear.n + min_of", to: "min_of" },
+        Fault { from: "row / p.linear.rows_per_x", to: "row" },
+        Fault { from: "first_row = tile.first", to: "first_row = 0" },
+    ];
+    for quantization in [Quantization::Q8_0, Quantization::Q4_0] {
+        let check = |bed: &Bed| mixed(quantization).is_right(bed);
+        assert_caught_in("linear_bytes.cu", &bytes, check);
+    }
+    let fp8 = [
+        Fault { from: "scales[(u64)tile.expert * p.linear.n + n]", to: "scales[n]" },
+        Fault { from: "(u64)tile.expert * p.linear.n * p.linear.stride", to: "0" },
+    ];
+    let check = |bed: &Bed| mixed(Quantization::Fp8).is_right(bed);
+    assert_caught_in("linear_tensor_fp8.cu", &fp8, check);
+}
+
 fn combines(bed: &Bed) -> Result<bool, KernelError> {
     let (cols, num_chosen) = (150, 3);
     let (outer, weights) = (noises(1, ROWS * num_chosen * cols), noises(2, ROWS * num_chosen));
@@ -328,7 +366,7 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn 
         num_experts: num_chosen + dice.size(16),
         n: dice.size(200),
         k: 8 * dice.size(40),
-        format: dice.of(&[DType::Bf16, DType::Bf16, DType::F16, DType::F32]),
+        format: dice.of(&FORMATS),
         deterministic: dice.once_in(2),
     };
     let right = routes(bed, routing, renormalize)

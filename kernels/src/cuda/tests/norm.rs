@@ -59,13 +59,13 @@ fn rows_of_any_width_are_normed() {
 #[test]
 fn planted_faults_show() {
     let faults = [
-        Fault { from: "+ p.eps", to: "+ 10.0f * p.eps" },
-        Fault { from: "read(p.weight, first", to: "read(p.weight, first ^ 1" },
-        Fault { from: "/ (float)p.cols", to: "/ (float)(p.cols + 1)" },
+        Fault { from: "cols + eps", to: "cols + 10.0f * eps" },
+        Fault { from: "(p.weight, first", to: "(p.weight, first ^ 1" },
+        Fault { from: "/ (float)cols", to: "/ (float)(cols + 1)" },
         Fault { from: "first = thread_index();", to: "first = thread_index() + 1;" },
         Fault { from: "col < cols ? from[col] : 0.0f", to: "from[min_of(col, cols - 1)]" },
         Fault { from: "(u64)blockIdx.x * p.cols", to: "(u64)blockIdx.x * (p.cols - 1)" },
-        Fault { from: "first += AHEAD * NORM_THREADS", to: "first += AHEAD / 2 * NORM_THREADS" },
+        Fault { from: "first += AHEAD * THREADS", to: "first += AHEAD / 2 * THREADS" },
     ];
     assert_caught(&faults, |bed| is_right(bed, Put::Store, 3, 4500));
 }

@@ -26,7 +26,8 @@ fn open(machine: &Machine, gpu: GpuOptions) -> Arc<dyn Driver> {
     Arc::new(opened.unwrap().0)
 }
 
-fn shape(rows: usize, format: DType) -> ProductShape {
+fn shape(rows: usize, format: impl Into<crate::weight_format::WeightFormat>) -> ProductShape {
+    let format = format.into();
     ProductShape { rows: rows as u32, n: WEIGHT.0 as u32, k: WEIGHT.1 as u32, format }
 }
 

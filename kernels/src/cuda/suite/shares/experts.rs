@@ -60,7 +60,7 @@ impl Layer {
         let (x, out) = both_activations(run, pairs * widest)?;
         let room = || DeviceBuffer::new(run.driver, pairs * 4, "routing");
         Ok(Layer {
-            products: ExpertProducts::new(run.driver, run.target, pairs, shape.num_experts)?,
+            products: ExpertProducts::new(run.driver, run.target, (pairs, shape.num_experts), 0)?,
             routed: room()?,
             weights: room()?,
             meter,
@@ -137,7 +137,7 @@ impl Layer {
         let pairs = (chosen.rows * num_chosen) as u32;
         let experts = chosen.on_device.pointer();
         // SAFETY: experts are below their number, and there is room for all pairs.
-        unsafe { self.products.prepare(experts, pairs, num_experts as u32, DType::Bf16) }
+        unsafe { self.products.prepare(experts, pairs, num_experts as u32, DType::Bf16.into()) }
     }
 
     /// A product of each row with its experts, in bf16; nothing where the pool has no room for the
@@ -166,7 +166,7 @@ impl Layer {
             let plain = Linear::plain(pointers, pairs, (n, k), DType::Bf16);
             let linear = Linear { experts, rows_per_x, ..plain }.with_epilogue(epilogue);
             // SAFETY: the pool holds all experts, activations the rows; the ways are for these.
-            unsafe { self.products.launch(&linear, &ways, DType::Bf16) }
+            unsafe { self.products.launch(&linear, &ways, DType::Bf16.into()) }
         })?;
         let (rows_in, columns_out) = if joins { (chosen.rows, n / 2) } else { (pairs, n) };
         let bytes = chosen.met * expert_bytes + (rows_in * k + pairs * columns_out) * 4;

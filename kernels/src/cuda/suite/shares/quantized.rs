@@ -6,7 +6,8 @@ use super::super::{Finding, Run};
 use super::{Meter, Work, both_activations};
 use crate::cuda::driver::DeviceBuffer;
 use crate::cuda::linear::Linear;
-use crate::cuda::linear_quantized::QuantizedLinear;
+use crate::cuda::linear_choice::ProductShape;
+use crate::cuda::products::Products;
 use crate::cuda::quantized::{code_bytes, scale_bytes};
 use crate::dtype::DType;
 use crate::error::KernelError;
@@ -29,9 +30,7 @@ pub(in crate::cuda::suite) fn run(run: &mut Run<'_>) -> Result<bool, KernelError
                         return Ok(false);
                     }
                     let what = format!("{name} {}", product.what(shape, rows));
-                    if let Some(figure) =
-                        bench.product(run, quantization, &product, (rows, what))?
-                    {
+                    if let Some(figure) = bench.product(quantization, &product, (rows, what))? {
                         (run.put)(Finding::Figure(figure));
                     }
                 }
@@ -43,6 +42,7 @@ pub(in crate::cuda::suite) fn run(run: &mut Run<'_>) -> Result<bool, KernelError
 
 struct Bench {
     meter: Meter,
+    products: Products,
     x: DeviceBuffer,
     out: DeviceBuffer,
 }
@@ -50,17 +50,27 @@ struct Bench {
 impl Bench {
     fn new(run: &mut Run<'_>) -> Result<Self, KernelError> {
         let meter = Meter::new(run)?;
-        let products = Shape::all(run.size).iter().flat_map(Shape::products);
-        let widest = products.map(|product| product.n.max(product.k)).max().unwrap_or(0);
+        let products: Vec<_> = Shape::all(run.size).iter().flat_map(Shape::products).collect();
+        let widest = products.iter().map(|product| product.n.max(product.k)).max().unwrap_or(0);
         let rows = quantized_rows(run.size).iter().max().copied().unwrap_or(0);
+        let shape = |product: &Product, quantization: Quantization| ProductShape {
+            rows: rows as u32,
+            n: product.n as u32,
+            k: product.k as u32,
+            format: quantization.into(),
+        };
+        let shapes = QUANTIZATIONS
+            .iter()
+            .flat_map(|(quantization, _)| products.iter().map(|it| shape(it, *quantization)))
+            .collect();
+        let products = Products::new(run.driver, run.target, &shapes)?;
         let (x, out) = both_activations(run, rows * widest)?;
-        Ok(Bench { meter, x, out })
+        Ok(Bench { meter, products, x, out })
     }
 
     /// A product; `None` where the pool has no room for its weight.
     fn product(
         &self,
-        run: &Run<'_>,
         quantization: Quantization,
         product: &Product,
         (rows, what): (usize, String),
@@ -77,10 +87,10 @@ impl Bench {
             let weight = self.meter.pool.window(weight_bytes, call);
             let pointers = [self.x.pointer(), weight, self.out.pointer()];
             let plain = Linear::plain(pointers, rows, (n, k), DType::F32);
-            let linear = Linear { stride: stride as u32, ..plain }.with_epilogue(epilogue);
-            let quantized = QuantizedLinear { linear, scales: weight.offset(codes) };
-            // SAFETY: the pool holds codes and scales, activations the rows.
-            unsafe { quantized.launch(&**run.driver, quantization, run.target.multiprocessors) }
+            let scales = weight.offset(codes);
+            let linear = Linear { scales, stride: stride as u32, ..plain }.with_epilogue(epilogue);
+            // SAFETY: the pool holds codes and scales, activations the rows; the shape is one of those.
+            unsafe { self.products.launch(&linear, quantization) }
         })?;
         let out_cols = if joins { n / 2 } else { n };
         let bytes = weight_bytes + rows * (k + out_cols) * 4;

@@ -1,0 +1,34 @@
+// A ring of slots in shared memory that one thread of a block fills by the copy engine, several ahead of
+// the warpgroups that empty it.
+#pragma once
+#include "ptx90.cuh"
+
+// A block's slots, in the order in which both sides walk over them. Two barriers each: bytes are
+// there, and all consumers are done with them.
+template <class M>
+struct SlotRing {
+    u8* slots = shared_bytes();
+    u64* full = (u64*)(slots + M::RING_BYTES + M::PATCHES_BYTES);
+    u64* empty = full + M::SLOTS;
+    u32 slot = 0;
+    u32 parity = 0;
+
+    __device__ __forceinline__ void make_barriers() const {
+        if (thread_index() == 0) {
+            for (u32 i = 0; i < M::SLOTS; i++) {
+                init_barrier(full + i, 1);
+                init_barrier(empty + i, M::CONSUMERS * (WARPGROUP / WARP));
+            }
+            publish_barriers();
+        }
+        sync_block();
+    }
+
+    __device__ __forceinline__ u8* bytes() const { return slots + slot * M::SLOT_BYTES; }
+
+    __device__ __forceinline__ void step() {
+        if (++slot < M::SLOTS) return;
+        slot = 0;
+        parity ^= 1;
+    }
+};
