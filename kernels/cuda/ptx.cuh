@@ -55,6 +55,11 @@ __device__ __forceinline__ u32 bf16_pair_of_floats(float first, float second) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
     return bits;
 }
+__device__ __forceinline__ u32 f16_pair_of_floats(float first, float second) {
+    u32 bits;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+    return bits;
+}
 __device__ __forceinline__ float float_of_f16(u16 bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -86,6 +91,19 @@ __device__ __forceinline__ float fused(float a, float b, float c) { return __fma
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float sqrt_of(float value) { return __fsqrt_rn(value); }
 __device__ __forceinline__ float exp_of(float value) { return expf(value); }
+// 2^value and 1 / value to within two units of the last place or so; 2^-infinity is 0, 1 / infinity too.
+__device__ __forceinline__ float fast_exp2(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}
+__device__ __forceinline__ float fast_reciprocal(float value) {
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
+    return reciprocal;
+}
+// In one instruction; the one that is a number if the other is not.
+__device__ __forceinline__ float larger_of(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ float log_of(float value) { return logf(value); }
 __device__ __forceinline__ double log_of(double value) { return log(value); }
 __device__ __forceinline__ float tanh_of(float value) { return tanhf(value); }
@@ -245,6 +263,10 @@ inline u16 f16_of_float(float value) {
     return sign | (u16)(step == -24 ? units : units + (step + 24) * 1024.0);
 }
 
+inline u32 f16_pair_of_floats(float first, float second) {
+    return f16_of_float(first) | (u32)f16_of_float(second) << 16;
+}
+
 inline uint4 load_once(const uint4* from) {
     if ((uintptr_t)from % 16 != 0) emulate::fail("a load of 16 bytes from %p", (const void*)from);
     return *from;
@@ -259,6 +281,9 @@ inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
 inline float rounded_product(float a, float b) { return a * b; }
 inline float sqrt_of(float value) { return sqrtf(value); }
 inline float exp_of(float value) { return expf(value); }
+inline float fast_exp2(float value) { return exp2f(value); }
+inline float fast_reciprocal(float value) { return 1.0f / value; }
+inline float larger_of(float a, float b) { return fmaxf(a, b); }
 inline float log_of(float value) { return logf(value); }
 inline double log_of(double value) { return log(value); }
 inline float tanh_of(float value) { return tanhf(value); }

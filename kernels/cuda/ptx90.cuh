@@ -93,6 +93,15 @@ __device__ __forceinline__ void copy_tile(void* to, const TensorMap* map, u64* b
         "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
         : "memory");
 }
+// Meetings of so many threads, whole warps, at a place from 1 to 15: some wait there until all have
+// come, others only let it be known.
+__device__ __forceinline__ void meet_at(u32 place, u32 threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(place), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void pass_by(u32 place, u32 threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(place), "r"(threads) : "memory");
+}
+
 // Brings a map near to the copy engine.
 __device__ __forceinline__ void fetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
@@ -234,6 +243,9 @@ inline void copy_tile(void* to, const TensorMap* map, u64* barrier, i32 x, i32 y
     emulate::copy_tile(to, map, barrier, 3, {x, y, z});
 }
 inline void fetch_map(const TensorMap*) {}
+
+inline void meet_at(u32 place, u32 threads) { emulate::come_to(place, threads, true); }
+inline void pass_by(u32 place, u32 threads) { emulate::come_to(place, threads, false); }
 
 template <u32 COUNT>
 inline void take_registers() { emulate::set_registers(COUNT, true); }

@@ -352,6 +352,9 @@ extern "C" __attribute__((visibility("default"))) int emulate_launch(
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };

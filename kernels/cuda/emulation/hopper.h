@@ -27,10 +27,10 @@ struct Barrier {
 };
 
 // A warp's 16 rows of a product that was asked for. Sums lie in threads' registers, wherever the host
-// keeps those.
+// keeps those, as does an operand in registers.
 struct Product {
     float* sums[WARP];
-    uint32_t a[WARP][4];
+    const uint32_t* a[WARP];
     uint64_t a_descriptor, b_descriptor;
     unsigned warp;  // of the warpgroup
     unsigned columns;
@@ -61,8 +61,17 @@ struct Warpgroup {
     Product next[WARPGROUP / WARP];
 };
 
+// Where some threads of a block meet, and who has come this time.
+struct Place {
+    Meeting meeting;
+    unsigned threads = 0;
+    bool is_here[THREADS_MAX] = {};
+};
+constexpr unsigned PLACES = 16;
+
 struct Hopper {
     uint64_t serial = 0;
+    Place places[PLACES];
     std::map<uint32_t, Barrier> barriers;
     Warpgroup warpgroups[THREADS_MAX / WARPGROUP];
     Products products[THREADS_MAX / WARP];
@@ -78,6 +87,7 @@ inline Hopper& hopper() {
     hopper_state.serial = block.serial;
     hopper_state.barriers.clear();
     for (Warpgroup& warpgroup : hopper_state.warpgroups) warpgroup = {};
+    for (Place& place : hopper_state.places) place = {};
     for (Products& products : hopper_state.products) products = {};
     memset(hopper_state.view, 0xff, SHARED_MAX);
     return hopper_state;
@@ -141,6 +151,23 @@ inline bool is_phase_over(const void* place, unsigned parity) {
     if (happens_early(256)) land_one();
     if (barrier.parity == parity) yield();
     return barrier.parity != parity;
+}
+
+// Meetings of some threads. Place 0 is that of all.
+inline void come_to(unsigned number, unsigned threads, bool waits) {
+    if (number == 0 || number >= PLACES || threads % WARP != 0) fail("%u threads meet at %u", threads, number);
+    Place& place = hopper().places[number];
+    if (place.meeting.arrived == 0) place.threads = threads;
+    if (place.threads != threads) fail("%u and %u threads meet at %u", place.threads, threads, number);
+    if (place.is_here[block.current]) fail("thread %u comes twice to %u", block.current, number);
+    place.is_here[block.current] = true;
+    auto all_here = [&place] { memset(place.is_here, 0, sizeof place.is_here); };
+    if (waits) return meet(place.meeting, threads, all_here);
+    block.progress++;
+    if (++place.meeting.arrived < threads) return;
+    all_here();
+    place.meeting.arrived = 0;
+    place.meeting.generation++;
 }
 
 // Copies of tiles.
@@ -319,7 +346,7 @@ inline void ask_for_product(const Product& call, float* sums, const uint32_t* a)
         next = gathered;
     }
     next.sums[lane] = sums;
-    for (unsigned i = 0; i < 4; i++) next.a[lane][i] = a ? a[i] : 0;
+    next.a[lane] = a;
     const char* name = call.accumulates ? "a product to be added" : "a product";
     meet_warpgroup({name, call.a_descriptor, call.b_descriptor}, [](Warpgroup& all) {
         Products* first = &hopper().products[block.current / WARPGROUP * (WARPGROUP / WARP)];
