@@ -7,8 +7,10 @@
 
 #define NARROW(name, dim, slots) \
     KERNEL(attention_units_##name, 4 * WARP, Attention, (attention_units<Coded<Narrow<Bf16, dim, slots>>>))
-#define WIDE(name, dim, slots) \
-    KERNEL(attention_units_wide_##name, 8 * WARP, Attention, (attention_units<Coded<Wide<Bf16, dim, slots>>>))
+// Widening codes takes the registers that queries would.
+#define WIDE(name, dim, slots)                                 \
+    KERNEL(attention_units_wide_##name, 8 * WARP, Attention,   \
+           (attention_units<Coded<TensorMath<Bf16, dim, 8, 4, slots, false>>>))
 
 NARROW(fp8, 0, 2)
 NARROW(fp8_64, 64, 4)

@@ -31,25 +31,30 @@ struct PlainMath {
         return (lane_index() + i / 4 % PIECES * WARP) * 4 + i % 4;
     }
 
-    static __device__ __forceinline__ void load_queries(const Attention& p, const Tile& tile, u8* queries) {
-        for (u32 row = warp_index(); row < SCORE_ROWS; row += WARPS) {
-            float* to = (float*)queries + row * p.head_dim;
-            for (u32 i = lane_index(); i < p.head_dim; i += WARP) {
-                to[i] = row < tile.num_score_rows ? rounded_product(tile.query(p, row)[i], p.scale) : 0.0f;
+    // Scaled queries, in shared memory after the next barrier; zeros beyond rows.
+    struct Queries {
+        const float4* shared;
+
+        __device__ __forceinline__ Queries(const Attention& p, const Tile& tile, u8* place) : shared((float4*)place) {
+            for (u32 row = warp_index(); row < SCORE_ROWS; row += WARPS) {
+                float* to = (float*)place + row * p.head_dim;
+                for (u32 i = lane_index(); i < p.head_dim; i += WARP) {
+                    to[i] = row < tile.num_score_rows ? rounded_product(tile.query(p, row)[i], p.scale) : 0.0f;
+                }
             }
         }
-    }
+    };
 
     static __device__ __forceinline__ void clear_slots(const Attention&, u8*) {}
 
     // Scores of this warp's tokens of a chunk of K, which starts at `column` of the unit.
-    static __device__ __forceinline__ void score(const Attention& p, const Tile&, const u8* keys, u8* queries,
-                                                 u8* scores, u32 column) {
+    static __device__ __forceinline__ void score(const Attention& p, const Tile&, const u8* keys,
+                                                 const Queries& queries, u8* scores, u32 column) {
         // Lanes over the tokens, and over every ROW_STEP-th row.
         constexpr u32 ROW_STEP = WARP / PART_TOKENS, LANE_ROWS = SCORE_ROWS / ROW_STEP;
         u32 token = warp_index() * PART_TOKENS + lane_index() % PART_TOKENS, row = lane_index() / PART_TOKENS;
         const float4* key = (const float4*)(keys + token * row_bytes(p.head_dim));
-        const float4* query = (const float4*)queries + row * (p.head_dim / 4);
+        const float4* query = queries.shared + row * (p.head_dim / 4);
         float sums[LANE_ROWS] = {};
         for (u32 i = 0; i < p.head_dim / 4; i++) {
             float4 k = key[i];

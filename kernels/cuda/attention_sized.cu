@@ -1,6 +1,6 @@
 // Paged attention of 16-bit caches for heads of known sizes, see attention_units.cuh.
 //
-// x is the KV head, y the piece. Whether a narrow or a wide kernel computes a piece changes no bit.
+// x is the group of heads, y the piece. Whether a narrow or a wide kernel computes a piece changes no bit.
 #include "attention_units.cuh"
 
 #define NARROW(name, T, dim, slots) \
@@ -24,3 +24,7 @@ WIDE(bf16_80, Bf16, 80, 3)
 WIDE(bf16_96, Bf16, 96, 3)
 WIDE(bf16_128, Bf16, 128, 3)
 WIDE(bf16_256, Bf16, 256, 2)
+
+// With less shared memory: what a block of Ada or of a small Ampere may ask for.
+WIDE(bf16_96_small, Bf16, 96, 2)
+WIDE(bf16_128_small, Bf16, 128, 2)

@@ -11,8 +11,9 @@
 #include "attention_ring.cuh"
 #include "halves.cuh"
 
-// DIM is the head size, or 0 for any multiple of 8 up to HEAD_DIM_MAX.
-template <class T, u32 DIM, u32 WARPS_, u32 ROW_WARPS, u32 SLOTS_>
+// DIM is the head size, or 0 for any multiple of 8 up to HEAD_DIM_MAX. Where registers are enough, a lane
+// KEEPS_QUERIES: what it brings of them to products.
+template <class T, u32 DIM, u32 WARPS_, u32 ROW_WARPS, u32 SLOTS_, bool KEEPS_QUERIES>
 struct TensorMath {
     using Element = T;
     static constexpr bool HAS_SCALES = false;
@@ -37,7 +38,9 @@ struct TensorMath {
     static __device__ __forceinline__ u32 row_bytes(u32 head_dim) { return steps(head_dim) * 32 + 16; }
     // In a slot of the ring.
     static __device__ __forceinline__ u32 slot_row_bytes(u32 head_dim) { return row_bytes(head_dim); }
-    static __device__ __forceinline__ u32 query_bytes(u32 head_dim) { return SCORE_ROWS * steps(head_dim) * 64; }
+    static __device__ __forceinline__ u32 query_bytes(u32 head_dim) {
+        return KEEPS_QUERIES ? 0 : SCORE_ROWS * steps(head_dim) * 64;
+    }
 
     static __device__ __forceinline__ u32 first_row() { return warp_index() % ROW_WARPS * 16; }
     static __device__ __forceinline__ u32 part() { return warp_index() / ROW_WARPS; }
@@ -47,33 +50,63 @@ struct TensorMath {
         return (part() + i / 4 * PARTS) * 8 + lane_index() % 4 * 2 + i % 2;
     }
 
-    // Where the high or low words of four elements that a lane brings to step `step` are.
-    static __device__ __forceinline__ uint4* fragment(u8* queries, u32 head_dim, u32 rows, u32 step, u32 low) {
-        return (uint4*)queries + ((rows * steps(head_dim) + step) * 2 + low) * WARP;
+    // What a lane brings to a step of a product: four words of two elements, their high parts and their low.
+    struct Fragment {
+        uint4 high, low;
+    };
+
+    // Scaled queries of a step of 16 rows; zeros beyond rows and head.
+    static __device__ __forceinline__ Fragment fragment_of(const Attention& p, const Tile& tile, u32 rows, u32 step,
+                                                           u32 lane) {
+        u32 high[4], low[4];
+        UNROLL
+        for (u32 word = 0; word < 4; word++) {
+            u32 row = rows * 16 + lane / 4 + word % 2 * 8;
+            u32 column = step * 16 + lane % 4 * 2 + word / 2 * 8;
+            bool is_there = row < tile.num_score_rows && column < dim(p);
+            const float* from = is_there ? tile.query(p, row) + column : nullptr;
+            float first = is_there ? rounded_product(from[0], p.scale) : 0.0f;
+            float second = is_there ? rounded_product(from[1], p.scale) : 0.0f;
+            Halves halves = split<T>(first, second);
+            high[word] = halves.high;
+            low[word] = halves.low;
+        }
+        return {{high[0], high[1], high[2], high[3]}, {low[0], low[1], low[2], low[3]}};
     }
 
-    // Scaled queries in the order in which lanes bring them to a product; zeros beyond rows and head.
-    static __device__ __forceinline__ void load_queries(const Attention& p, const Tile& tile, u8* queries) {
-        u32 head_dim = dim(p), num_steps = steps(head_dim);
-        for (u32 i = thread_index(); i < ROW_WARPS * num_steps * WARP; i += THREADS) {
-            u32 lane = i % WARP, step = i / WARP % num_steps, rows = i / WARP / num_steps;
-            u32 high[4], low[4];
-            UNROLL
-            for (u32 word = 0; word < 4; word++) {
-                u32 row = rows * 16 + lane / 4 + word % 2 * 8;
-                u32 column = step * 16 + lane % 4 * 2 + word / 2 * 8;
-                bool is_there = row < tile.num_score_rows && column < head_dim;
-                const float* from = is_there ? tile.query(p, row) + column : nullptr;
-                float first = is_there ? rounded_product(from[0], p.scale) : 0.0f;
-                float second = is_there ? rounded_product(from[1], p.scale) : 0.0f;
-                Halves halves = split<T>(first, second);
-                high[word] = halves.high;
-                low[word] = halves.low;
+    // Queries in the order in which lanes bring them to a product: in registers, or in shared memory, there
+    // after the next barrier.
+    struct Queries {
+        Fragment kept[KEEPS_QUERIES ? DIM / 16 : 1];
+        uint4* shared;
+
+        __device__ __forceinline__ Queries(const Attention& p, const Tile& tile, u8* place) : shared((uint4*)place) {
+            u32 num_steps = steps(dim(p));
+            if constexpr (KEEPS_QUERIES) {
+                UNROLL
+                for (u32 step = 0; step < DIM / 16; step++) {
+                    kept[step] = fragment_of(p, tile, first_row() / 16, step, lane_index());
+                }
+            } else {
+                for (u32 i = thread_index(); i < ROW_WARPS * num_steps * WARP; i += THREADS) {
+                    u32 lane = i % WARP, step = i / WARP % num_steps, rows = i / WARP / num_steps;
+                    Fragment fragment = fragment_of(p, tile, rows, step, lane);
+                    uint4* to = shared + (rows * num_steps + step) * 2 * WARP + lane;
+                    to[0] = fragment.high;
+                    to[WARP] = fragment.low;
+                }
             }
-            fragment(queries, head_dim, rows, step, 0)[lane] = {high[0], high[1], high[2], high[3]};
-            fragment(queries, head_dim, rows, step, 1)[lane] = {low[0], low[1], low[2], low[3]};
         }
-    }
+
+        __device__ __forceinline__ Fragment at(u32 num_steps, u32 step) const {
+            if constexpr (KEEPS_QUERIES) {
+                return kept[step];
+            } else {
+                const uint4* from = shared + (first_row() / 16 * num_steps + step) * 2 * WARP + lane_index();
+                return {from[0], from[WARP]};
+            }
+        }
+    };
 
     // What lies behind a head in the slots: the last half step reads it, and copies leave it.
     static __device__ __forceinline__ void clear_slots(const Attention& p, u8* slots) {
@@ -85,8 +118,8 @@ struct TensorMath {
     }
 
     // Scores of this warp's rows and tokens of a chunk of K, which starts at `column` of the unit.
-    static __device__ __forceinline__ void score(const Attention& p, const Tile& tile, const u8* keys, u8* queries,
-                                                 u8* scores, u32 column) {
+    static __device__ __forceinline__ void score(const Attention& p, const Tile& tile, const u8* keys,
+                                                 const Queries& queries, u8* scores, u32 column) {
         if (first_row() >= tile.num_score_rows) return;
         constexpr u32 GROUPS = PART_TOKENS / 16;
         u32 head_dim = dim(p), lane = lane_index();
@@ -96,8 +129,7 @@ struct TensorMath {
         const u8* from = keys + token_of_lane * row_bytes(head_dim) + lane / 8 % 2 * 16;
         UNROLL
         for (u32 step = 0; step < steps(head_dim); step++) {
-            uint4 high = fragment(queries, head_dim, first_row() / 16, step, 0)[lane];
-            uint4 low = fragment(queries, head_dim, first_row() / 16, step, 1)[lane];
+            auto [high, low] = queries.at(steps(head_dim), step);
             u32 a[2][4] = {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
             UNROLL
             for (u32 i = 0; i < GROUPS; i++) {
@@ -140,7 +172,10 @@ struct TensorMath {
             UNROLL
             for (u32 i = 0; i < TILES; i++) {
                 u32 first = (part() + i * PARTS) * 8;
-                if (first >= head_dim) break;
+                // A check keeps products from each other's company; wide kernels have no registers to go
+                // without.
+                bool is_known = ROW_WARPS == 1 && DIM && i < DIM / 8 / PARTS;
+                if (!is_known && first >= head_dim) break;
                 u32 b[4];
                 load_matrices_transposed(b, chunk + (token + lane) * row_bytes(head_dim) + first * 2);
                 UNROLL

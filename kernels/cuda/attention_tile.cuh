@@ -7,7 +7,8 @@
 #include "prelude.cuh"
 
 constexpr u32 UNIT = 256;
-// A score row in shared memory: a unit's scores, and 16 bytes that set rows apart in the banks.
+// A score row in shared memory: a unit's scores, and 16 bytes that set rows apart in the banks, of which
+// the unit's maximum and sum take eight.
 constexpr u32 SCORE_ROW_BYTES = UNIT * 4 + 16;
 constexpr u32 HEAD_DIM_MAX = 256;
 constexpr u32 NO_SLOT = 0xffffffff;
@@ -36,9 +37,10 @@ struct Attention {
     const u32* slots;              // [T] NO_SLOT for padded rows, which end a sequence
     const AttentionPiece* pieces;  // a block's, or (merge) each split tile with all its units
     const float* sinks;            // [num_q] or null
-    float* partials;               // [rows of the workspace, num_kv] of head_dim + 2, see Partial
+    float* partials;               // [rows of the workspace, num_q / group] of head_dim + 2, see Partial
     u32 num_q;
     u32 num_kv;
+    u32 group;                     // query heads of a block: those of a KV head, or an equal part of them
     u32 head_dim;
     u32 block_bits;                // log2 of the tokens of a block
     u32 window;                    // keys that a row sees; 0xffffffff: all
@@ -63,18 +65,20 @@ __device__ __forceinline__ u32 rows_before_padding(const Attention& p, const Att
     return rows;
 }
 
-// The rows of a piece for one KV head. Score row r is query head r % group of row r / group.
+// The rows of a piece for a group of query heads that share a KV head. Score row r is head r % group of
+// row r / group.
 struct Tile {
     AttentionPiece piece;
-    u32 kv_head;
+    u32 index;  // of the group
     u32 group;
+    u32 kv_head;
     u32 window;
     u32 num_score_rows = 0;
     Range keys;  // seen by any row
 
     // Still without rows: `keep_rows` gives them, and keys.to.
-    __device__ __forceinline__ Tile(const Attention& p, const AttentionPiece& piece, u32 kv_head)
-        : piece(piece), kv_head(kv_head), group(p.num_q / p.num_kv), window(p.window) {
+    __device__ __forceinline__ Tile(const Attention& p, const AttentionPiece& piece, u32 index)
+        : piece(piece), index(index), group(p.group), kv_head(index * p.group / (p.num_q / p.num_kv)), window(p.window) {
         keys = {seen_by(0).from, 0};
     }
 
@@ -98,7 +102,7 @@ struct Tile {
         return {min_of(max_of(seen.from, start) - start, UNIT), min_of(max_of(seen.to, start) - start, UNIT)};
     }
 
-    __device__ __forceinline__ u64 query_head(u32 score_row) const { return kv_head * group + score_row % group; }
+    __device__ __forceinline__ u64 query_head(u32 score_row) const { return index * group + score_row % group; }
 
     __device__ __forceinline__ const float* query(const Attention& p, u32 score_row) const {
         u64 row = piece.row + score_row / group;
@@ -143,7 +147,7 @@ __device__ __forceinline__ float final_factor(const Attention& p, u64 query_head
 __device__ __forceinline__ float final_value(float value, float factor) { return fused(value, factor, 0.0f); }
 
 // A unit's place in the workspace, as many rows as the tile has score rows (padded ones too) for each
-// KV head: values [rows, head_dim], then maxima, then sums.
+// group of heads: values [rows, head_dim], then maxima, then sums.
 struct Partial {
     float* values;
     float* max;
@@ -152,7 +156,7 @@ struct Partial {
     __device__ __forceinline__ Partial(const Attention& p, const Tile& tile, u32 unit) {
         u32 rows = tile.piece.num_rows * tile.group;
         u64 first = tile.piece.partial + (u64)(unit - tile.piece.first_unit) * rows;
-        values = p.partials + (first * p.num_kv + tile.kv_head * rows) * (p.head_dim + 2);
+        values = p.partials + (first * (p.num_q / tile.group) + tile.index * rows) * (p.head_dim + 2);
         max = values + rows * p.head_dim;
         sum = max + rows;
     }

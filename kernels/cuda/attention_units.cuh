@@ -1,6 +1,7 @@
-// Attention of one piece for one KV head, by one block: units of keys, merged or left in the workspace.
+// Attention of one piece for one group of heads, by one block: units of keys, merged or left in the
+// workspace.
 //
-// All query heads of the tile's rows that share the KV head are its score rows. For each unit: scores
+// The query heads of the group, of all rows of the tile, are its score rows. For each unit: scores
 // of all its keys, their softmax, weighted values. A piece with all units of its tile merges them in
 // registers and writes the output, others leave each unit in the workspace for attention_merge. Both
 // merge by the same arithmetic in ascending order, so how the host cuts tiles and pieces changes no
@@ -13,23 +14,25 @@
 #include "attention_plain.cuh"
 #include "attention_tensor.cuh"
 
-// Shared memory, one part after another: slots of the ring, queries, scores, a unit's maxima and sums:
-// Ring::bytes + query_bytes + SCORE_ROWS * (SCORE_ROW_BYTES + 8) bytes.
+// Shared memory, one part after another: slots of the ring, queries, scores:
+// Ring::bytes + query_bytes + SCORE_ROWS * SCORE_ROW_BYTES bytes.
 template <class Math>
 struct Parts {
     u8* slots;
     u8* queries;
     u8* scores;
-    float* max;
-    float* sum;
 
     __device__ __forceinline__ explicit Parts(u32 head_dim) {
         slots = shared_bytes();
         queries = slots + Ring<Math>::bytes(head_dim);
         scores = queries + Math::query_bytes(head_dim);
-        max = (float*)(scores + Math::SCORE_ROWS * SCORE_ROW_BYTES);
-        sum = max + Math::SCORE_ROWS;
     }
+
+    // A unit's maximum and sum of a row lie behind its scores, where rows are set apart.
+    __device__ __forceinline__ float& max(u32 row) const {
+        return *(float*)(scores + row * SCORE_ROW_BYTES + UNIT * 4);
+    }
+    __device__ __forceinline__ float& sum(u32 row) const { return *(&max(row) + 1); }
 };
 
 // Scores become weights, a warp a row. A lane has pairs of neighbouring tokens, 64 apart.
@@ -65,8 +68,8 @@ __device__ __forceinline__ void softmax(const Attention& p, const Tile& tile, u3
             Math::put_weights(place, lane_index() * 2 + i * WARP, weights[i], weights[i + 1]);
         }
         if (lane_index() == 0) {
-            parts.max[row] = max;
-            parts.sum[row] = sum;
+            parts.max(row) = max;
+            parts.sum(row) = sum;
         }
     }
 }
@@ -96,7 +99,7 @@ struct State {
             Range seen = tile.columns(row, unit);
             join[i] = {1.0f, 0.0f};
             if (row < tile.num_score_rows && seen.from < seen.to) {
-                join[i] = join_unit(max[i], sum[i], parts.max[row], parts.sum[row]);
+                join[i] = join_unit(max[i], sum[i], parts.max(row), parts.sum(row));
             }
         }
         UNROLL
@@ -137,8 +140,8 @@ __device__ __forceinline__ void put_partial(const Attention& p, const Tile& tile
     }
     u32 row = thread_index();
     if (row >= tile.num_score_rows) return;
-    partial.max[row] = parts.max[row];
-    partial.sum[row] = parts.sum[row];
+    partial.max[row] = parts.max(row);
+    partial.sum[row] = parts.sum(row);
 }
 
 template <class Math>
@@ -151,13 +154,13 @@ __device__ __forceinline__ void attention_units(const Attention& p) {
     tile.keep_rows(p);
     Range units = ring.start();
     Math::clear_slots(p, parts.slots);
-    Math::load_queries(p, tile, parts.queries);
+    typename Math::Queries queries(p, tile, parts.queries);
     State<Math> state;
     for (u32 unit = units.from; unit < units.to; unit++) {
         Range chunks = ring.chunks(unit);
         for (u32 chunk = chunks.from; chunk < chunks.to; chunk++) {
             const u8* keys = ring.take(chunk);
-            Math::score(p, tile, keys, parts.queries, parts.scores, chunk * Math::CHUNK % UNIT);
+            Math::score(p, tile, keys, queries, parts.scores, chunk * Math::CHUNK % UNIT);
         }
         sync_block();
         softmax<Math>(p, tile, unit, parts);
@@ -178,7 +181,7 @@ __device__ __forceinline__ void attention_units(const Attention& p) {
 
 // Tiles of up to 16 score rows, four warps; slots so that shared memory of 99 KiB is enough.
 template <class T, u32 DIM, u32 SLOTS>
-using Narrow = TensorMath<T, DIM, 4, 1, SLOTS>;
+using Narrow = TensorMath<T, DIM, 4, 1, SLOTS, false>;
 // Tiles of up to 64 score rows, eight warps: for long queries, K and V are read a fourth as often.
 template <class T, u32 DIM, u32 SLOTS>
-using Wide = TensorMath<T, DIM, 8, 4, SLOTS>;
+using Wide = TensorMath<T, DIM, 8, 4, SLOTS, (DIM && DIM <= 128)>;

@@ -45,6 +45,9 @@ class Nvrtc:
             log = self._bytes("nvrtcGetProgramLog", program).rstrip(b"\0").decode(errors="replace")
             if status != 0:
                 raise CompileError(f"{name} {' '.join(options)}:\n{log}")
+            # The assembler's word for products of a warpgroup of which each waits for the one before.
+            if "are serialized" in log:
+                raise CompileError(f"{name}: products one after another:\n{log}")
             return self._bytes("nvrtcGetCUBIN", program), log
         finally:
             self.library.nvrtcDestroyProgram(ctypes.byref(program))

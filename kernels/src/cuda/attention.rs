@@ -1,9 +1,12 @@
-//! `attention`: launches of attention.cu, attention_sized.cu and attention_fp8.cu.
+//! `attention`: which kernels a layer takes, and launches of attention.cu, attention_sized.cu and
+//! attention_fp8.cu.
 
 use std::ops::Range;
 
-use crate::cuda::attention_plan::{AttentionPlan, TileRows};
+use crate::cuda::attention_hopper::{HOPPER_ROWS, HopperUnits, Planes};
+use crate::cuda::attention_plan::{AttentionPlan, PlanShape, TileKind};
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
+use crate::cuda::linear_choice::Target;
 use crate::cuda::plain::Plain;
 use crate::cuda::source::{ATTENTION, ATTENTION_FP8, ATTENTION_SIZED, Source};
 use crate::dtype::DType;
@@ -50,6 +53,8 @@ pub(crate) struct Attention {
     pub(crate) partials: DevicePointer,
     pub(crate) num_q: u32,
     pub(crate) num_kv: u32,
+    /// Query heads of a block, see [`AttentionKernels::group`].
+    pub(crate) group: u32,
     pub(crate) head_dim: u32,
     pub(crate) block_bits: u32,
     /// `u32::MAX`: all keys.
@@ -73,97 +78,180 @@ struct Units {
     shared_bytes: usize,
 }
 
+/// The kernel of long queries.
+#[derive(Clone, Copy, Debug)]
+enum Wide {
+    /// The bits of the narrow kernel.
+    Tensor(Units),
+    /// Bits of its own.
+    Hopper(HopperUnits),
+}
+
 /// The kernels of layers of one kind: chosen when a model is loaded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionKernels {
+    heads: Heads,
     narrow: Units,
-    /// For long queries.
-    wide: Option<Units>,
-    /// Query heads of a KV head.
+    wide: Option<Wide>,
+    /// Blocks that run at once: of narrow tiles, of wide ones.
+    blocks: [u32; 2],
     group: usize,
 }
 
-const MERGE_THREADS: u32 = 128;
+const MERGE: Units = Units { source: &ATTENTION, name: "", threads: 128, rows: 1, shared_bytes: 0 };
 /// Blocks of a grid's second axis.
 const PIECES_MAX: u32 = 65535;
 
 impl AttentionKernels {
-    /// The kernels for `heads` and a cache of `format`, of those whose blocks take no more than
-    /// `shared_bytes_max`. All give the same bits.
+    /// The kernels for `heads` and a cache of `format`, of those that `target` can run.
     pub(crate) fn new(
         heads: Heads,
         format: impl Into<KvFormat>,
-        shared_bytes_max: usize,
+        target: &Target,
     ) -> Result<Self, KernelError> {
         let format = format.into();
         let Heads { num_q, num_kv, head_dim } = heads;
         // K and V are copied 16 bytes at a time.
         let is_whole = (head_dim * format.element_bytes()).is_multiple_of(16) && head_dim > 0;
-        let group = num_q / num_kv;
         let narrow = narrow(format, head_dim);
-        let fits = narrow.shared_bytes <= shared_bytes_max;
-        if !is_whole || head_dim > HEAD_DIM_MAX || group > narrow.rows || !fits {
+        let fits = narrow.shared_bytes <= target.shared_bytes_max;
+        if !is_whole || head_dim > HEAD_DIM_MAX || !fits {
             return Err(KernelError::Unsupported(format!(
                 "attention of {num_q} query and {num_kv} KV heads of {head_dim} over a cache in {}",
                 format.name()
             )));
         }
-        let wide = wide(format, head_dim).filter(|units| units.shared_bytes <= shared_bytes_max);
-        Ok(AttentionKernels { narrow, wide, group })
+        let wide = Wide::of(format, head_dim, target);
+        let of_wide = wide.map_or(1, |wide| target.blocks_at_once(wide.shared_bytes()));
+        let blocks = [target.blocks_at_once(narrow.shared_bytes), of_wide];
+        let group = largest_part(num_q / num_kv, narrow.rows);
+        Ok(AttentionKernels { heads, narrow, wide, blocks, group })
     }
 
-    /// Rows of the tiles that the kernels take.
-    pub(crate) fn tile_rows(&self) -> TileRows {
-        let rows = |units: Units| (units.rows / self.group) as u32;
-        TileRows { narrow: rows(self.narrow), wide: self.wide.map(rows) }
+    /// Query heads of a block: those of a KV head or, where they are more than a narrow tile has score
+    /// rows, an equal part of them.
+    pub(crate) fn group(&self) -> u32 {
+        self.group as u32
+    }
+
+    /// What plans for these kernels depend on, in layers of which a row sees `window` keys.
+    pub(crate) fn plan_shape(&self, window: Option<u32>) -> PlanShape {
+        let [narrow, wide] = self.blocks;
+        let kind =
+            |score_rows: usize, blocks| TileKind { rows: (score_rows / self.group) as u32, blocks };
+        PlanShape {
+            group: self.group as u32,
+            groups: (self.heads.num_q / self.group) as u32,
+            head_dim: self.heads.head_dim as u32,
+            window,
+            narrow: kind(self.narrow.rows, narrow),
+            wide: self.wide.map(|units| kind(units.rows(), wide)),
+            wide_in_parts: matches!(self.wide, Some(Wide::Hopper(_))),
+        }
     }
 }
 
+impl Wide {
+    /// Hopper's own, where bits may depend on a step's rows.
+    fn of(format: KvFormat, head_dim: usize, target: &Target) -> Option<Self> {
+        let is_free = target.is_hopper && !target.options.deterministic;
+        let hopper = HopperUnits::new(format, head_dim).filter(|_| is_free).map(Wide::Hopper);
+        let fits = |wide: &Wide| wide.shared_bytes() <= target.shared_bytes_max;
+        let tensor = || wide(format, head_dim).map(Wide::Tensor).find(fits);
+        hopper.filter(fits).or_else(tensor)
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Wide::Tensor(units) => units.rows,
+            Wide::Hopper(_) => HOPPER_ROWS,
+        }
+    }
+
+    fn shared_bytes(&self) -> usize {
+        match self {
+            Wide::Tensor(units) => units.shared_bytes,
+            Wide::Hopper(units) => units.shared_bytes(),
+        }
+    }
+}
+
+/// The largest part of `whole` of up to `most` that divides it.
+fn largest_part(whole: usize, most: usize) -> usize {
+    (1..=most.min(whole)).rev().find(|&part| whole.is_multiple_of(part)).unwrap_or(1)
+}
+
 impl Attention {
-    /// Attends as `plan` says, whose pieces are at `pieces` on the device.
+    /// Attends as `plan` says, whose pieces are at `pieces` on the device. A plane of the cache has
+    /// `plane_rows` tokens, over all blocks and KV heads.
     ///
     /// # Safety
     /// Every pointer has what attention_tile.cuh says for the plan's batch; the plan was made for
-    /// these heads, this window and the rows of `kernels`, which are those of the cache's format;
+    /// these heads, this window and the shape of `kernels`, which are those of the cache's format;
     /// blocks have [`BLOCK_SIZE_MIN`] tokens or more.
     pub(crate) unsafe fn launch(
         &self,
         driver: &dyn Driver,
         kernels: &AttentionKernels,
         plan: &AttentionPlan,
+        plane_rows: usize,
     ) -> Result<(), KernelError> {
-        let wide = kernels.wide.map(|wide| (wide, plan.wide()));
-        for (units, pieces) in wide.into_iter().chain([(kernels.narrow, plan.narrow())]) {
-            let Units { source, name, threads, shared_bytes, .. } = units;
-            let kernel = Kernel::new(source, name, threads);
-            let heads = Grid { blocks: [self.num_kv, 1, 1], shared_bytes };
+        let groups = self.num_q / self.group;
+        match kernels.wide {
             // SAFETY: the caller's promise.
-            unsafe { self.launch_over(driver, &kernel, heads, pieces) }?;
-        }
-        let merge = Kernel::new(&ATTENTION, "attention_merge", MERGE_THREADS);
-        let heads = Grid { blocks: [self.num_q, 1, 1], shared_bytes: 0 };
+            Some(Wide::Tensor(units)) => unsafe {
+                self.launch_units(driver, &units, groups, plan.wide())
+            },
+            Some(Wide::Hopper(units)) => {
+                let planes = Planes { keys: self.keys, values: self.values, rows: plane_rows };
+                self.each_part(plan.wide(), |part, pieces| {
+                    // SAFETY: the caller's promise.
+                    unsafe { units.launch(driver, part, planes, [groups, pieces]) }
+                })
+            }
+            None => Ok(()),
+        }?;
         // SAFETY: the caller's promise.
-        unsafe { self.launch_over(driver, &merge, heads, plan.split()) }
+        unsafe { self.launch_units(driver, &kernels.narrow, groups, plan.narrow()) }?;
+        let merges =
+            [("attention_merge", plan.split()), ("attention_merge_pieces", plan.split_in_parts())];
+        for (name, tiles) in merges {
+            let merge = Units { name, ..MERGE };
+            // SAFETY: the caller's promise.
+            unsafe { self.launch_units(driver, &merge, self.num_q, tiles) }?;
+        }
+        Ok(())
     }
 
-    /// Starts `kernel` with `heads` for each of a range of pieces.
+    /// Starts a kernel with `heads` blocks for each of a range of pieces.
     ///
     /// # Safety
     /// As [`Self::launch`].
-    unsafe fn launch_over(
+    unsafe fn launch_units(
         &self,
         driver: &dyn Driver,
-        kernel: &Kernel<Attention>,
-        heads: Grid,
+        units: &Units,
+        heads: u32,
         pieces: Range<u32>,
     ) -> Result<(), KernelError> {
-        for first in pieces.clone().step_by(PIECES_MAX as usize) {
-            let blocks = [heads.blocks[0], PIECES_MAX.min(pieces.end - first), 1];
-            let grid = Grid { blocks, ..heads };
-            let skipped = first as usize * size_of::<AttentionPiece>();
-            let attention = Attention { pieces: self.pieces.offset(skipped), ..*self };
+        let kernel = Kernel::new(units.source, units.name, units.threads);
+        self.each_part(pieces, |part, pieces| {
+            let grid = Grid { blocks: [heads, pieces, 1], shared_bytes: units.shared_bytes };
             // SAFETY: the caller's promise.
-            unsafe { launch(driver, kernel, grid, &attention) }?;
+            unsafe { launch(driver, &kernel, grid, part) }
+        })
+    }
+
+    /// Calls `start` for as many pieces as a grid takes, and again for the next.
+    fn each_part(
+        &self,
+        pieces: Range<u32>,
+        start: impl Fn(&Attention, u32) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        for first in pieces.clone().step_by(PIECES_MAX as usize) {
+            let skipped = first as usize * size_of::<AttentionPiece>();
+            let part = Attention { pieces: self.pieces.offset(skipped), ..*self };
+            start(&part, PIECES_MAX.min(pieces.end - first))?;
         }
         Ok(())
     }
@@ -194,30 +282,45 @@ fn narrow(format: KvFormat, head_dim: usize) -> Units {
                 Elements(_) => (&ATTENTION, "attention_units_bf16"),
                 Fp8 => (&ATTENTION_FP8, "attention_units_fp8"),
             };
-            return tensor(source, name, head_dim, Shared { format, slots: 2, rows: 16, warps: 4 });
+            return tensor(
+                source,
+                name,
+                head_dim,
+                Shared { format, slots: 2, rows: 16, warps: 4, queries_kept: false },
+            );
         }
     };
     let slots = if head_dim == 256 { 2 } else { 4 };
-    tensor(sized(format), name, head_dim, Shared { format, slots, rows: 16, warps: 4 })
+    let shared = Shared { format, slots, rows: 16, warps: 4, queries_kept: false };
+    tensor(sized(format), name, head_dim, shared)
 }
 
-/// The kernel of tiles of up to 64 score rows, where there is one.
-fn wide(format: KvFormat, head_dim: usize) -> Option<Units> {
-    let name = match (format, head_dim) {
-        (Elements(DType::Bf16), 64) => "attention_units_wide_bf16_64",
-        (Elements(DType::Bf16), 80) => "attention_units_wide_bf16_80",
-        (Elements(DType::Bf16), 96) => "attention_units_wide_bf16_96",
-        (Elements(DType::Bf16), 128) => "attention_units_wide_bf16_128",
-        (Elements(DType::Bf16), 256) => "attention_units_wide_bf16_256",
-        (Fp8, 64) => "attention_units_wide_fp8_64",
-        (Fp8, 80) => "attention_units_wide_fp8_80",
-        (Fp8, 96) => "attention_units_wide_fp8_96",
-        (Fp8, 128) => "attention_units_wide_fp8_128",
-        (Fp8, 256) => "attention_units_wide_fp8_256",
-        _ => return None,
+/// The kernels of tiles of up to 64 score rows, where there are any: the one that copies farthest ahead
+/// first.
+fn wide(format: KvFormat, head_dim: usize) -> impl Iterator<Item = Units> {
+    let found: &'static [(&'static str, usize)] = match (format, head_dim) {
+        (Elements(DType::Bf16), 64) => &[("attention_units_wide_bf16_64", 3)],
+        (Elements(DType::Bf16), 80) => &[("attention_units_wide_bf16_80", 3)],
+        (Elements(DType::Bf16), 96) => {
+            &[("attention_units_wide_bf16_96", 3), ("attention_units_wide_bf16_96_small", 2)]
+        }
+        (Elements(DType::Bf16), 128) => {
+            &[("attention_units_wide_bf16_128", 3), ("attention_units_wide_bf16_128_small", 2)]
+        }
+        (Elements(DType::Bf16), 256) => &[("attention_units_wide_bf16_256", 2)],
+        (Fp8, 64) => &[("attention_units_wide_fp8_64", 3)],
+        (Fp8, 80) => &[("attention_units_wide_fp8_80", 3)],
+        (Fp8, 96) => &[("attention_units_wide_fp8_96", 3)],
+        (Fp8, 128) => &[("attention_units_wide_fp8_128", 3)],
+        (Fp8, 256) => &[("attention_units_wide_fp8_256", 2)],
+        _ => &[],
     };
-    let slots = if head_dim == 256 { 2 } else { 3 };
-    Some(tensor(sized(format), name, head_dim, Shared { format, slots, rows: 64, warps: 8 }))
+    // Lanes keep their queries in registers, where those are enough.
+    let queries_kept = format != Fp8 && head_dim <= 128;
+    found.iter().map(move |&(name, slots)| {
+        let shared = Shared { format, slots, rows: 64, warps: 8, queries_kept };
+        tensor(sized(format), name, head_dim, shared)
+    })
 }
 
 /// Where the kernels for heads of known sizes are.
@@ -231,10 +334,11 @@ struct Shared {
     slots: usize,
     rows: usize,
     warps: u32,
+    queries_kept: bool,
 }
 
-/// A score row: a unit's scores and what sets rows apart, then maximum and sum.
-const SCORE_ROW_BYTES: usize = UNIT as usize * 4 + 16 + 8;
+/// A score row: a unit's scores and what sets rows apart.
+const SCORE_ROW_BYTES: usize = UNIT as usize * 4 + 16;
 
 /// Tokens of a chunk.
 const CHUNK: usize = 64;
@@ -244,7 +348,7 @@ fn tensor(
     source: &'static Source,
     name: &'static str,
     head_dim: usize,
-    Shared { format, slots, rows, warps }: Shared,
+    Shared { format, slots, rows, warps, queries_kept }: Shared,
 ) -> Units {
     let steps = head_dim.div_ceil(16);
     let chunk = CHUNK * (steps * 32 + 16);
@@ -252,7 +356,8 @@ fn tensor(
         Elements(_) => slots * chunk,
         Fp8 => slots * format.head_bytes(CHUNK, head_dim) + chunk,
     };
-    let shared_bytes = ring + rows * steps * 64 + rows * SCORE_ROW_BYTES;
+    let queries = if queries_kept { 0 } else { rows * steps * 64 };
+    let shared_bytes = ring + queries + rows * SCORE_ROW_BYTES;
     Units { source, name, threads: warps * 32, rows, shared_bytes }
 }
 

@@ -1,39 +1,45 @@
 //! Cuts a step's attention into pieces: what each block of the kernels computes.
 //!
 //! Sequences are cut into tiles of rows. If there are fewer than the device has places for blocks,
-//! long tiles are split by units of their keys, and merged afterwards. Kernels give the same bits
+//! long tiles are split by units of their keys, and merged afterwards. Narrow tiles give the same bits
 //! however rows are tiled and tiles are split, so all that matters here is that everything is
-//! somebody's, once, and that the blocks end at about the same time: the longest start first.
+//! somebody's, once, and that the blocks of a launch end at about the same time: the longest start
+//! first.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::batch::{Batch, GroupBatch, NO_SLOT};
 use crate::cuda::attention::{AttentionPiece, UNIT, WHOLE};
+use crate::cuda::attention_split::Split;
 use crate::device::Limits;
 
-/// Rows of the tiles that the kernels take.
+/// Tiles of one kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TileRows {
-    /// Of tiles that read their keys fast.
-    pub(crate) narrow: u32,
-    /// Of tiles that read them for many rows, if there is a kernel.
-    pub(crate) wide: Option<u32>,
+pub(crate) struct TileKind {
+    /// Rows of a tile.
+    pub(crate) rows: u32,
+    /// Blocks that the device runs at once.
+    pub(crate) blocks: u32,
 }
 
 /// What plans depend on besides the batch: layers of one shape and group share their plans.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlanShape {
-    /// Query heads of a KV head.
+    /// Query heads of a block.
     pub(crate) group: u32,
-    /// KV heads: each piece is as many blocks.
-    pub(crate) num_kv: u32,
+    /// Groups of so many heads: each piece is as many blocks.
+    pub(crate) groups: u32,
+    /// Size of a head.
+    pub(crate) head_dim: u32,
     /// Keys that a row sees; `None`: all.
     pub(crate) window: Option<u32>,
-    /// Of the kernels.
-    pub(crate) rows: TileRows,
-    /// Blocks that the device runs at once: its SMs times the blocks of one.
-    pub(crate) blocks: u32,
+    /// Tiles that read their keys fast.
+    pub(crate) narrow: TileKind,
+    /// Tiles that read them for many rows, if there is a kernel.
+    pub(crate) wide: Option<TileKind>,
+    /// Whether a piece of a wide tile leaves one part in the workspace, not one for each unit.
+    pub(crate) wide_in_parts: bool,
 }
 
 /// The most that plans of steps within limits take.
@@ -41,7 +47,7 @@ pub(crate) struct PlanShape {
 pub(crate) struct PlanRoom {
     /// [`AttentionPlan::pieces`].
     pub(crate) pieces: usize,
-    /// Rows of the workspace, for each KV head.
+    /// Rows of the workspace, for each group of heads.
     pub(crate) partial_rows: usize,
     tiles: usize,
 }
@@ -53,59 +59,81 @@ pub(crate) struct AttentionPlan {
     room: PlanRoom,
     /// All tiles, with all their units.
     tiles: Vec<AttentionPiece>,
-    /// Wide ones, narrow ones, then the tiles that are split.
+    /// Wide ones, narrow ones, then the tiles that are split by unit, and those by piece.
     pieces: Vec<AttentionPiece>,
     num_wide: u32,
     num_narrow: u32,
+    num_split: u32,
 }
 
-/// A unit's time in a wide tile, in those of narrow ones: four times the products by twice the
-/// warps.
-const WIDE_COST: u64 = 2;
-
-/// Score rows that may be split when they are as long as a sequence may be. More of them fill the
-/// device without, and the workspace stays a small part of the cache.
+/// Score rows of one group that may be split though they are as long as a sequence may be, whatever
+/// room they take; and bytes up to which more may, as many as have a use for it.
 const SPLIT_ROWS: usize = 64;
+const SPLIT_BYTES: usize = 128 << 20;
+
+/// Turns in which a device may compute the pieces of a launch, to end at about the same time. Graphs
+/// launch room for all narrow ones, so those are few.
+const NARROW_TURNS: u32 = 2;
+const WIDE_TURNS: u32 = 4;
 
 impl PlanRoom {
-    /// Workspace in floats, for heads of `head_dim`.
-    pub(crate) fn partial_floats(&self, shape: &PlanShape, head_dim: usize) -> usize {
-        // Each row has its values, a maximum and a sum.
-        self.partial_rows * shape.num_kv as usize * (head_dim + 2)
+    /// Workspace in floats.
+    pub(crate) fn partial_floats(&self, shape: &PlanShape) -> usize {
+        self.partial_rows * shape.groups as usize * shape.row_floats()
     }
 }
 
 impl PlanShape {
     /// What plans of steps within `limits` take.
     pub(crate) fn room(&self, limits: &Limits) -> PlanRoom {
-        let tile_rows = self.rows.wide.unwrap_or(self.rows.narrow) as usize;
+        let tile_rows = self.wide.unwrap_or(self.narrow).rows as usize;
         // A sequence has one tile at most that is not full.
         let tiles = limits.max_tokens / tile_rows + limits.max_seqs.min(limits.max_tokens);
-        let (pieces, split) = self.most(tiles);
+        let (narrow, split) = self.most(tiles);
+        let wide = self.wide.map_or(0, |kind| (WIDE_TURNS * self.places(kind)) as usize);
         let mut units = limits.max_model_len.div_ceil(UNIT as usize);
         if let Some(window) = self.window {
             // Any that many neighbouring keys.
             let keys = window as usize + tile_rows - 1;
             units = units.min(keys.div_ceil(UNIT as usize) + 1);
         }
-        let rows = SPLIT_ROWS.min(limits.max_tokens.saturating_mul(self.group as usize));
         PlanRoom {
-            pieces: pieces + split,
-            partial_rows: units.saturating_mul(rows).min(WHOLE as usize),
+            pieces: narrow + split + wide + tiles + tiles.min(wide),
+            partial_rows: self.partial_rows(units, limits),
             tiles,
         }
     }
 
-    /// The most that a plan of `tiles` tiles takes: pieces of the kernels, tiles that are split.
+    /// Rows of the workspace, where tiles have up to `units` units: for as many tiles as fill the device,
+    /// if that is not too much.
+    fn partial_rows(&self, units: usize, limits: &Limits) -> usize {
+        let group = self.group as usize;
+        let most = |rows: usize| units.saturating_mul(rows);
+        let there = limits.max_tokens.saturating_mul(group);
+        let narrow = most(there.min(self.places(self.narrow) as usize * group));
+        let in_parts = self.wide.filter(|_| self.wide_in_parts);
+        let wide = in_parts
+            .map_or(0, |kind| (WIDE_TURNS * self.places(kind) * kind.rows) as usize * group);
+        let small = SPLIT_BYTES / (self.groups as usize * self.row_floats() * 4);
+        let least = most(SPLIT_ROWS.min(there));
+        narrow.max(wide).min(most(there)).min(small.max(least)).min(WHOLE as usize)
+    }
+
+    /// The most that a plan of `tiles` narrow tiles takes: pieces, tiles that are split.
     fn most(&self, tiles: usize) -> (usize, usize) {
-        // A tile is cut wherever it has had another share: no oftener than there are shares.
-        let cuts = self.shares() as usize;
-        (tiles + cuts, tiles.min(cuts))
+        let places = self.places(self.narrow) as usize;
+        let turns = tiles.min(NARROW_TURNS as usize);
+        ((tiles + places).max(turns * places), tiles.min(turns * places))
+    }
+
+    /// Floats of a row in the workspace: its values, a maximum and a sum.
+    fn row_floats(&self) -> usize {
+        self.head_dim as usize + 2
     }
 
     /// Pieces that fill the device.
-    fn shares(&self) -> u64 {
-        u64::from(self.blocks.div_ceil(self.num_kv).max(1))
+    fn places(&self, kind: TileKind) -> u32 {
+        (kind.blocks / self.groups).max(1)
     }
 
     /// Units that hold a key seen by any of `rows` rows.
@@ -118,16 +146,12 @@ impl PlanShape {
     }
 
     fn is_wide(&self, piece: &AttentionPiece) -> bool {
-        piece.num_rows > self.rows.narrow
-    }
-
-    fn cost(&self, piece: &AttentionPiece) -> u64 {
-        u64::from(piece.num_units) * if self.is_wide(piece) { WIDE_COST } else { 1 }
+        piece.num_rows > self.narrow.rows
     }
 
     /// Wide ones first, each kind from the longest on.
-    fn order(&self, piece: &AttentionPiece) -> (bool, Reverse<u64>, u32, u32) {
-        (!self.is_wide(piece), Reverse(self.cost(piece)), piece.row, piece.first_unit)
+    fn order(&self, piece: &AttentionPiece) -> (bool, Reverse<u32>, u32, u32) {
+        (!self.is_wide(piece), Reverse(piece.num_units), piece.row, piece.first_unit)
     }
 }
 
@@ -140,14 +164,14 @@ impl AttentionPlan {
             // A refusal only means that the list grows later.
             drop(list.try_reserve_exact(room));
         }
-        AttentionPlan { shape, room, tiles, pieces, num_wide: 0, num_narrow: 0 }
+        AttentionPlan { shape, room, tiles, pieces, num_wide: 0, num_narrow: 0, num_split: 0 }
     }
 
     /// Forgets all pieces.
     pub(crate) fn clear(&mut self) {
         self.tiles.clear();
         self.pieces.clear();
-        (self.num_wide, self.num_narrow) = (0, 0);
+        (self.num_wide, self.num_narrow, self.num_split) = (0, 0, 0);
     }
 
     /// Plans a step. Allocates nothing if it is within the limits.
@@ -163,7 +187,7 @@ impl AttentionPlan {
         self.pieces.sort_unstable_by_key(|piece| shape.order(piece));
         self.num_wide = self.pieces.partition_point(|piece| shape.is_wide(piece)) as u32;
         self.num_narrow = self.pieces.len() as u32 - self.num_wide;
-        self.pieces.extend(self.tiles.iter().filter(|tile| tile.partial != WHOLE));
+        self.list_split();
     }
 
     /// Pads the plan of a step in which up to `rows` sequences have a row each, so that launches depend
@@ -183,7 +207,7 @@ impl AttentionPlan {
         self.pieces.resize(most_narrow + most_split, AttentionPiece::default());
         self.pieces.copy_within(split.start as usize..split.end as usize, most_narrow);
         self.pieces[narrow.len()..most_narrow].fill(AttentionPiece::default());
-        self.num_narrow = most_narrow as u32;
+        (self.num_narrow, self.num_split) = (most_narrow as u32, most_split as u32);
     }
 
     /// All that the device needs of the plan; the kernels take parts of it.
@@ -201,14 +225,21 @@ impl AttentionPlan {
         self.num_wide..self.num_wide + self.num_narrow
     }
 
-    /// Tiles that are to be merged.
+    /// Tiles whose units are to be merged.
     pub(crate) fn split(&self) -> Range<u32> {
-        self.num_wide + self.num_narrow..self.pieces.len() as u32
+        let first = self.num_wide + self.num_narrow;
+        first..first + self.num_split
+    }
+
+    /// Tiles whose pieces left one part each, which are to be merged: their units are the parts.
+    pub(crate) fn split_in_parts(&self) -> Range<u32> {
+        self.split().end..self.pieces.len() as u32
     }
 
     /// Appends the tiles of a sequence. Padded rows are in tiles, which clear them, but see nothing.
     fn cut_rows(&mut self, batch: &Batch, group: &GroupBatch, seq: usize) {
-        let TileRows { narrow, wide } = self.shape.rows;
+        let PlanShape { narrow: TileKind { rows: narrow, .. }, wide, .. } = self.shape;
+        let wide = wide.map(|kind| kind.rows);
         let rows = batch.query_start[seq]..batch.query_start[seq + 1];
         let first_position = batch.kv_len[seq] - (rows.end - rows.start);
         let slots = &group.slots[rows.start as usize..rows.end as usize];
@@ -234,31 +265,65 @@ impl AttentionPlan {
         }
     }
 
-    /// Makes pieces of the tiles: those that are longer than a share of the whole are split.
+    /// Makes pieces of the tiles: those of a launch that are longer than the others are split.
     fn cut_units(&mut self) {
-        let total: u64 = self.tiles.iter().map(|tile| self.shape.cost(tile)).sum();
-        let share = total.div_ceil(self.shape.shares()).max(1);
-        let mut partial = 0;
-        for tile in &mut self.tiles {
-            let num_pieces =
-                self.shape.cost(tile).div_ceil(share).min(tile.num_units.into()) as u32;
-            let unit_rows = tile.num_rows * self.shape.group;
-            let rows = u64::from(tile.num_units) * u64::from(unit_rows);
-            if num_pieces < 2 || partial + rows > self.room.partial_rows as u64 {
-                self.pieces.push(*tile);
-                continue;
+        let shape = self.shape;
+        let num_wide = self.tiles.partition_point(|tile| shape.is_wide(tile));
+        let num_tiles = self.tiles.len();
+        let wide = (shape.wide.unwrap_or(shape.narrow), WIDE_TURNS, shape.wide_in_parts);
+        let narrow = (shape.narrow, NARROW_TURNS, false);
+        let mut used = 0;
+        for (tiles, (kind, turns, in_parts)) in [(0..num_wide, wide), (num_wide..num_tiles, narrow)]
+        {
+            let split = Split { places: shape.places(kind), turns };
+            let units = self.tiles[tiles.clone()].iter().map(|tile| tile.num_units);
+            let longest = split.longest_piece(units);
+            for at in tiles {
+                used += self.cut_tile(at, longest, in_parts, used);
             }
-            tile.partial = partial as u32;
-            partial += rows;
-            let cut = |piece: u32| {
-                (u64::from(tile.num_units) * u64::from(piece) / u64::from(num_pieces)) as u32
-            };
-            self.pieces.extend((0..num_pieces).map(|piece| AttentionPiece {
+        }
+    }
+
+    /// Makes pieces of a tile, none longer than `longest` where the workspace, of which `used` rows are
+    /// taken, has room. Returns the rows that they take there.
+    fn cut_tile(&mut self, at: usize, longest: u32, in_parts: bool, used: u64) -> u64 {
+        let tile = &mut self.tiles[at];
+        let num_pieces = tile.num_units.div_ceil(longest);
+        let unit_rows = tile.num_rows * self.shape.group;
+        let parts = if in_parts { num_pieces } else { tile.num_units };
+        let rows = u64::from(parts) * u64::from(unit_rows);
+        if num_pieces < 2 || used + rows > self.room.partial_rows as u64 {
+            self.pieces.push(*tile);
+            return 0;
+        }
+        tile.partial = used as u32;
+        let cut = |piece: u32| {
+            (u64::from(tile.num_units) * u64::from(piece) / u64::from(num_pieces)) as u32
+        };
+        self.pieces.extend((0..num_pieces).map(|piece| {
+            let before = if in_parts { piece } else { cut(piece) };
+            AttentionPiece {
                 first_unit: tile.first_unit + cut(piece),
                 num_units: cut(piece + 1) - cut(piece),
-                partial: tile.partial + cut(piece) * unit_rows,
+                partial: tile.partial + before * unit_rows,
                 ..*tile
-            }));
+            }
+        }));
+        if in_parts {
+            (tile.first_unit, tile.num_units) = (0, num_pieces);
         }
+        rows
+    }
+
+    /// Appends the tiles that are split: what is to be merged by unit, then by part.
+    fn list_split(&mut self) {
+        let shape = self.shape;
+        let is_split = |tile: &&AttentionPiece| tile.partial != WHOLE;
+        let by_part = |tile: &&AttentionPiece| shape.wide_in_parts && shape.is_wide(tile);
+        let first = self.pieces.len();
+        let split = || self.tiles.iter().filter(is_split);
+        self.pieces.extend(split().filter(|tile| !by_part(tile)));
+        self.num_split = (self.pieces.len() - first) as u32;
+        self.pieces.extend(split().filter(by_part));
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::admission::Admission;
 use crate::batch::Batch;
 use crate::cuda::attention::{Attention, AttentionKernels, AttentionPiece};
-use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
+use crate::cuda::attention_plan::AttentionPlan;
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::embed::Embed;
 use crate::cuda::expert_products::{ExpertProducts, Ways};
@@ -336,6 +336,7 @@ impl CudaExecutor {
             partials: layers.partials.pointer(),
             num_q: op.heads.num_q as u32,
             num_kv: op.heads.num_kv as u32,
+            group: layers.kernels.group(),
             head_dim: op.heads.head_dim as u32,
             block_bits: op.kv.block_size().ilog2(),
             window: op.window.unwrap_or(u32::MAX),
@@ -343,7 +344,9 @@ impl CudaExecutor {
             soft_cap: op.soft_cap.unwrap_or(0.0),
         };
         // SAFETY: the caller's promise; the plan is this step's.
-        unsafe { attention.launch(&*self.driver, &layers.kernels, &layers.plan) }
+        unsafe {
+            attention.launch(&*self.driver, &layers.kernels, &layers.plan, op.kv.plane_rows())
+        }
     }
 
     /// Behind the norm, which was recorded by itself.
@@ -398,8 +401,8 @@ impl Executor for CudaExecutor {
         SETS
     }
 
-    /// Products of few rows and of many may be different kernels, unless asked to be one. Attention
-    /// is one arithmetic for both: it cuts keys at multiples of its unit.
+    /// Products and attention of few rows and of many may be different kernels, unless asked to be one.
+    /// Attention then is one arithmetic for both: it cuts keys at multiples of its unit.
     fn decode_equals_prefill(&self) -> bool {
         self.products.are_deterministic()
     }
@@ -452,16 +455,10 @@ impl AttentionLayers {
         plan: &mut StagingPlan,
     ) -> Result<Self, KernelError> {
         let heads = op.heads;
-        let kernels = AttentionKernels::new(heads, op.kv.spec().format, target.shared_bytes_max)?;
-        let shape = PlanShape {
-            group: (heads.num_q / heads.num_kv) as u32,
-            num_kv: heads.num_kv as u32,
-            window: op.window,
-            rows: kernels.tile_rows(),
-            blocks: target.attention_blocks(),
-        };
+        let kernels = AttentionKernels::new(heads, op.kv.spec().format, &target)?;
+        let shape = kernels.plan_shape(op.window);
         let room = shape.room(limits);
-        let floats = room.partial_floats(&shape, heads.head_dim);
+        let floats = room.partial_floats(&shape);
         Ok(AttentionLayers {
             group: op.group,
             heads,

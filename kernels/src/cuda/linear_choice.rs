@@ -294,9 +294,13 @@ impl Target {
         Target { multiprocessors, shared_bytes_max, is_hopper, has_library, options }
     }
 
-    /// Blocks that plans of attention aim at, to keep the device busy: what shared memory allows at least.
-    pub(crate) fn attention_blocks(&self) -> u32 {
-        2 * self.multiprocessors
+    /// Blocks of so many bytes of shared memory that run at once. Of small ones more would fit, but they
+    /// share a multiprocessor's reads.
+    pub(crate) fn blocks_at_once(&self, shared_bytes: usize) -> u32 {
+        // A block takes a kibibyte beside what it asks for, and all but that of one it may ask for.
+        const OWN: usize = 1 << 10;
+        let of_one = (self.shared_bytes_max + OWN) / (shared_bytes + OWN);
+        self.multiprocessors * of_one.clamp(1, 2) as u32
     }
 
     /// Tiles at most that spread chunks meet at.

@@ -307,6 +307,12 @@ impl CudaKv {
         let plane = spec.bytes_per_block(*block_size) / (2 * spec.num_layers) * spec.num_blocks;
         [2 * layer, 2 * layer + 1].map(|index| buffer.pointer().offset(index * plane))
     }
+
+    /// Tokens that a plane has room for, over all blocks and KV heads.
+    pub(crate) fn plane_rows(&self) -> usize {
+        let Cache { spec, block_size, .. } = &*self.0;
+        spec.num_blocks * spec.num_kv_heads * block_size
+    }
 }
 
 impl CacheShape for CudaKv {

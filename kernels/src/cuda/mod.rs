@@ -27,7 +27,9 @@ pub mod program;
 pub mod executor;
 
 mod attention;
+mod attention_hopper;
 mod attention_plan;
+mod attention_split;
 mod embed;
 mod emulated_map;
 mod expert_products;

@@ -76,6 +76,7 @@ pub(crate) static HEADERS: [Source; 28] = [
 
 pub(crate) static ATTENTION: Source = source!("attention.cu");
 pub(crate) static ATTENTION_FP8: Source = source!("attention_fp8.cu");
+pub(crate) static ATTENTION_HOPPER: Source = source!("attention_hopper.cu");
 pub(crate) static ATTENTION_SIZED: Source = source!("attention_sized.cu");
 pub(crate) static EMBED: Source = source!("embed.cu");
 pub(crate) static GATHER: Source = source!("gather.cu");
@@ -97,7 +98,7 @@ pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 21] = [
+pub(crate) static SOURCES: [&Source; 22] = [
     &ATTENTION_SIZED,
     &ATTENTION_FP8,
     &LINEAR_TENSOR_FP8,
@@ -107,6 +108,7 @@ pub(crate) static SOURCES: [&Source; 21] = [
     &LINEAR_QUANTIZED,
     &LINEAR_HOPPER,
     &LINEAR_HOPPER_QUANTIZED,
+    &ATTENTION_HOPPER,
     &ATTENTION,
     &SAMPLE,
     &LINEAR,

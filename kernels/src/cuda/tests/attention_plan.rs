@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::noise;
 use crate::batch::{Batch, NO_SLOT};
 use crate::cuda::attention::{AttentionPiece, UNIT, WHOLE};
-use crate::cuda::attention_plan::{AttentionPlan, PlanShape, TileRows};
+use crate::cuda::attention_plan::{AttentionPlan, PlanShape, TileKind};
 use crate::device::Limits;
 
 const BLOCK: u32 = 16;
@@ -51,35 +51,44 @@ fn check_order(pieces: &[AttentionPiece], rows: std::ops::RangeInclusive<u32>) {
     assert!(pieces.windows(2).all(|pair| pair[0].num_units >= pair[1].num_units));
 }
 
-/// A split tile's pieces follow each other over its units, as do their places.
-fn check_split(plan: &AttentionPlan, shape: &PlanShape, tile: &AttentionPiece) {
+/// A split tile's pieces follow each other over its units, as do their places: of units or, in parts, of
+/// pieces.
+fn check_split(plan: &AttentionPlan, shape: &PlanShape, tile: &AttentionPiece, in_parts: bool) {
     let of_tile = |piece: &&AttentionPiece| piece.row == tile.row;
     let pieces = plan.pieces()[..plan.split().start as usize].iter().filter(of_tile);
     let mut pieces: Vec<_> = pieces.copied().collect();
     pieces.sort_by_key(|piece| piece.first_unit);
     assert!(pieces.len() > 1);
-    let mut unit = tile.first_unit;
+    let (mut unit, mut places) = (pieces[0].first_unit, tile.partial);
     for piece in &pieces {
         assert!(piece.num_units > 0);
-        let skipped = (unit - tile.first_unit) * tile.num_rows * shape.group;
-        let (first_unit, partial) = (unit, tile.partial + skipped);
+        let AttentionPiece { num_units, .. } = *piece;
         assert_eq!(
             *piece,
-            AttentionPiece { first_unit, num_units: piece.num_units, partial, ..*tile }
+            AttentionPiece { first_unit: unit, num_units, partial: places, ..*tile }
         );
-        unit += piece.num_units;
+        unit += num_units;
+        places += if in_parts { 1 } else { num_units } * tile.num_rows * shape.group;
     }
-    assert_eq!(unit, tile.first_unit + tile.num_units);
+    if in_parts {
+        assert_eq!((tile.first_unit, tile.num_units), (0, pieces.len() as u32));
+    } else {
+        assert_eq!(tile.first_unit, pieces[0].first_unit);
+        assert_eq!(unit, tile.first_unit + tile.num_units);
+    }
 }
 
 fn check(plan: &AttentionPlan, shape: &PlanShape, seqs: &[(u32, u32, u32)], batch: &Batch) {
-    let TileRows { narrow, wide } = shape.rows;
+    let (narrow, wide) = (shape.narrow.rows, shape.wide.map(|kind| kind.rows));
     check_order(part(plan, plan.wide()), narrow + 1..=wide.unwrap_or(0));
     check_order(part(plan, plan.narrow()), 1..=narrow);
     let mut taken = Vec::new();
-    for tile in part(plan, plan.split()) {
-        check_split(plan, shape, tile);
-        taken.push(tile.partial..tile.partial + tile.num_units * tile.num_rows * shape.group);
+    for (tiles, in_parts) in [(plan.split(), false), (plan.split_in_parts(), true)] {
+        for tile in part(plan, tiles) {
+            check_split(plan, shape, tile, in_parts);
+            assert_eq!(in_parts, shape.wide_in_parts && tile.num_rows > narrow);
+            taken.push(tile.partial..tile.partial + tile.num_units * tile.num_rows * shape.group);
+        }
     }
     taken.sort_by_key(|rows| rows.start);
     assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start));
@@ -89,11 +98,12 @@ fn check(plan: &AttentionPlan, shape: &PlanShape, seqs: &[(u32, u32, u32)], batc
     // Times that a row's unit is computed, and that a row is written.
     let (mut computed, mut written) = (HashMap::new(), vec![0; batch.num_tokens()]);
     for (at, piece) in plan.pieces().iter().enumerate() {
-        let is_split_tile = plan.split().contains(&(at as u32));
+        let is_split_tile = at as u32 >= plan.split().start;
         for row in piece.row..piece.row + piece.num_rows {
             written[row as usize] += u32::from(is_split_tile || piece.partial == WHOLE);
-            for unit in piece.first_unit..piece.first_unit + piece.num_units {
-                *computed.entry((row, unit)).or_insert(0) += u32::from(!is_split_tile);
+            let units = piece.first_unit..piece.first_unit + piece.num_units;
+            for unit in units.filter(|_| !is_split_tile) {
+                *computed.entry((row, unit)).or_insert(0) += 1;
             }
         }
     }
@@ -118,7 +128,7 @@ fn check(plan: &AttentionPlan, shape: &PlanShape, seqs: &[(u32, u32, u32)], batc
 
 #[test]
 fn every_unit_of_every_row_is_computed_once() {
-    let (mut num_split, mut num_wide) = (0, 0);
+    let (mut num_split, mut num_in_parts, mut num_wide) = (0, 0, 0);
     for case in 0..400 {
         let random =
             |col: usize, bound: u32| ((noise(case, col) + 1.0) / 2.0 * bound as f32) as u32;
@@ -133,15 +143,19 @@ fn every_unit_of_every_row_is_computed_once() {
             })
             .collect();
         let group = [1, 5, 8, 16][random(2, 4) as usize];
+        let wide = [None, Some(64), Some(128)][random(4, 3) as usize];
+        let kind = |score_rows, col| TileKind {
+            rows: score_rows / group,
+            blocks: [1, 7, 264][random(col, 3) as usize],
+        };
         let shape = PlanShape {
             group,
-            num_kv: 1 + random(3, 3),
+            groups: 1 + random(3, 3),
+            head_dim: 128,
             window: [None, None, Some(1), Some(600)][random(1, 4) as usize],
-            rows: TileRows {
-                narrow: 16 / group,
-                wide: [None, Some(64 / group)][random(4, 2) as usize],
-            },
-            blocks: [1, 7, 264][random(6, 3) as usize],
+            narrow: kind(16, 6),
+            wide: wide.map(|score_rows| kind(score_rows, 7)),
+            wide_in_parts: wide == Some(128),
         };
         let batch = batch(&seqs);
         let mut plan = AttentionPlan::with_room(shape, &LIMITS);
@@ -152,17 +166,21 @@ fn every_unit_of_every_row_is_computed_once() {
             plan.pieces().as_ptr() == place && plan.pieces().len() <= shape.room(&LIMITS).pieces
         );
         num_split += plan.split().len();
+        num_in_parts += plan.split_in_parts().len();
         num_wide += plan.wide().len();
     }
-    assert!(num_split > 100 && num_wide > 100, "{num_split} {num_wide}");
+    let all = [num_split, num_in_parts, num_wide];
+    assert!(num_split > 100 && num_in_parts > 20 && num_wide > 100, "{all:?}");
 }
 
 const SHAPE: PlanShape = PlanShape {
     group: 4,
-    num_kv: 8,
+    groups: 8,
+    head_dim: 128,
     window: None,
-    rows: TileRows { narrow: 4, wide: Some(16) },
-    blocks: 264,
+    narrow: TileKind { rows: 4, blocks: 264 },
+    wide: Some(TileKind { rows: 32, blocks: 132 }),
+    wide_in_parts: true,
 };
 
 fn planned(shape: PlanShape, seqs: &[(u32, u32, u32)]) -> AttentionPlan {
@@ -173,13 +191,29 @@ fn planned(shape: PlanShape, seqs: &[(u32, u32, u32)]) -> AttentionPlan {
     plan
 }
 
+/// When the last of a launch's blocks ends, in units: each place takes the next piece when it is free.
+fn time(pieces: &[AttentionPiece], kind: TileKind) -> u32 {
+    let mut places = vec![0; (kind.blocks / SHAPE.groups) as usize];
+    for piece in pieces {
+        let first = places.iter_mut().min().unwrap();
+        *first += piece.num_units + 1;
+    }
+    places.into_iter().max().unwrap()
+}
+
+/// The same, if work could be cut at will.
+fn least_time(pieces: &[AttentionPiece], kind: TileKind) -> u32 {
+    let units: u32 = pieces.iter().map(|piece| piece.num_units).sum();
+    units.div_ceil(kind.blocks / SHAPE.groups)
+}
+
 #[test]
 fn few_long_sequences_fill_the_device_and_many_are_left_whole() {
-    let blocks = |seqs: &[_]| planned(SHAPE, seqs).split().start * SHAPE.num_kv;
-    let fills = SHAPE.blocks * 3 / 4..=SHAPE.blocks * 5 / 4;
-    for num_seqs in [1, 2, 3, 7, 20] {
-        let filled = blocks(&vec![(1, 0, 16000); num_seqs]);
-        assert!(fills.contains(&filled), "{num_seqs}: {filled}");
+    for num_seqs in [1, 2, 3, 7, 10, 20, 30] {
+        let plan = planned(SHAPE, &vec![(1, 0, 16000); num_seqs]);
+        let pieces = part(&plan, plan.narrow());
+        let (time, least) = (time(pieces, SHAPE.narrow), least_time(pieces, SHAPE.narrow));
+        assert!(time <= least * 5 / 4 + 3, "{num_seqs}: {time} of {least}");
     }
     // As many as the device has places for: nothing is won.
     for num_seqs in [33, 40, 200] {
@@ -193,16 +227,35 @@ fn few_long_sequences_fill_the_device_and_many_are_left_whole() {
     let longest = part(&plan, plan.narrow()).iter().map(|piece| piece.num_units).max();
     assert!(longest <= Some(10), "{longest:?}");
     // A chunk of a prompt has blocks enough.
-    assert!(planned(SHAPE, &[(2048, 0, 0)]).split().is_empty());
+    assert!(planned(SHAPE, &[(2048, 0, 0)]).split_in_parts().is_empty());
+}
+
+#[test]
+fn few_wide_tiles_fill_the_device_whatever_else_is_in_the_step() {
+    // Rows of one chunk behind so many others; decodes beside them have a launch of their own.
+    for rows in [32, 100, 500, 600, 700] {
+        for others in [0, 30] {
+            let mut seqs = vec![(1, 0, 9000); others];
+            seqs.push((rows, 0, 30000));
+            let plan = planned(SHAPE, &seqs);
+            let kind = SHAPE.wide.unwrap();
+            let pieces = part(&plan, plan.wide());
+            let (time, least) = (time(pieces, kind), least_time(pieces, kind));
+            assert!(time <= least * 3 / 2 + 3, "{rows} rows: {time} of {least}");
+            let alone = planned(SHAPE, &[(rows, 0, 30000)]);
+            assert_eq!(pieces.len(), part(&alone, alone.wide()).len());
+        }
+    }
 }
 
 #[test]
 fn where_the_workspace_ends_the_longest_are_split() {
-    let shape = PlanShape { num_kv: 1, ..SHAPE };
+    // Room for 64 score rows of each group; a sequence has 8.
+    let shape = PlanShape { head_dim: 256, group: 8, ..SHAPE };
     let seqs: Vec<_> = (0..20).map(|seq| (1, 0, 60000 - seq * 100)).collect();
     let plan = planned(shape, &seqs);
     let split: Vec<_> = part(&plan, plan.split()).iter().map(|tile| tile.row).collect();
-    assert!((16..20).contains(&split.len()), "{split:?}");
+    assert!((8..20).contains(&split.len()), "{split:?}");
     assert!(split.iter().enumerate().all(|(at, &row)| at as u32 == row));
 }
 

@@ -12,6 +12,8 @@
 
 pub(in crate::cuda) mod attention;
 #[cfg(test)]
+mod attention_hopper;
+#[cfg(test)]
 mod attention_plan;
 pub(in crate::cuda) mod dice;
 pub(in crate::cuda) mod embed;

@@ -6,7 +6,7 @@ use super::super::shapes::{Shape, attention_what};
 use super::{BLOCK, Bench, Work, words};
 use crate::batch::Batch;
 use crate::cuda::attention::{Attention, AttentionKernels};
-use crate::cuda::attention_plan::{AttentionPlan, PlanShape};
+use crate::cuda::attention_plan::AttentionPlan;
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
 use crate::cuda::plain::bytes_of;
 use crate::device::Limits;
@@ -78,18 +78,12 @@ struct Planned {
 
 impl Planned {
     fn new(run: &Run<'_>, heads: Heads, step: Step) -> Result<Self, KernelError> {
-        let kernels = AttentionKernels::new(heads, DType::Bf16, run.target.shared_bytes_max)?;
-        let shape = PlanShape {
-            group: (heads.num_q / heads.num_kv) as u32,
-            num_kv: heads.num_kv as u32,
-            window: None,
-            rows: kernels.tile_rows(),
-            blocks: run.target.attention_blocks(),
-        };
+        let kernels = AttentionKernels::new(heads, DType::Bf16, &run.target)?;
+        let shape = kernels.plan_shape(None);
         let (batch, limits) = (step.batch(), step.limits());
         let mut plan = AttentionPlan::with_room(shape, &limits);
         plan.make(&batch, &batch.groups[0]);
-        let floats = shape.room(&limits).partial_floats(&shape, heads.head_dim);
+        let floats = shape.room(&limits).partial_floats(&shape);
         let piece_bytes = bytes_of(plan.pieces());
         let pieces = DeviceBuffer::new(run.driver, piece_bytes.len(), "pieces")?;
         pieces.upload(0, piece_bytes)?;
@@ -113,7 +107,8 @@ impl Bench {
         step: Step,
     ) -> Result<Option<Figure>, KernelError> {
         let Shape { num_q, num_kv, head_dim, .. } = *shape;
-        let plane_bytes = step.blocks() * BLOCK * num_kv * head_dim * 2;
+        let plane_rows = step.blocks() * BLOCK * num_kv;
+        let plane_bytes = plane_rows * head_dim * 2;
         if !self.meter.pool.has(2 * plane_bytes) {
             return Ok(None);
         }
@@ -132,6 +127,7 @@ impl Bench {
                 partials: planned.partials.pointer(),
                 num_q: num_q as u32,
                 num_kv: num_kv as u32,
+                group: planned.kernels.group(),
                 head_dim: head_dim as u32,
                 block_bits: BLOCK.ilog2(),
                 window: u32::MAX,
@@ -139,7 +135,7 @@ impl Bench {
                 soft_cap: 0.0,
             };
             // SAFETY: the pool holds both planes, activations the rows; the plan is this step's.
-            unsafe { attention.launch(&**run.driver, &planned.kernels, &planned.plan) }
+            unsafe { attention.launch(&**run.driver, &planned.kernels, &planned.plan, plane_rows) }
         })?;
         let rows = step.seqs * step.rows;
         let cache = 2 * step.seqs * step.keys * num_kv * head_dim * 2;
