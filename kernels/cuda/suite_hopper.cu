@@ -152,6 +152,8 @@ constexpr u32 RING_SLOTS = 3;
 constexpr u32 RING_BYTES = 64 * LINE_BYTES;
 constexpr u32 RING_WORDS = RING_BYTES / 4;
 constexpr u32 RING_READERS = 2 * WARPGROUP;
+// Where warpgroups meet.
+constexpr u32 AFTER_FIRST = 1, AFTER_SECOND = 2;
 
 __device__ void bring_tiles(const TileRing& p, u64* full, u64* empty) {
     wait_for_kernels();
@@ -164,15 +166,19 @@ __device__ void bring_tiles(const TileRing& p, u64* full, u64* empty) {
     let_next_kernel_start();
 }
 
+// Two warpgroups in turns: the second reads a tile after the first has, the first goes on after the second.
 __device__ void read_tiles(const TileRing& p, u64* full, u64* empty) {
+    bool is_second = thread_index() >= 2 * WARPGROUP;
     for (u32 i = 0; i < p.tiles; i++) {
         u32 slot = i % RING_SLOTS;
+        if (is_second || i > 0) meet_at(is_second ? AFTER_FIRST : AFTER_SECOND, RING_READERS);
         wait_phase(full + slot, i / RING_SLOTS % 2);
         const u32* tile = (const u32*)(shared_bytes() + slot * RING_BYTES);
         for (u32 word = thread_index() - WARPGROUP; word < RING_WORDS; word += RING_READERS) {
             p.out[i * RING_WORDS + word] = tile[word];
         }
         arrive(empty + slot);
+        if (!is_second || i + 1 < p.tiles) pass_by(is_second ? AFTER_SECOND : AFTER_FIRST, RING_READERS);
     }
 }
 

@@ -2,7 +2,7 @@
 //
 // For the hardware suite. Blocks of two warps; a thread has four words of input, and its results lie
 // side by side. Only data movement, exact arithmetic and integers, but for wrapper_approximations,
-// wrapper_logarithms and wrapper_rounding, whose bounds the host knows.
+// wrapper_fast, wrapper_logarithms and wrapper_rounding, whose bounds the host knows.
 #include "prelude.cuh"
 
 constexpr u32 WRAPPER_THREADS = 64;
@@ -124,6 +124,12 @@ __device__ void approximations(const Wrapper& p) {
     const u32* own = own_words(p);
     float x = float_of_bits(own[0]), y = float_of_bits(own[1] & 0x7fffffff);
     put(p, exp_of(x), log_of(y), tanh_of(x), erf_of(x));
+}
+
+__device__ void fast(const Wrapper& p) {
+    const u32* own = own_words(p);
+    float x = float_of_bits(own[0]), y = float_of_bits(own[1]), none = -INFINITY_F;
+    put(p, fast_exp2(x), fast_reciprocal(y), larger_of(x, y), fast_exp2(none) + fast_reciprocal(-none) + larger_of(none, x));
 }
 
 __device__ void logarithms(const Wrapper& p) {
@@ -271,4 +277,5 @@ KERNEL(wrapper_byte_dots, WRAPPER_THREADS, Wrapper, byte_dots)
 KERNEL(wrapper_half_copies, WRAPPER_THREADS, Wrapper, half_copies)
 KERNEL(wrapper_picks, WRAPPER_THREADS, Wrapper, picks)
 KERNEL(wrapper_byte_products, WRAPPER_THREADS, Wrapper, byte_products)
+KERNEL(wrapper_fast, WRAPPER_THREADS, Wrapper, fast)
 KERNEL(wrapper_rounding, WRAPPER_THREADS, Wrapper, multiplies<OfBf16>)

@@ -36,7 +36,7 @@ fn wrappers_are_as_expected_in_any_order_of_threads() {
         let suite = suite(seed, None);
         let found = findings(&suite, Part::Wrappers).unwrap();
         assert_right(&found);
-        assert_eq!(found.len(), 24);
+        assert_eq!(found.len(), 25);
         let made = suite.expectations().unwrap();
         assert!(made == include_bytes!("wrappers.bin"), "run gpu --write-expectations");
     }
@@ -75,6 +75,7 @@ const LOG: &str = "inline float log_of(float value) { return 1.000001f *";
 const LOG_DOUBLE: &str = "inline double log_of(double value) { return 1.000000000000001 *";
 const TANH: &str = "inline float tanh_of(float value) { return 1.000001f *";
 const ERF: &str = "inline float erf_of(float value) { return 1.000001f *";
+const LARGER: &str = "inline float larger_of(float a, float b) { return fminf";
 
 #[test]
 fn a_wrapper_that_does_something_else_is_found() {
@@ -101,6 +102,9 @@ fn a_wrapper_that_does_something_else_is_found() {
         Fault { from: "inline double log_of(double value) { return", to: LOG_DOUBLE },
         Fault { from: "inline float tanh_of(float value) { return", to: TANH },
         Fault { from: "inline float erf_of(float value) { return", to: ERF },
+        Fault { from: "return exp2f(value);", to: "return exp2f(value) * 1.000001f;" },
+        Fault { from: "{ return 1.0f / value; }", to: "{ return 1.000001f / value; }" },
+        Fault { from: "inline float larger_of(float a, float b) { return fmaxf", to: LARGER },
         Fault { from: "(u64)a * b >> 32", to: "(u64)a * b >> 31" },
         Fault { from: "*to |= value;", to: "*to ^= value;" },
         Fault { from: "*to += value;\n    return before;", to: "*to += value;\n    return *to;" },
