@@ -5,48 +5,20 @@
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use pagoda_engine::memory::KvBudget;
-use pagoda_engine::model::{LoadOptions, ModelSource, load};
+use pagoda_engine::model::LoadOptions;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_tests::golden::{CASES, Golden, folder};
-use pagoda_tests::prompts::PromptRun;
+use pagoda_tests::logprobs::{distance, first_logprobs};
 use pagoda_tests::sums::HeldOutSums;
 
 /// Tokens of a golden's prompt.
 const LEN: usize = 300;
 
-/// Log-probabilities of a golden's first tokens, in chunks with a tail that is decoded.
+/// Log-probabilities of a golden's first tokens over a cache of this format.
 fn logprobs(case: &str, kv_dtype: KvFormat) -> Vec<f32> {
-    let golden = Golden::read(case).unwrap();
-    let options = LoadOptions {
-        dtype: Some(DType::F32),
-        kv_dtype: Some(kv_dtype),
-        max_model_len: Some(golden.max_model_len),
-        max_num_seqs: Some(128),
-        max_num_batched_tokens: Some(128),
-        kv: KvBudget::Bytes(64 << 20),
-        ..LoadOptions::default()
-    };
-    let mut model = load(&ModelSource::Folder(folder(case)), &options, &|_| ()).unwrap();
-    let prompts = vec![&golden.tokens[..LEN]];
-    let chunk = |done: usize| if done < 280 { [97, 1, 82][done % 3].min(280 - done) } else { 1 };
-    let run = PromptRun { prompts, chunk: &chunk, lengths: &[], last_position_shift: 0 };
-    let mut values = run.run(model.runner.as_mut(), &model.info).unwrap();
-    let mut targets = values.remove(0).targets;
-    assert_eq!(targets.len(), LEN);
-    targets.pop();
-    targets
-}
-
-/// Root mean square and largest of the differences.
-fn distance(a: &[f32], b: &[f32]) -> (f64, f64) {
-    let differences = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
-    let (sum, largest) = differences.fold((0.0, 0.0), |(sum, largest): (f64, f64), difference| {
-        assert!(difference.is_finite());
-        (sum + difference * difference, largest.max(difference))
-    });
-    ((sum / a.len() as f64).sqrt(), largest)
+    let options = LoadOptions { kv_dtype: Some(kv_dtype), ..LoadOptions::default() };
+    first_logprobs(&Golden::read(case).unwrap(), &folder(case), LEN, options)
 }
 
 #[test]

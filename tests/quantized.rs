@@ -10,13 +10,12 @@
 use std::fs;
 use std::path::Path;
 
-use pagoda_engine::memory::KvBudget;
-use pagoda_engine::model::{LoadOptions, ModelSource, load};
+use pagoda_engine::model::LoadOptions;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::reference::quantized;
 use pagoda_kernels::weight_format::Quantization;
 use pagoda_tests::golden::{Golden, folder};
-use pagoda_tests::prompts::PromptRun;
+use pagoda_tests::logprobs::{distance, first_logprobs};
 use pagoda_tests::sums::HeldOutSums;
 use serde_json::json;
 use tempfile::TempDir;
@@ -71,38 +70,11 @@ fn dequantized(case: &str, quantization: Quantization) -> TempDir {
     copy
 }
 
-/// Log-probabilities of a golden's first tokens, in chunks with a tail that is decoded.
+/// Log-probabilities of a golden's first tokens by the checkpoint in `from`.
 fn logprobs(case: &str, from: &Path, quantization: Option<Quantization>) -> Vec<f32> {
-    let golden = Golden::read(case).unwrap();
-    let options = LoadOptions {
-        dtype: Some(DType::F32),
-        kv_dtype: Some(DType::F32.into()),
-        quantization,
-        max_model_len: Some(golden.max_model_len),
-        max_num_seqs: Some(128),
-        max_num_batched_tokens: Some(128),
-        kv: KvBudget::Bytes(64 << 20),
-        ..LoadOptions::default()
-    };
-    let mut model = load(&ModelSource::Folder(from.to_owned()), &options, &|_| ()).unwrap();
-    let prompts = vec![&golden.tokens[..LEN]];
-    let chunk = |done: usize| if done < 180 { [97, 1, 82][done % 3] } else { 1 };
-    let run = PromptRun { prompts, chunk: &chunk, lengths: &[], last_position_shift: 0 };
-    let mut values = run.run(model.runner.as_mut(), &model.info).unwrap();
-    let mut targets = values.remove(0).targets;
-    assert_eq!(targets.len(), LEN);
-    targets.pop();
-    targets
-}
-
-/// Root mean square and largest of the differences.
-fn distance(a: &[f32], b: &[f32]) -> (f64, f64) {
-    let differences = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
-    let (sum, largest) = differences.fold((0.0, 0.0), |(sum, largest): (f64, f64), difference| {
-        assert!(difference.is_finite());
-        (sum + difference * difference, largest.max(difference))
-    });
-    ((sum / a.len() as f64).sqrt(), largest)
+    let options =
+        LoadOptions { kv_dtype: Some(DType::F32.into()), quantization, ..LoadOptions::default() };
+    first_logprobs(&Golden::read(case).unwrap(), from, LEN, options)
 }
 
 #[test]

@@ -14,6 +14,9 @@ pub mod golden;
 /// Prompts through a runner, without a scheduler: log-probabilities of every position.
 pub mod prompts;
 
+/// Log-probabilities of the goldens under other settings.
+pub mod logprobs;
+
 /// Sums that the built-in model was not trained on.
 pub mod sums;
 
