@@ -10,7 +10,7 @@
 // of the keys at which the host split its tile.
 #include "attention_tile.cuh"
 #include "halves.cuh"
-#include "ptx90.cuh"
+#include "slot_ring.cuh"
 
 struct HopperAttention {
     TensorMap keys;       // the plane as [tokens of all blocks, head_dim], boxes of 64 columns of BOX_MAX tokens
@@ -42,58 +42,18 @@ struct HopperHeads {
     static constexpr u32 QUERY_BYTES = PANELS * QUERY_PANEL_BYTES;
     static constexpr u32 PANEL_BYTES = KEYS * LINE_BYTES;
     static constexpr u32 SLOT_BYTES = PANELS * PANEL_BYTES;
-    static constexpr u32 ROOM = (224 << 10) - CONSUMERS * QUERY_BYTES;
+    static constexpr u32 BEFORE_BYTES = CONSUMERS * QUERY_BYTES;
+    static constexpr u32 ROOM = (224 << 10) - BEFORE_BYTES;
+    // Slots hold K and V of a tile, then of the next.
     static constexpr u32 SLOTS = ROOM / SLOT_BYTES < 8 ? ROOM / SLOT_BYTES : 8;
+    static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
+    static constexpr u32 PATCHES_BYTES = 0;
     // Of a thread: scores of a tile, words of weights of a step of 16 tokens, values.
     static constexpr u32 SCORES = KEYS / 2;
     static constexpr u32 STEPS = KEYS / 16;
     static constexpr u32 VALUES = PANELS * 32;
     static_assert(DIM % 16 == 0 && UNIT % KEYS == 0 && SLOTS >= 4 && SLOT_BYTES % LINES_BYTES == 0);
     static_assert(VALUES == 32 || VALUES == 64 || VALUES == 128);
-};
-
-// Slots in the order in which both sides walk over them: K and V of a tile, then of the next. Two
-// barriers each: bytes are there, and both consumers are done with them.
-template <class M>
-struct TileRing {
-    u8* queries = shared_bytes();
-    u8* slots = queries + M::CONSUMERS * M::QUERY_BYTES;
-    u64* full = (u64*)(slots + M::SLOTS * M::SLOT_BYTES);
-    u64* empty = full + M::SLOTS;
-    u32 slot = 0;
-    u32 parity = 0;
-
-    __device__ __forceinline__ void make_barriers() const {
-        if (thread_index() == 0) {
-            for (u32 i = 0; i < M::SLOTS; i++) {
-                init_barrier(full + i, 1);
-                init_barrier(empty + i, M::CONSUMERS * (WARPGROUP / WARP));
-            }
-            publish_barriers();
-        }
-        sync_block();
-    }
-
-    __device__ __forceinline__ u8* bytes(u32 slot) const { return slots + slot * M::SLOT_BYTES; }
-
-    // The next slot, once it is full, and steps over it.
-    __device__ __forceinline__ u32 take() {
-        wait_phase(full + slot, parity);
-        u32 taken = slot;
-        step();
-        return taken;
-    }
-
-    // A warp is done with a slot.
-    __device__ __forceinline__ void free(u32 slot) const {
-        if (lane_index() == 0) arrive(empty + slot);
-    }
-
-    __device__ __forceinline__ void step() {
-        if (++slot < M::SLOTS) return;
-        slot = 0;
-        parity ^= 1;
-    }
 };
 
 // What a block has to do: a tile, and keys of it.
@@ -121,7 +81,7 @@ struct Span {
 // be somebody else's or nobody's.
 template <class M>
 __device__ __forceinline__ void copy_keys(const Attention& p, const Span<M>& span, const TensorMap* map, u32 step,
-                                          TileRing<M>& ring) {
+                                          SlotRing<M>& ring) {
     u32 bits = min_of(p.block_bits, BOX_BITS_MAX), start = step * M::KEYS;
     Range boxes = {max_of(span.keys.from, start) >> bits,
                    (min_of(span.keys.to, start + M::KEYS) + (1u << bits) - 1) >> bits};
@@ -145,7 +105,7 @@ __device__ __forceinline__ void copy_keys(const Attention& p, const Span<M>& spa
 
 // One thread's.
 template <class M>
-__device__ __forceinline__ void produce(const HopperAttention& p, const Span<M>& span, TileRing<M> ring) {
+__device__ __forceinline__ void produce(const HopperAttention& p, const Span<M>& span, SlotRing<M> ring) {
     for (u32 step = span.steps.from; step < span.steps.to; step++) {
         copy_keys(p.attention, span, &p.keys, step, ring);
         copy_keys(p.attention, span, &p.values, step, ring);
@@ -297,8 +257,8 @@ struct Consumer {
         }
     }
 
-    __device__ __forceinline__ void attend(TileRing<M> ring) {
-        u8* lines = ring.queries + index * M::QUERY_BYTES;
+    __device__ __forceinline__ void attend(SlotRing<M> ring) {
+        u8* lines = shared_bytes() + index * M::QUERY_BYTES;
         load_queries(lines);
         if (span.steps.from == span.steps.to) return;
         u64 queries = operand(lines);
@@ -393,7 +353,7 @@ struct Consumer {
 
 template <class M>
 __device__ void attention_hopper(const HopperAttention& p) {
-    TileRing<M> ring;
+    SlotRing<M> ring;
     ring.make_barriers();
     Span<M> span(p.attention);
     if (warp_index() / 4 == M::CONSUMERS) {

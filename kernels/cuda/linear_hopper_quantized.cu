@@ -70,6 +70,7 @@ struct QuantizedTiling {
     static constexpr u32 WORDS = CODE_BYTES / 16;
     static constexpr u32 SLOT_BYTES = X_BYTES + COLUMNS * CODE_BYTES;
     static constexpr u32 SLOTS = (192 << 10) / SLOT_BYTES;
+    static constexpr u32 BEFORE_BYTES = 0;
     static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
     // Of a thread.
     static constexpr u32 SUMS = ROWS / 2;
@@ -80,17 +81,6 @@ struct QuantizedTiling {
     static constexpr u32 PATCHES_BYTES = CONSUMERS * 4 * PATCH_FLOATS * 4;
     static_assert(SLOTS >= 3 && SLOT_BYTES % LINES_BYTES == 0);
 };
-
-// Of the tile's first result.
-struct Corner {
-    u32 row, column;
-};
-
-template <class M>
-__device__ __forceinline__ Corner corner_of(const HopperQuantized& p, u32 tile) {
-    TilePlace place = place_of(tile, p.row_tiles, p.column_tiles);
-    return {place.row_tile * M::ROWS, place.column_tile * M::COLUMNS};
-}
 
 // One thread's.
 template <class M>

@@ -100,6 +100,18 @@ __device__ __forceinline__ TilePlace place_of(u32 index, u32 row_tiles, u32 colu
     return {first + within % size, within / size};
 }
 
+// Of a tile's first result.
+struct Corner {
+    u32 row, column;
+};
+
+// Of the `tile`-th that has M::ROWS by M::COLUMNS results.
+template <class M, class P>
+__device__ __forceinline__ Corner corner_of(const P& p, u32 tile) {
+    TilePlace place = place_of(tile, p.row_tiles, p.column_tiles);
+    return {place.row_tile * M::ROWS, place.column_tile * M::COLUMNS};
+}
+
 // A block's tile.
 template <class M>
 struct Tile {

@@ -4,10 +4,11 @@
 #include "ptx90.cuh"
 
 // A block's slots, in the order in which both sides walk over them. Two barriers each: bytes are
-// there, and all consumers are done with them.
+// there, and all consumers are done with them. M says what else lies in shared memory: BEFORE_BYTES before
+// the slots, PATCHES_BYTES between them and the barriers.
 template <class M>
 struct SlotRing {
-    u8* slots = shared_bytes();
+    u8* slots = shared_bytes() + M::BEFORE_BYTES;
     u64* full = (u64*)(slots + M::RING_BYTES + M::PATCHES_BYTES);
     u64* empty = full + M::SLOTS;
     u32 slot = 0;
@@ -24,7 +25,21 @@ struct SlotRing {
         sync_block();
     }
 
-    __device__ __forceinline__ u8* bytes() const { return slots + slot * M::SLOT_BYTES; }
+    __device__ __forceinline__ u8* bytes(u32 slot) const { return slots + slot * M::SLOT_BYTES; }
+    __device__ __forceinline__ u8* bytes() const { return bytes(slot); }
+
+    // The next slot, once it is full, and steps over it.
+    __device__ __forceinline__ u32 take() {
+        wait_phase(full + slot, parity);
+        u32 taken = slot;
+        step();
+        return taken;
+    }
+
+    // A warp is done with a slot.
+    __device__ __forceinline__ void free(u32 slot) const {
+        if (lane_index() == 0) arrive(empty + slot);
+    }
 
     __device__ __forceinline__ void step() {
         if (++slot < M::SLOTS) return;
