@@ -458,7 +458,7 @@ EXPORT int cuTensorMapEncodeTiled(void* map, unsigned type, unsigned rank, uint6
                                   unsigned interleave, unsigned swizzle, unsigned promotion, unsigned fill) {
     Call call("cuTensorMapEncodeTiled", std::to_string(type) + " " + std::to_string(rank));
     bool is_known = (type == 6 || type == 9) && (rank == 2 || rank == 3) && !interleave && promotion <= 3 && !fill;
-    if (call.need(is_known && (swizzle == 0 || swizzle == 3) && address % 16 == 0 && (uintptr_t)map % 64 == 0)) {
+    if (call.in_context().need(is_known && (swizzle == 0 || swizzle == 3) && address % 16 == 0 && (uintptr_t)map % 64 == 0)) {
         return call.code;
     }
     emulate::TileMap tile = {emulate::TILE_MAP, address, {1, 1, 1}, {2, 0, 0}, {1, 1, 1}, rank, swizzle == 3};

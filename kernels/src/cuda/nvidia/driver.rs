@@ -126,6 +126,7 @@ impl Driver for Nvidia {
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
+        self.enter()?;
         encode(spec)
     }
 

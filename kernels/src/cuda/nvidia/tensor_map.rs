@@ -11,7 +11,7 @@ const RANK_MAX: usize = 3;
 const _: () = assert!(size_of::<TensorMap>() == size_of::<sys::CUtensorMap>());
 const _: () = assert!(align_of::<TensorMap>() >= align_of::<sys::CUtensorMap>());
 
-/// The driver's encoding of `spec`. Needs no context.
+/// The driver's encoding of `spec`. The driver may ask for a context that is current.
 pub(crate) fn encode(spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
     spec.check()?;
     let (mut sizes, mut strides) = ([0u64; RANK_MAX], [0u64; RANK_MAX]);

@@ -74,6 +74,11 @@ fn tensors_are_told_to_the_driver_as_they_are() {
         assert_eq!(driver.tensor_map(&spec).unwrap().0, encode(&spec).0);
         let unaligned = TensorMapSpec { address: DevicePointer(4098), ..spec };
         assert!(driver.tensor_map(&unaligned).is_err());
+        // A thread that has not asked for anything yet.
+        let elsewhere = std::thread::scope(|scope| {
+            scope.spawn(|| driver.tensor_map(&spec).map(|map| map.0)).join().unwrap()
+        });
+        assert_eq!(elsewhere.unwrap(), encode(&spec).0);
     }
     assert_eq!(driver.capability(), (9, 0));
 }
