@@ -43,7 +43,7 @@ struct HopperHeads {
     static constexpr u32 PANEL_BYTES = KEYS * LINE_BYTES;
     static constexpr u32 SLOT_BYTES = PANELS * PANEL_BYTES;
     static constexpr u32 BEFORE_BYTES = CONSUMERS * QUERY_BYTES;
-    static constexpr u32 ROOM = (224 << 10) - BEFORE_BYTES;
+    static constexpr u32 ROOM = RING_ROOM - BEFORE_BYTES;
     // Slots hold K and V of a tile, then of the next.
     static constexpr u32 SLOTS = ROOM / SLOT_BYTES < 8 ? ROOM / SLOT_BYTES : 8;
     static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
@@ -66,7 +66,7 @@ struct Span {
     __device__ __forceinline__ explicit Span(const Attention& p) : tile(p, p.pieces[blockIdx.y], blockIdx.x) {
         tile.keep_rows(p);
         u32 first = tile.piece.first_unit * UNIT, end = first + tile.piece.num_units * UNIT;
-        keys = {max_of(tile.keys.from, first), min_of(tile.keys.to, end)};
+        keys = {uniform(max_of(tile.keys.from, first)), uniform(min_of(tile.keys.to, end))};
         if (keys.to <= keys.from) keys.to = keys.from;
         u32 first_step = keys.from / M::KEYS;
         steps = {first_step, keys.to == keys.from ? first_step : div_up(keys.to, M::KEYS)};
@@ -126,7 +126,7 @@ struct Consumer {
 
     const Attention& p;
     const Span<M>& span;
-    u32 index = warp_index() / 4;
+    u32 index;
     u32 lane_row;
     Range seen[2];
     // Keys that all rows of the warpgroup see.
@@ -138,7 +138,8 @@ struct Consumer {
     float values[M::VALUES] = {};
     u32 weights[M::STEPS][4];
 
-    __device__ __forceinline__ Consumer(const Attention& p, const Span<M>& span) : p(p), span(span) {
+    __device__ __forceinline__ Consumer(const Attention& p, const Span<M>& span, u32 index)
+        : p(p), span(span), index(index) {
         lane_row = index * ROWS_OF_GROUP + warp_index() % 4 * 16 + lane_index() / 4;
         cap = p.soft_cap * LOG2_E;
         u32 first = index * ROWS_OF_GROUP, last = min_of(first + ROWS_OF_GROUP, span.tile.num_score_rows) - 1;
@@ -353,25 +354,13 @@ struct Consumer {
 
 template <class M>
 __device__ void attention_hopper(const HopperAttention& p) {
-    SlotRing<M> ring;
-    ring.make_barriers();
     Span<M> span(p.attention);
-    if (warp_index() / 4 == M::CONSUMERS) {
-        give_registers<40>();
-        if (thread_index() == M::CONSUMERS * WARPGROUP) produce(p, span, ring);
-    } else {
-        take_registers<232>();
-        Consumer<M> consumer(p.attention, span);
-        consumer.attend(ring);
-        consumer.finish();
-    }
-}
-
-// Maps are parameters: no kernel writes them.
-__device__ __forceinline__ void fetch_maps(const HopperAttention& p) {
-    if (thread_index() != 0) return;
-    fetch_map(&p.keys);
-    fetch_map(&p.values);
+    run_ring<M>([&](SlotRing<M> ring) { produce(p, span, ring); },
+                [&](SlotRing<M> ring, u32 warpgroup) {
+                    Consumer<M> consumer(p.attention, span, warpgroup);
+                    consumer.attend(ring);
+                    consumer.finish();
+                });
 }
 
 #define ATTENTION_HOPPER(name, T, dim)                                                                           \

@@ -30,9 +30,6 @@ struct HopperTiling {
     static constexpr u32 PART_BYTES = ROWS * LINE_BYTES;
     static constexpr u32 X_BYTES = PARTS * PART_BYTES;
     static constexpr u32 SLOT_BYTES = X_BYTES + COLUMNS * LINE_BYTES;
-    static constexpr u32 SLOTS = (192 << 10) / SLOT_BYTES;
-    static constexpr u32 BEFORE_BYTES = 0;
-    static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
     // Of a thread.
     static constexpr u32 SUMS = COLUMNS / 2;
     // A warp's results on their way out: 16 rows of so many columns at a time.
@@ -40,6 +37,9 @@ struct HopperTiling {
     static constexpr u32 PATCH_STRIDE = PATCH_COLUMNS + 8;
     static constexpr u32 PATCH_FLOATS = 16 * PATCH_STRIDE;
     static constexpr u32 PATCHES_BYTES = CONSUMERS * 4 * PATCH_FLOATS * 4;
+    static constexpr u32 SLOTS = (RING_ROOM - PATCHES_BYTES) / SLOT_BYTES;
+    static constexpr u32 BEFORE_BYTES = 0;
+    static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
     static_assert(SLOTS >= 3 && SLOT_BYTES % LINES_BYTES == 0);
 };
 
@@ -91,21 +91,24 @@ __device__ __forceinline__ void multiply_tile(const HopperLinear& p, SlotRing<M>
 }
 
 // Puts a warp's sums, 16 rows, into the order of the result, some columns after others. Rows of its
-// patch of shared memory lie so far apart that the lanes of a store meet different banks.
+// patch of shared memory lie so far apart that the lanes of a store meet different banks. Sums are
+// registers, so that each pass has code of its own to put them down; one that all passes share finishes
+// them, since what every epilogue takes, eight times over, is more than a multiprocessor keeps of code.
 template <class M>
 __device__ __forceinline__ void put_tile(const Linear& p, Corner corner, u32 first_row, const float (&sums)[M::SUMS]) {
     float* patch = (float*)(shared_bytes() + M::RING_BYTES) + warp_index() * M::PATCH_FLOATS;
     u32 lane = lane_index();
-    UNROLL
+    ROLLED
     for (u32 first = 0; first < M::COLUMNS; first += M::PATCH_COLUMNS) {
-        UNROLL
-        for (u32 i = 0; i < M::PATCH_COLUMNS / 4; i++) {
-            const float* two = sums + first / 2 + i * 2;
-            u32 row = i % 2 * 8 + lane / 4, column = i / 2 * 8 + lane % 4 * 2;
-            *(Columns<2>*)(patch + row * M::PATCH_STRIDE + column) = {two[0], two[1]};
-        }
+        with_part<M::PATCH_COLUMNS / 2>(sums, first / 2, [&](const float* part) {
+            UNROLL
+            for (u32 i = 0; i < M::PATCH_COLUMNS / 4; i++) {
+                u32 row = i % 2 * 8 + lane / 4, column = i / 2 * 8 + lane % 4 * 2;
+                *(Columns<2>*)(patch + row * M::PATCH_STRIDE + column) = {part[i * 2], part[i * 2 + 1]};
+            }
+        });
         sync_warp();
-        finish_spots<16 * M::PATCH_COLUMNS / 4 / WARP>(p, [&](u32 i) {
+        finish_spots<16 * M::PATCH_COLUMNS / 4 / WARP, true>(p, [&](u32 i) {
             u32 row = i * 4 + lane / 8, column = lane % 8 * 4;
             u32 of_result = corner.row + first_row + warp_index() % 4 * 16 + row;
             const float* from = patch + row * M::PATCH_STRIDE + column;
@@ -117,8 +120,8 @@ __device__ __forceinline__ void put_tile(const Linear& p, Corner corner, u32 fir
 
 // A warpgroup's.
 template <class M>
-__device__ __forceinline__ void consume(const HopperLinear& p, SlotRing<M> ring) {
-    u32 first_row = warp_index() / 4 * 64;
+__device__ __forceinline__ void consume(const HopperLinear& p, SlotRing<M> ring, u32 warpgroup) {
+    u32 first_row = warpgroup * 64;
     for (u32 tile = blockIdx.x; tile < p.row_tiles * p.column_tiles; tile += gridDim.x) {
         float sums[M::SUMS];
         multiply_tile(p, ring, first_row, sums);
@@ -128,22 +131,8 @@ __device__ __forceinline__ void consume(const HopperLinear& p, SlotRing<M> ring)
 
 template <class M>
 __device__ void linear_hopper(const HopperLinear& p) {
-    SlotRing<M> ring;
-    ring.make_barriers();
-    if (warp_index() / 4 == M::CONSUMERS) {
-        give_registers<40>();
-        if (thread_index() == M::CONSUMERS * WARPGROUP) produce(p, ring);
-    } else {
-        take_registers<232>();
-        consume(p, ring);
-    }
-}
-
-// Maps are parameters: no kernel writes them.
-__device__ __forceinline__ void fetch_maps(const HopperLinear& p) {
-    if (thread_index() != 0) return;
-    fetch_map(&p.x);
-    fetch_map(&p.weight);
+    run_ring<M>([&p](SlotRing<M> ring) { produce(p, ring); },
+                [&p](SlotRing<M> ring, u32 warpgroup) { consume(p, ring, warpgroup); });
 }
 
 #define LINEAR_HOPPER(name, T, columns)                                               \

@@ -69,9 +69,6 @@ struct QuantizedTiling {
     // Of a lane, of a row.
     static constexpr u32 WORDS = CODE_BYTES / 16;
     static constexpr u32 SLOT_BYTES = X_BYTES + COLUMNS * CODE_BYTES;
-    static constexpr u32 SLOTS = (192 << 10) / SLOT_BYTES;
-    static constexpr u32 BEFORE_BYTES = 0;
-    static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
     // Of a thread.
     static constexpr u32 SUMS = ROWS / 2;
     // A warp's results on their way out: 16 columns of so many rows at a time.
@@ -79,6 +76,9 @@ struct QuantizedTiling {
     static constexpr u32 PATCH_STRIDE = 16 + 4;
     static constexpr u32 PATCH_FLOATS = PATCH_ROWS * PATCH_STRIDE;
     static constexpr u32 PATCHES_BYTES = CONSUMERS * 4 * PATCH_FLOATS * 4;
+    static constexpr u32 SLOTS = (RING_ROOM - PATCHES_BYTES) / SLOT_BYTES;
+    static constexpr u32 BEFORE_BYTES = 0;
+    static constexpr u32 RING_BYTES = SLOTS * SLOT_BYTES;
     static_assert(SLOTS >= 3 && SLOT_BYTES % LINES_BYTES == 0);
 };
 
@@ -180,7 +180,8 @@ __device__ __forceinline__ void multiply_tile(const HopperQuantized& p, SlotRing
 }
 
 // Puts a warp's sums, 16 columns, into the order of the result, some rows after others. Rows of its
-// patch of shared memory lie so far apart that the lanes of a store meet different banks.
+// patch of shared memory lie so far apart that the lanes of a store meet different banks. Passes share
+// the code that finishes sums, as in linear_hopper.cu.
 template <class M>
 __device__ __forceinline__ void put_tile(const Linear& p, Corner corner, const WeightRows<M>& weight,
                                          const float (&sums)[M::SUMS]) {
@@ -188,15 +189,17 @@ __device__ __forceinline__ void put_tile(const Linear& p, Corner corner, const W
     u32 lane = lane_index();
     float scales[2] = {1.0f, 1.0f};
     if constexpr (M::F::HAS_ROW_SCALES) scales[0] = weight.row_scale(0), scales[1] = weight.row_scale(1);
-    UNROLL
+    ROLLED
     for (u32 first = 0; first < M::ROWS; first += M::PATCH_ROWS) {
-        UNROLL
-        for (u32 i = 0; i < M::PATCH_ROWS / 2; i++) {
-            u32 row = i / 4 * 8 + lane % 4 * 2 + i % 2, column = i % 4 / 2 * 8 + lane / 4;
-            patch[row * M::PATCH_STRIDE + column] = rounded_product(sums[first / 2 + i], scales[i % 4 / 2]);
-        }
+        with_part<M::PATCH_ROWS / 2>(sums, first / 2, [&](const float* part) {
+            UNROLL
+            for (u32 i = 0; i < M::PATCH_ROWS / 2; i++) {
+                u32 row = i / 4 * 8 + lane % 4 * 2 + i % 2, column = i % 4 / 2 * 8 + lane / 4;
+                patch[row * M::PATCH_STRIDE + column] = rounded_product(part[i], scales[i % 4 / 2]);
+            }
+        });
         sync_warp();
-        finish_spots<M::PATCH_ROWS / 8>(p, [&](u32 i) {
+        finish_spots<M::PATCH_ROWS / 8, true>(p, [&](u32 i) {
             u32 row = i * 8 + lane / 4, column = lane % 4 * 4, of_result = corner.row + first + row;
             u32 n = corner.column + warp_index() * 16 + column;
             return Spot{of_result < p.rows ? of_result : NO_ROW, n, patch + row * M::PATCH_STRIDE + column};
@@ -219,22 +222,7 @@ __device__ __forceinline__ void consume(const HopperQuantized& p, SlotRing<M> ri
 
 template <class M>
 __device__ void linear_quantized_hopper(const HopperQuantized& p) {
-    SlotRing<M> ring;
-    ring.make_barriers();
-    if (warp_index() / 4 == M::CONSUMERS) {
-        give_registers<40>();
-        if (thread_index() == M::CONSUMERS * WARPGROUP) produce(p, ring);
-    } else {
-        take_registers<232>();
-        consume(p, ring);
-    }
-}
-
-// Maps are parameters: no kernel writes them.
-__device__ __forceinline__ void fetch_maps(const HopperQuantized& p) {
-    if (thread_index() != 0) return;
-    fetch_map(&p.x);
-    fetch_map(&p.codes);
+    run_ring<M>([&p](SlotRing<M> ring) { produce(p, ring); }, [&p](SlotRing<M> ring, u32) { consume(p, ring); });
 }
 
 #define LINEAR_HOPPER(name, F, rows)                                                                    \

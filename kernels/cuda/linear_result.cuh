@@ -10,10 +10,12 @@ struct Spot {
     const float* sums;
 };
 
-// Finishes COUNT spots of the thread. What an ADD adds to is loaded for all of them first.
-template <u32 COUNT, class At>
+// Finishes COUNT spots of the thread. What an ADD adds to is loaded for all of them first. STORES_AT_ONCE:
+// so are sums that are stored as they are, where registers are enough.
+template <u32 COUNT, bool STORES_AT_ONCE = false, class At>
 __device__ __forceinline__ void finish_spots(const Linear& p, At at) {
-    if (p.epilogue != ADD) {
+    bool is_add = p.epilogue == ADD;
+    if (!is_add && !(STORES_AT_ONCE && p.epilogue == STORE)) {
         ROLLED
         for (u32 i = 0; i < COUNT; i++) {
             Spot spot = at(i);
@@ -24,17 +26,20 @@ __device__ __forceinline__ void finish_spots(const Linear& p, At at) {
         return;
     }
     Columns<4> befores[COUNT];
-    UNROLL
-    for (u32 i = 0; i < COUNT; i++) {
-        Spot spot = at(i);
-        if (spot.row != NO_ROW && spot.n < p.n) befores[i] = before<4>(p, spot.row, spot.n);
+    if (is_add) {
+        UNROLL
+        for (u32 i = 0; i < COUNT; i++) {
+            Spot spot = at(i);
+            if (spot.row != NO_ROW && spot.n < p.n) befores[i] = before<4>(p, spot.row, spot.n);
+        }
     }
     UNROLL
     for (u32 i = 0; i < COUNT; i++) {
         Spot spot = at(i);
         if (spot.row == NO_ROW || spot.n >= p.n) continue;
         Columns<4> sums = sum_of(*(const Columns<4>*)spot.sums, bias_of<4>(p, spot.n));
-        store_columns(p.out + (u64)spot.row * p.n, spot.n, p.n, sum_of(befores[i], sums));
+        if (is_add) sums = sum_of(befores[i], sums);
+        store_columns(p.out + (u64)spot.row * p.n, spot.n, p.n, sums);
     }
 }
 

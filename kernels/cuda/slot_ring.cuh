@@ -3,6 +3,9 @@
 #pragma once
 #include "ptx90.cuh"
 
+// What a block may have of shared memory, less a kibibyte for barriers.
+constexpr u32 RING_ROOM = 226 << 10;
+
 // A block's slots, in the order in which both sides walk over them. Two barriers each: bytes are
 // there, and all consumers are done with them. M says what else lies in shared memory: BEFORE_BYTES before
 // the slots, PATCHES_BYTES between them and the barriers.
@@ -47,3 +50,29 @@ struct SlotRing {
         parity ^= 1;
     }
 };
+
+// A block's work: one thread of its last warpgroup fills a ring, each of the others, which is told its
+// index, empties it. Registers that the one warpgroup does not need are the others'.
+template <class M, class Fill, class Empty>
+__device__ __forceinline__ void run_ring(Fill fill, Empty empty) {
+    SlotRing<M> ring;
+    ring.make_barriers();
+    u32 warpgroup = warpgroup_index();
+    if (warpgroup == M::CONSUMERS) {
+        give_registers<40>();
+        if (thread_index() % WARPGROUP == 0) fill(ring);
+    } else {
+        take_registers<232>();
+        empty(ring, warpgroup);
+    }
+}
+
+// Brings near the two tensor maps that parameters begin with. No kernel writes parameters, so this is
+// done ahead of all else.
+template <class Parameters>
+__device__ __forceinline__ void fetch_maps(const Parameters& p) {
+    if (thread_index() != 0) return;
+    const TensorMap* maps = (const TensorMap*)&p;
+    fetch_map(maps);
+    fetch_map(maps + 1);
+}

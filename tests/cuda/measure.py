@@ -25,11 +25,12 @@ ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
 OPTIONS = ("--std=c++17", "--fmad=false", "--ptxas-options=-v")
 
 # Opcodes worth a place in the table: matrices, asynchronous copies, wide accesses, barriers, atomics,
-# what registers spill to, double precision, calls. By their first word.
+# what registers spill to, double precision, calls, registers that change hands or that a warp comes to
+# share. By their first word.
 WATCHED = {
     "HMMA", "IMMA", "DMMA", "HGMMA", "IGMMA", "QGMMA", "LDSM", "STSM", "LDGSTS", "UTMALDG", "UTMASTG",
     "UBLKCP", "SYNCS", "WARPGROUP", "BAR", "LDL", "STL", "LDG", "STG", "ATOM", "ATOMG", "ATOMS", "RED",
-    "DADD", "DMUL", "DFMA", "CALL", "SHFL", "ACQBULK", "PREEXIT",
+    "DADD", "DMUL", "DFMA", "CALL", "SHFL", "ACQBULK", "PREEXIT", "USETMAXREG", "R2UR",
 }
 # What a kernel may not do before it has waited for the kernels before it (ACQBULK). CCTL, which only
 # brings a line nearer, it may.

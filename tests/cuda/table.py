@@ -100,6 +100,9 @@ def broken_promises(promises, rows):
             for opcode in promise.get("opcodes", []):
                 if not any(name.startswith(opcode) for name in row.opcodes):
                     lines.append(f"{place}: no {opcode} in its code")
+            for opcode, most in promise.get("most", {}).items():
+                if row.opcodes.get(opcode, 0) > most:
+                    lines.append(f"{place}: {row.opcodes[opcode]} {opcode} in its code")
     names = {kernel for _, kernel, _ in rows}
     for promise in promises:
         for name in promise["kernels"]:

@@ -153,9 +153,11 @@ def test_a_difference_is_told(rows):
 
 
 def test_a_promise_that_nobody_keeps_is_told(rows):
-    promise = {"kernels": ["linear_bf16_1"], "opcodes": ["UTMALDG"]}
+    promise = {"kernels": ["linear_bf16_1"], "opcodes": ["UTMALDG"], "most": {"LDG.128": 1, "HMMA": 0}}
     lines = table.broken_promises([promise], rows)
     assert len([line for line in lines if "no UTMALDG" in line]) == len(ARCHITECTURES)
+    assert len([line for line in lines if re.search(r"\d LDG.128 in its code", line)]) == len(ARCHITECTURES)
+    assert not any("HMMA" in line for line in lines if "linear_bf16_1 " in line)
     lines = table.broken_promises([{"kernels": ["no_such_kernel"]}], rows)
     assert any("no kernel is named no_such_kernel" in line for line in lines)
 

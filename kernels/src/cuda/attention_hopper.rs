@@ -2,6 +2,7 @@
 
 use crate::cuda::attention::Attention;
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
+use crate::cuda::linear_hopper::ring_room;
 use crate::cuda::source::ATTENTION_HOPPER;
 use crate::cuda::tensor_map::{Axis, LINE_BYTES, TensorMap, TensorMapSpec};
 use crate::dtype::DType;
@@ -29,8 +30,6 @@ pub(crate) struct HopperUnits {
 pub(crate) const HOPPER_ROWS: usize = 128;
 /// A producer's warpgroup and two of consumers.
 const THREADS: u32 = 3 * 128;
-/// What queries and slots may take of shared memory.
-const ROOM: usize = 224 << 10;
 const SLOTS_MAX: usize = 8;
 /// Tokens of a box at most.
 const BOX_MAX: usize = 64;
@@ -69,7 +68,7 @@ impl HopperUnits {
         let panels = self.head_dim.div_ceil(64);
         let keys = if panels > 2 { 64 } else { 128 };
         let (queries, slot) = (HOPPER_ROWS * panels * LINE_BYTES, keys * panels * LINE_BYTES);
-        let slots = ((ROOM - queries) / slot).min(SLOTS_MAX);
+        let slots = (ring_room(queries) / slot).min(SLOTS_MAX);
         // Two barriers a slot.
         queries + slots * (slot + 16)
     }

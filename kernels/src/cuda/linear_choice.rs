@@ -167,8 +167,6 @@ const VECTOR_ROWS_MAX: u32 = 4;
 const TILED_ROWS_MIN: u32 = 17;
 /// Rows from which half a tile of linear_hopper.cu is used.
 const HOPPER_ROWS_MIN: u32 = 65;
-/// What a tile of it takes beside its products, in columns of products: its results' way out.
-const HOPPER_TILE_COST: u32 = 16;
 /// Chunks are cut at multiples of it; CHUNK_UNIT of linear_tile.cuh.
 const CHUNK_UNIT: u32 = 64;
 /// Units of a chunk at least: what the ring holds.
@@ -237,31 +235,60 @@ pub(crate) fn choose_grouped(
 /// The way on Hopper that takes the least time. With less than half of the device busy, a product that
 /// is cut over k is better.
 fn hopper(target: &Target, shape: ProductShape) -> Option<Method> {
-    let ProductShape { rows, n, format, .. } = shape;
+    let ProductShape { rows, n, k, format } = shape;
     if !target.is_hopper || target.options.deterministic || rows < HOPPER_ROWS_MIN {
         return None;
     }
-    // Of a tile that is so long beside 128 columns or rows.
-    let time = |tiles: u32, length: u32| {
-        u64::from(tiles.div_ceil(target.multiprocessors)) * u64::from(length + HOPPER_TILE_COST)
-    };
+    // All multiprocessors take a tile each, and then the next.
+    let time =
+        |tiles: u32, of_tile: u64| u64::from(tiles.div_ceil(target.multiprocessors)) * of_tile;
     let (tiles, method) = match format {
         WeightFormat::Plain(format) => {
             let fits =
                 |tiling: &HopperTiling| tiling.shared_bytes(format) <= target.shared_bytes_max;
             let fitting = HOPPER_TILINGS.into_iter().filter(fits);
-            let best = fitting.min_by_key(|it| time(it.tiles(rows, n), it.columns))?;
+            let of_tile = |it: &HopperTiling| it.work(format).clocks(k);
+            let best = fitting.min_by_key(|it| time(it.tiles(rows, n), of_tile(it)))?;
             (best.tiles(rows, n), Method::Hopper(best, format))
         }
         WeightFormat::Quantized(quantization) => {
             let most = target.shared_bytes_max;
             let fits = |tiling: &QuantizedTiling| tiling.shared_bytes(quantization) <= most;
             let fitting = QUANTIZED_TILINGS.into_iter().filter(fits);
-            let best = fitting.min_by_key(|it| time(it.tiles(rows, n), it.rows))?;
+            let of_tile = |it: &QuantizedTiling| it.work(quantization).clocks(k);
+            let best = fitting.min_by_key(|it| time(it.tiles(rows, n), of_tile(it)))?;
             (best.tiles(rows, n), Method::HopperQuantized(best, quantization))
         }
     };
     (2 * tiles >= target.multiprocessors).then_some(method)
+}
+
+/// What a tile of a product on Hopper moves and multiplies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TileWork {
+    /// Bytes of x and of the weight for 64 of k.
+    pub(crate) bytes: u32,
+    /// Products of a row with a column, over 64 of k.
+    pub(crate) products: u32,
+    /// Its results.
+    pub(crate) results: u32,
+}
+
+/// Bytes for each multiprocessor that the second cache level gives in a clock: 5,120 to all of an H100.
+const CACHE_BYTES: u64 = 39;
+/// Products over 64 of k that matrix units make in a clock: 2,048 of numbers.
+const UNIT_PRODUCTS: u64 = 2048 / 64;
+
+impl TileWork {
+    /// Clocks that it takes. Tiles come from the second cache level, and a tile of 128 by 128 asks for 64
+    /// bytes in each clock of its products, which is more than there is; one of 128 by 256 asks for 48.
+    /// So a product of large tiles costs less, whatever they leave idle in the last turn, and what of
+    /// products is not hidden behind copies, and of copies not behind products, does not count.
+    fn clocks(&self, k: u32) -> u64 {
+        let copies = u64::from(self.bytes).div_ceil(CACHE_BYTES);
+        let step = copies.max(u64::from(self.products) / UNIT_PRODUCTS);
+        u64::from(k.div_ceil(64)) * step + u64::from(self.results) * 4 / CACHE_BYTES
+    }
 }
 
 /// Parts of k that fill the device with blocks for `tiles` tiles.

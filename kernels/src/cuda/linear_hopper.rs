@@ -2,6 +2,7 @@
 
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
 use crate::cuda::linear::Linear;
+use crate::cuda::linear_choice::TileWork;
 use crate::cuda::source::{LINEAR_HOPPER, NARROW_ROWS};
 use crate::cuda::tensor_map::{Axis, LINE_BYTES, TensorMap, TensorMapSpec};
 use crate::dtype::DType;
@@ -48,15 +49,20 @@ pub(crate) const HOPPER_TILINGS: [HopperTiling; 2] = [
 pub(crate) const TILE_ROWS: u32 = 128;
 /// A producer's warpgroup and two of consumers.
 const THREADS: u32 = 3 * 128;
-/// What slots may take of shared memory.
-const RING_BYTES: usize = 192 << 10;
 /// Of eight warps, 16 rows of 32 results, set apart by eight.
 const PATCHES_BYTES: usize = 8 * 16 * (32 + 8) * 4;
+/// What a block may have of shared memory, less a kibibyte for barriers.
+const RING_ROOM: usize = 226 << 10;
 const NARROW_THREADS: u32 = 256;
 /// Elements that a thread rounds at once.
 const NARROW_PIECE: usize = 8;
 /// Blocks that round rows, for each of the device's: as many as it holds at once.
 const NARROW_BLOCKS: u32 = 8;
+
+/// What slots may take of shared memory beside so many other bytes.
+pub(crate) fn ring_room(others: usize) -> usize {
+    RING_ROOM - others
+}
 
 /// Parts of x that an element of a weight meets.
 fn parts(format: DType) -> usize {
@@ -115,12 +121,22 @@ impl HopperTiling {
         rows.div_ceil(TILE_ROWS) * n.div_ceil(self.columns)
     }
 
+    /// What a tile takes.
+    pub(crate) fn work(&self, format: DType) -> TileWork {
+        let results = TILE_ROWS * self.columns;
+        let products = parts(format) as u32 * results;
+        TileWork { bytes: self.slot_bytes(format) as u32, products, results }
+    }
+
+    fn slot_bytes(&self, format: DType) -> usize {
+        (parts(format) * TILE_ROWS as usize + self.columns as usize) * LINE_BYTES
+    }
+
     /// Shared memory of a block.
     pub(crate) fn shared_bytes(&self, format: DType) -> usize {
-        let lines = parts(format) * TILE_ROWS as usize + self.columns as usize;
-        let slots = RING_BYTES / (lines * LINE_BYTES);
+        let slot = self.slot_bytes(format);
         // Two barriers a slot.
-        slots * (lines * LINE_BYTES + 16) + PATCHES_BYTES
+        ring_room(PATCHES_BYTES) / slot * (slot + 16) + PATCHES_BYTES
     }
 
     /// Multiplies with a weight of `format`, f16 or bf16, on `blocks` multiprocessors; x passes

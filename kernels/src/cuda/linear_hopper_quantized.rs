@@ -3,7 +3,8 @@
 
 use crate::cuda::driver::{DevicePointer, Driver, Grid, Kernel, launch};
 use crate::cuda::linear::Linear;
-use crate::cuda::linear_hopper::NarrowRows;
+use crate::cuda::linear_choice::TileWork;
+use crate::cuda::linear_hopper::{NarrowRows, ring_room};
 use crate::cuda::source::LINEAR_HOPPER_QUANTIZED;
 use crate::cuda::tensor_map::{Axis, LINE_BYTES, TensorMap, TensorMapSpec};
 use crate::dtype::DType;
@@ -48,8 +49,6 @@ const TILE_COLUMNS: u32 = 128;
 const THREADS: u32 = 3 * 128;
 /// Elements of k in a slot.
 const STEP: usize = 64;
-/// What slots may take of shared memory.
-const RING_BYTES: usize = 192 << 10;
 /// Of eight warps, 32 rows of 16 results, set apart by four.
 const PATCHES_BYTES: usize = 8 * 32 * (16 + 4) * 4;
 
@@ -74,12 +73,22 @@ impl QuantizedTiling {
         rows.div_ceil(self.rows) * n.div_ceil(TILE_COLUMNS)
     }
 
+    /// What a tile takes.
+    pub(crate) fn work(&self, quantization: Quantization) -> TileWork {
+        let results = self.rows * TILE_COLUMNS;
+        TileWork { bytes: self.slot_bytes(quantization) as u32, products: results, results }
+    }
+
+    fn slot_bytes(&self, quantization: Quantization) -> usize {
+        let codes = TILE_COLUMNS as usize * code_bytes(quantization);
+        self.rows as usize * LINE_BYTES + codes
+    }
+
     /// Shared memory of a block.
     pub(crate) fn shared_bytes(&self, quantization: Quantization) -> usize {
-        let codes = TILE_COLUMNS as usize * code_bytes(quantization);
-        let slot = self.rows as usize * LINE_BYTES + codes;
+        let slot = self.slot_bytes(quantization);
         // Two barriers a slot.
-        RING_BYTES / slot * (slot + 16) + PATCHES_BYTES
+        ring_room(PATCHES_BYTES) / slot * (slot + 16) + PATCHES_BYTES
     }
 
     /// Multiplies with a weight of `quantization`, on `blocks` multiprocessors; x passes through

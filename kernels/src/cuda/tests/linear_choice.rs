@@ -101,6 +101,8 @@ fn many_rows_go_the_way_of_hopper_where_it_is() {
         assert_eq!(hopper(4096, (4096, 4096), format), 256);
         assert_eq!(hopper(256, (6144, 4096), format), 128);
         assert_eq!(hopper(65, (28672, 4096), format), 256);
+        // A last turn of few tiles costs less than what smaller tiles read.
+        assert_eq!(hopper(512, (28672, 4096), format), 256);
         // Too few rows, or tiles.
         assert_eq!(hopper(64, (28672, 4096), format), 0);
         assert_eq!(hopper(128, (4096, 14336), format), 0);

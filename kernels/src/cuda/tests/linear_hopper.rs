@@ -86,6 +86,7 @@ fn planted_faults_show() {
         },
         Fault { from: "wait_products<1>();", to: "" },
         Fault { from: "            publish_barriers();\n", to: "" },
+        Fault { from: "thread_index() % WARPGROUP == 0) fill", to: "true) fill" },
         // Products.
         Fault { from: "        fence_products();\n", to: "" },
         Fault { from: "i / M::PARTS * STEP_BYTES", to: "i / M::PARTS * LINE_BYTES" },
@@ -94,6 +95,7 @@ fn planted_faults_show() {
         Fault { from: "part * M::PART_BYTES + at", to: "at" },
         Fault { from: "&p.x, full, k, corner.row, part)", to: "&p.x, full, k, corner.row, 0)" },
         // Results.
+        Fault { from: "first == AT) return put(sums + AT)", to: "first == AT) return put(sums)" },
         Fault { from: "i % 2 * 8 + lane / 4, column", to: "lane / 4, column" },
         Fault { from: "        sync_warp();\n        finish_spots", to: "        finish_spots" },
         Fault { from: "of_result < p.rows ?", to: "of_result <= p.rows ?" },

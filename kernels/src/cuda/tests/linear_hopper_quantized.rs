@@ -112,6 +112,7 @@ fn planted_faults_show() {
         },
         Fault { from: "i * STEP_BYTES), k + i > 0", to: "i * STEP_BYTES), i > 0" },
         // Results.
+        Fault { from: "AT + PART>(sums, first, put)", to: "AT + PART>(sums, 0, put)" },
         Fault { from: "i % 4 / 2 * 8 + lane / 4;", to: "lane / 4;" },
         Fault { from: "        sync_warp();\n        finish_spots", to: "        finish_spots" },
         Fault { from: "of_result < p.rows ?", to: "of_result <= p.rows ?" },
@@ -131,10 +132,7 @@ fn planted_faults_of_other_codes_show() {
         Fault { from: "i << 12 | 0x444", to: "i << 8 | 0x4044" },
         Fault { from: "code >> 4 & 0x07f00000", to: "code >> 4 & 0x07e00000" },
         Fault { from: "float_of_bits(0x77800000)", to: "float_of_bits(0x77000000)" },
-        Fault {
-            from: "sums[first / 2 + i], scales[i % 4 / 2]",
-            to: "sums[first / 2 + i], scales[i % 2]",
-        },
+        Fault { from: "part[i], scales[i % 4 / 2]", to: "part[i], scales[i % 2]" },
         Fault { from: "scales)[rows[i]]", to: "scales)[rows[0]]" },
     ];
     assert_caught_in("linear_hopper_quantized.cu", &fp8, hard_cases(Quantization::Fp8));
