@@ -3,7 +3,7 @@
 //! Kernels index memory by the batch's numbers. They were made by our own scheduler, but a wrong
 //! one must be an error here and not a write somewhere else, or two workers that write one place.
 
-use crate::batch::{Batch, NO_SLOT, PENDING_TOKEN};
+use crate::batch::{Batch, BlockCopy, NO_SLOT, PENDING_TOKEN};
 use crate::device::Limits;
 use crate::distinct::Distinct;
 use crate::error::KernelError;
@@ -26,6 +26,8 @@ struct Group {
     block_size: usize,
     /// Places for one token's K and V.
     places: Distinct,
+    /// Blocks that are copied to.
+    copied: Distinct,
 }
 
 impl Admission {
@@ -55,6 +57,7 @@ impl Admission {
         for (index, group) in self.groups.iter_mut().enumerate() {
             if let Some(group) = group {
                 group.check(index, batch)?;
+                group.check_copies(index, &batch.groups[index].copies, self.limits.max_seqs)?;
             }
         }
         Ok(())
@@ -130,11 +133,12 @@ impl Group {
             blocks,
             block_size,
             places: Distinct::new(blocks * block_size),
+            copied: Distinct::new(blocks),
         }))
     }
 
     fn check(&mut self, index: usize, batch: &Batch) -> Result<(), KernelError> {
-        let Group { blocks, block_size, places } = self;
+        let Group { blocks, block_size, places, .. } = self;
         let tables = &batch.groups[index];
         let starts = &tables.table_start;
         let fits = tables.slots.len() == batch.num_tokens()
@@ -154,6 +158,20 @@ impl Group {
         let once = tables.slots.iter().all(|&slot| slot == NO_SLOT || places.take(slot));
         ensure(once, || format!("KV group {index}: a slot beyond {blocks} blocks, or twice"))
     }
+
+    /// Copies run side by side: what one reads no other may write.
+    fn check_copies(
+        &mut self,
+        index: usize,
+        copies: &[BlockCopy],
+        most: usize,
+    ) -> Result<(), KernelError> {
+        self.copied.clear();
+        let fits = copies.len() <= most
+            && copies.iter().all(|copy| self.copied.take(copy.to))
+            && copies.iter().all(|copy| self.copied.is_free(copy.from));
+        ensure(fits, || format!("KV group {index}: blocks cannot be copied so: {copies:?}"))
+    }
 }
 
 fn ensure(fits: bool, reason: impl FnOnce() -> String) -> Result<(), KernelError> {
@@ -168,9 +186,32 @@ fn refused(reason: String) -> KernelError {
 mod tests {
     use super::*;
 
+    fn group() -> Group {
+        let (places, copied) = (Distinct::new(32), Distinct::new(2));
+        Group { blocks: 2, block_size: 16, places, copied }
+    }
+
+    #[test]
+    fn no_block_is_copied_to_twice_or_from_and_to() {
+        let mut group = group();
+        let mut check = |copies: &[(u32, u32)], most| {
+            let copy = |&(from, to): &(u32, u32)| BlockCopy { from, to };
+            group.check_copies(0, &copies.iter().map(copy).collect::<Vec<_>>(), most).is_ok()
+        };
+        assert!(check(&[], 0));
+        assert!(check(&[(0, 1)], 1));
+        assert!(check(&[(1, 0)], 1), "the next step copies the other way");
+        assert!(!check(&[(0, 1)], 0), "one a sequence");
+        assert!(!check(&[(0, 0)], 1));
+        assert!(!check(&[(0, 1), (0, 1)], 2));
+        assert!(!check(&[(0, 1), (1, 0)], 2));
+        assert!(!check(&[(2, 0)], 1));
+        assert!(!check(&[(0, 2)], 1));
+    }
+
     #[test]
     fn a_place_in_the_cache_is_written_once_a_step() {
-        let mut group = Group { blocks: 2, block_size: 16, places: Distinct::new(32) };
+        let mut group = group();
         let mut tables = |slots: [u32; 2], starts: [u32; 3]| {
             let mut batch = Batch::new(1);
             batch.ids = vec![0, 1];

@@ -20,7 +20,8 @@ pub const NO_SLOT: u32 = u32::MAX;
 /// Invariants: `query_start[0] == 0`, ascending, `query_start[S] == T`; sequence `s` owns rows
 /// `query_start[s]..query_start[s + 1]`, at positions `kv_len[s] - query_len .. kv_len[s]`;
 /// every block table entry that a row may read is a valid block of its group, and each table covers
-/// its sequence's `kv_len`.
+/// its sequence's `kv_len`. Blocks are copied before any row is written or read, in no order: none is
+/// copied to twice, nor copied from and to.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Batch {
     /// `[T]` token ids; [`PENDING_TOKEN`] takes the slot's last sampled token.
@@ -51,6 +52,18 @@ pub struct GroupBatch {
     pub block_table: Vec<u32>,
     /// `[S + 1]` first entry of each sequence's table: tables are as long as they need to be.
     pub table_start: Vec<u32>,
+    /// Blocks that first get another's content, at most one a sequence.
+    pub copies: Vec<BlockCopy>,
+}
+
+/// A whole block of a KV group, all its layers, becomes what another one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[repr(C)]
+pub struct BlockCopy {
+    /// The block that is read.
+    pub from: u32,
+    /// The block that is written.
+    pub to: u32,
 }
 
 impl GroupBatch {
@@ -89,6 +102,7 @@ impl Batch {
         for group in &mut batch.groups {
             reserve(&mut group.slots, max_tokens);
             reserve(&mut group.table_start, max_seqs.saturating_add(1));
+            reserve(&mut group.copies, max_seqs);
             let blocks = max_seqs.saturating_mul(max_model_len.div_ceil(block_size));
             reserve(&mut group.block_table, blocks);
         }
@@ -111,6 +125,7 @@ impl Batch {
             group.block_table.clear();
             group.table_start.clear();
             group.table_start.push(0);
+            group.copies.clear();
         }
     }
 
@@ -122,6 +137,11 @@ impl Batch {
     /// S, the sequences of this step.
     pub fn num_seqs(&self) -> usize {
         self.kv_len.len()
+    }
+
+    /// Whether any block is copied.
+    pub fn has_copies(&self) -> bool {
+        self.groups.iter().any(|group| !group.copies.is_empty())
     }
 
     /// Rows of sequence `seq` in this step.

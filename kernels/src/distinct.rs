@@ -23,6 +23,11 @@ impl Distinct {
         }
     }
 
+    /// Whether `index` is in range and was not taken since the last [`Distinct::clear`].
+    pub(crate) fn is_free(&self, index: u32) -> bool {
+        self.taken_in.get(index as usize).is_some_and(|&taken_in| taken_in != self.round)
+    }
+
     /// Takes `index`; false if it is out of range or was taken since the last [`Distinct::clear`].
     pub(crate) fn take(&mut self, index: u32) -> bool {
         match self.taken_in.get_mut(index as usize) {
@@ -44,6 +49,7 @@ mod tests {
             distinct.clear();
             assert!(distinct.take(0) && distinct.take(2));
             assert!(!distinct.take(0) && !distinct.take(3));
+            assert!(distinct.is_free(1) && !distinct.is_free(2) && !distinct.is_free(3));
         }
     }
 }

@@ -130,6 +130,11 @@ where
         }
     }
 
+    /// The caches that ops use, each with its KV group.
+    pub(crate) fn caches(&self) -> &[(usize, O::Kv)] {
+        &self.caches
+    }
+
     /// What batches may hold, or the first op whose shapes did not fit.
     pub(crate) fn finish(self) -> Result<(Bounds, Vec<GroupShape>), KernelError> {
         if let Some(refused) = self.refused {

@@ -14,6 +14,8 @@ use crate::admission::Admission;
 use crate::cpu::buffer::Claim;
 use crate::cpu::command::{Command, LeaderOutput, Scratch, ScratchPlan, WorkerCtx};
 use crate::cpu::isa::Isa;
+use crate::cpu::kv::KvCache;
+use crate::cpu::kv_copy;
 use crate::cpu::program::{CpuProgram, Recorded};
 use crate::cpu::team::{Barrier, BarrierPoisoned, SPINS_BETWEEN_STEPS, Signal, Team};
 use crate::device::{Executor, Limits, Step};
@@ -31,6 +33,8 @@ pub struct CpuExecutor {
 /// What the workers and the owner of the executor share.
 struct Shared {
     commands: Vec<Command>,
+    /// By KV group.
+    caches: Vec<(usize, KvCache)>,
     isa: Isa,
     scratch: Scratch,
     last_tokens: Vec<AtomicU32>,
@@ -84,7 +88,7 @@ impl CpuExecutor {
         isa: Isa,
         workers: usize,
     ) -> Result<Self, KernelError> {
-        let Recorded { mut commands, claims, bounds, groups } = program.finish()?;
+        let Recorded { mut commands, claims, bounds, groups, caches } = program.finish()?;
         let admission = Admission::new(limits, bounds, &groups)?;
         let scratch = plan_scratch(&mut commands, &limits, workers)?.allocate(workers)?;
         let last_tokens = (0..limits.max_seqs).map(|_| AtomicU32::new(0)).collect();
@@ -96,6 +100,7 @@ impl CpuExecutor {
         let claims = Claims::take(claims)?.keep();
         let shared = Arc::new(Shared {
             commands,
+            caches,
             isa,
             scratch,
             last_tokens,
@@ -205,6 +210,11 @@ impl Shared {
         // output is reached through `LeaderOutput` alone.
         let (batch, output) =
             unsafe { (&(*step).batch, LeaderOutput::new(&raw mut (*step).output)) };
+        if batch.has_copies() {
+            // SAFETY: the caches are claimed, the batch was admitted, and no command runs yet.
+            unsafe { kv_copy::run(&self.caches, &ctx.team, batch) };
+            ctx.team.wait();
+        }
         for command in &self.commands {
             command.run(ctx, batch, output);
             ctx.team.wait();

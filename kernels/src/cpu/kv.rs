@@ -4,7 +4,7 @@
 //! a (block, head) is `[D][block_size]`, so that vector lanes lie over tokens when scores are
 //! computed; V is `[block_size][D]`, so that they lie over D when values are added. In fp8 the scales
 //! of a (block, head) lie behind its codes ([`crate::kv_format`]). Written by `qk_rope_store`, read by
-//! `attention`; nobody else touches it.
+//! `attention`, copied by the block at the head of a step; nobody else touches it.
 
 use std::sync::Arc;
 
@@ -109,6 +109,21 @@ impl KvCache {
         let codes = self.head_ptr(layer, plane, block, head);
         // Within the head's bytes: its codes are one byte each.
         (spec.format == KvFormat::Fp8).then(|| codes.wrapping_add(spec.head_dim * block_size))
+    }
+
+    /// Gives block `to` of a plane (two a layer) what block `from` holds: all heads, with their scales.
+    ///
+    /// # Safety
+    /// As [`KvCache::write`], of both blocks of the plane: nobody writes `from`, and nobody else has
+    /// anything to do with `to`.
+    pub(crate) unsafe fn copy_block(&self, plane_idx: usize, from: usize, to: usize) {
+        let KvMemory { spec, .. } = &*self.0;
+        let plane = if plane_idx.is_multiple_of(2) { Plane::Keys } else { Plane::Values };
+        let [from, to] = [from, to].map(|block| self.head_ptr(plane_idx / 2, plane, block, 0));
+        assert_ne!(from, to, "a block is copied to another one");
+        let head_bytes = spec.format.head_bytes(self.0.block_size, spec.head_dim);
+        // SAFETY: a block's heads lie one after another; two blocks do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, spec.num_kv_heads * head_bytes) };
     }
 
     /// Rounds one token's K (or V) of a head to the cache's format and writes it to `slot`.

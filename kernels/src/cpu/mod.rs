@@ -41,6 +41,7 @@ mod advance;
 mod attention;
 mod embed;
 mod gather;
+mod kv_copy;
 mod linear;
 mod moe;
 mod norm;

@@ -41,6 +41,8 @@ pub(crate) struct Recorded {
     pub(crate) bounds: Bounds,
     /// The KV groups that it addresses.
     pub(crate) groups: Vec<GroupShape>,
+    /// Their caches.
+    pub(crate) caches: Vec<(usize, KvCache)>,
 }
 
 impl CpuProgram {
@@ -55,8 +57,9 @@ impl CpuProgram {
 
     /// The program, or the first op whose shapes did not fit.
     pub(crate) fn finish(self) -> Result<Recorded, KernelError> {
+        let caches = self.shapes.caches().to_vec();
         let (bounds, groups) = self.shapes.finish()?;
-        Ok(Recorded { commands: self.commands, claims: self.claims, bounds, groups })
+        Ok(Recorded { commands: self.commands, claims: self.claims, bounds, groups, caches })
     }
 
     fn claim(&mut self, claim: &Arc<Claim>) {

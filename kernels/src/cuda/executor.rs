@@ -17,6 +17,7 @@ use crate::cuda::expert_products::{ExpertProducts, Ways};
 use crate::cuda::gather::Gather;
 use crate::cuda::graphs::{Graphs, StepShape, buckets};
 use crate::cuda::inputs::Inputs;
+use crate::cuda::kv_copy::BlockCopies;
 use crate::cuda::linear::Linear;
 use crate::cuda::linear_choice::{ProductShape, Target, is_in_bytes};
 use crate::cuda::memory::{CudaTensor, CudaWeight};
@@ -43,6 +44,7 @@ pub struct CudaExecutor {
     admission: Admission,
     staging: Staging,
     inputs: Inputs,
+    copies: BlockCopies,
     sampler: Sampler,
     attention: Vec<AttentionLayers>,
     products: Products,
@@ -84,7 +86,7 @@ impl CudaExecutor {
         limits: Limits,
         target: Target,
     ) -> Result<Self, KernelError> {
-        let Recorded { commands, bounds, groups } = program.finish()?;
+        let Recorded { commands, bounds, groups, caches } = program.finish()?;
         let admission = Admission::new(limits, bounds, &groups)?;
         let mut plan = StagingPlan::default();
         let inputs = Inputs::new(&mut plan, &limits, &groups);
@@ -122,6 +124,7 @@ impl CudaExecutor {
             admission,
             staging: Staging::new(driver, &plan)?,
             inputs,
+            copies: BlockCopies(caches),
             sampler,
             attention,
             products: Products::new(driver, target, &products)?,
@@ -422,6 +425,7 @@ impl Executor for CudaExecutor {
         // SAFETY: the batch was admitted, and its arrays are on their way; buffers that the graph was
         // recorded with are those of `self`; the set's last step was finished, so nobody reads it.
         unsafe {
+            self.copies.launch(&*self.driver, &self.inputs, &self.staging, &step.batch)?;
             match graph {
                 Some((_, graph)) => self.driver.replay(graph),
                 None => self.run_all(shape),

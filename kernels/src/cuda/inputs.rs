@@ -1,6 +1,7 @@
-//! A step's batch on the device: ids, positions, slots, block tables, rows that need logits.
+//! A step's batch on the device: ids, positions, slots, block tables, blocks to copy, rows that need
+//! logits.
 
-use crate::batch::{Batch, NO_SLOT};
+use crate::batch::{Batch, BlockCopy, NO_SLOT};
 use crate::cuda::driver::DevicePointer;
 use crate::cuda::graphs::StepShape;
 use crate::cuda::staging::{Place, Staging, StagingPlan};
@@ -27,6 +28,7 @@ pub(crate) struct Inputs {
 #[derive(Debug)]
 struct GroupInputs {
     slots: Place<u32>,
+    copies: Place<BlockCopy>,
     block_table: Place<u32>,
 }
 
@@ -44,6 +46,7 @@ pub(crate) struct RowPointers {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GroupPointers {
     pub(crate) slots: DevicePointer,
+    pub(crate) copies: DevicePointer,
     pub(crate) block_table: DevicePointer,
 }
 
@@ -57,6 +60,8 @@ impl Inputs {
             let blocks = max_seqs * max_model_len.div_ceil(shape.block_size);
             groups[shape.group].get_or_insert_with(|| GroupInputs {
                 slots: plan.place(max_tokens),
+                // Of few steps.
+                copies: plan.place_aside(max_seqs),
                 block_table: plan.place_aside(blocks),
             });
         }
@@ -94,6 +99,7 @@ impl Inputs {
         for (places, group) in self.groups.iter().zip(&batch.groups) {
             if let Some(places) = places {
                 staging.write_padded(&places.slots, &group.slots, (NO_SLOT, tokens))?;
+                staging.write(&places.copies, &group.copies)?;
                 staging.write(&places.block_table, &group.block_table)?;
             }
         }
@@ -113,9 +119,11 @@ impl Inputs {
 
     /// A group's arrays. The group has a cache, or no op would name it.
     pub(crate) fn group(&self, staging: &Staging, group: usize) -> GroupPointers {
-        let none = GroupPointers { slots: DevicePointer::NULL, block_table: DevicePointer::NULL };
+        let null = DevicePointer::NULL;
+        let none = GroupPointers { slots: null, copies: null, block_table: null };
         self.groups.get(group).and_then(Option::as_ref).map_or(none, |places| GroupPointers {
             slots: staging.pointer(&places.slots),
+            copies: staging.pointer(&places.copies),
             block_table: staging.pointer(&places.block_table),
         })
     }

@@ -37,6 +37,7 @@ mod gather;
 mod graphs;
 mod host_buffer;
 mod inputs;
+mod kv_copy;
 mod linear;
 mod linear_choice;
 mod linear_hopper;

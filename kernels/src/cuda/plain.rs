@@ -1,5 +1,7 @@
 //! Numbers as bytes, for copies to a device and back.
 
+use crate::batch::BlockCopy;
+
 /// Numbers, or structs of numbers, that the host and a kernel lay out alike.
 ///
 /// # Safety
@@ -10,6 +12,8 @@ pub(crate) unsafe trait Plain: Copy {}
 unsafe impl Plain for u32 {}
 // SAFETY: numbers.
 unsafe impl Plain for f32 {}
+// SAFETY: two numbers.
+unsafe impl Plain for BlockCopy {}
 
 /// The bytes of `values`.
 pub(crate) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {

@@ -62,6 +62,7 @@ pub(crate) struct Recorded {
     pub(crate) commands: Vec<Command>,
     pub(crate) bounds: Bounds,
     pub(crate) groups: Vec<GroupShape>,
+    pub(crate) caches: Vec<(usize, CudaKv)>,
 }
 
 impl CudaProgram {
@@ -78,8 +79,9 @@ impl CudaProgram {
 
     /// The program, or the first op whose shapes did not fit.
     pub(crate) fn finish(self) -> Result<Recorded, KernelError> {
+        let caches = self.shapes.caches().to_vec();
         let (bounds, groups) = self.shapes.finish()?;
-        Ok(Recorded { commands: self.commands, bounds, groups })
+        Ok(Recorded { commands: self.commands, bounds, groups, caches })
     }
 }
 

@@ -80,6 +80,7 @@ pub(crate) static ATTENTION_HOPPER: Source = source!("attention_hopper.cu");
 pub(crate) static ATTENTION_SIZED: Source = source!("attention_sized.cu");
 pub(crate) static EMBED: Source = source!("embed.cu");
 pub(crate) static GATHER: Source = source!("gather.cu");
+pub(crate) static KV_COPY: Source = source!("kv_copy.cu");
 pub(crate) static LINEAR: Source = source!("linear.cu");
 pub(crate) static LINEAR_BYTES: Source = source!("linear_bytes.cu");
 pub(crate) static LINEAR_HOPPER: Source = source!("linear_hopper.cu");
@@ -98,7 +99,7 @@ pub(crate) static ROPE_STORE: Source = source!("rope_store.cu");
 pub(crate) static SAMPLE: Source = source!("sample.cu");
 
 /// Every source that ops are made of. What takes longest to compile comes first.
-pub(crate) static SOURCES: [&Source; 22] = [
+pub(crate) static SOURCES: [&Source; 23] = [
     &ATTENTION_SIZED,
     &ATTENTION_FP8,
     &LINEAR_TENSOR_FP8,
@@ -121,6 +122,7 @@ pub(crate) static SOURCES: [&Source; 22] = [
     &NORM,
     &EMBED,
     &GATHER,
+    &KV_COPY,
 ];
 
 #[cfg(any(test, feature = "suite"))]

@@ -5,7 +5,8 @@ use super::finding::{Check, Note};
 use super::{Finding, Run, Size};
 use crate::cuda::tests::dice::Dice;
 use crate::cuda::tests::{
-    Bed, Drawn, attention, embed, hopper, linear, linear_quantized, moe, norm, rope_store, sample,
+    Bed, Drawn, attention, embed, hopper, kv_copy, linear, linear_quantized, moe, norm, rope_store,
+    sample,
 };
 use crate::error::KernelError;
 
@@ -25,12 +26,13 @@ const fn op(
     Op { name, random, most }
 }
 
-const OPS: [Op; 8] = [
+const OPS: [Op; 9] = [
     op("linear", linear::random, [40_000_000, 20_000]),
     op("quantized linear", linear_quantized::random, [4_000_000, 20_000]),
     op("attention", attention::random, [60_000, 300]),
     op("norm", norm::random, [400_000, 2000]),
     op("rope and KV store", rope_store::random, [0, 0]),
+    op("copies of KV blocks", kv_copy::random, [20_000, 2000]),
     op("sampling", sample::random, [200_000, 60]),
     op("experts", moe::random, [200, 6]),
     op("embedding and rows", embed::random, [8192, 100]),

@@ -9,7 +9,7 @@ mod machine;
 mod world;
 
 use self::careless::{Careless, Slip};
-use self::machine::{LIMITS, Machine, Mode, Outcome, push_rows};
+use self::machine::{BLOCK, LIMITS, Machine, Mode, Outcome, push_copy, push_rows};
 use self::world::{Dice, steps};
 use super::*;
 use crate::batch::{Batch, PENDING_TOKEN};
@@ -50,6 +50,41 @@ fn two_steps_in_flight_from_graphs_give_the_same_bits() {
             assert_eq!(got, want, "step {at} of {seed}: {:?}", steps[at]);
         }
         assert!(got == want, "what steps of {seed} left in the cache");
+    }
+}
+
+#[test]
+fn copies_are_behind_the_step_before_and_ahead_of_all_else() {
+    // A block of 64 rows is written by one step, and copied by the next, whose row follows 60 of them.
+    let copying = || {
+        let mut write = Batch::new(2);
+        write.clear();
+        push_rows(&mut write, 3, 64 + 50, &[7, 8, 9, 10, 11, 12]);
+        let mut copy = Batch::new(2);
+        copy.clear();
+        push_copy(&mut copy, (3, 1), (1, 1));
+        push_rows(&mut copy, 1, 64 + 60, &[5]);
+        let purpose = Purpose::Sample { output_position: 0 };
+        copy.logits.push(LogitsRow { row: 0, seq: 0, purpose });
+        copy.slot_inits.push(plain_init(1));
+        [write, copy]
+    };
+    assert_eq!(BLOCK, 64);
+    let mut plain = Machine::new(Arc::new(Emulated::new(&folder(), 3)), DType::F32, Mode::Eager);
+    let [write, mut copy] = copying();
+    plain.run(&[write], 1).unwrap();
+    plain.copy_on_host(&mut copy).unwrap();
+    let want = plain.run(&[copy], 1).unwrap();
+    for mode in [Mode::Eager, Mode::Graphs] {
+        let machine = || Machine::new(Arc::new(Emulated::new(&folder(), 3)), DType::F32, mode);
+        let mut got = machine().run(&copying(), 2).unwrap();
+        got.outputs.remove(0);
+        assert!(got == want, "{mode:?}");
+        let mut without = copying();
+        without[1].groups.iter_mut().for_each(|group| group.copies.clear());
+        let mut other = machine().run(&without, 2).unwrap();
+        other.outputs.remove(0);
+        assert!(other.outputs != want.outputs, "nobody reads what was copied: {mode:?}");
     }
 }
 

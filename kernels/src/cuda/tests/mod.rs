@@ -22,6 +22,7 @@ mod emulator;
 #[cfg(test)]
 mod executor;
 pub(in crate::cuda) mod hopper;
+pub(in crate::cuda) mod kv_copy;
 pub(in crate::cuda) mod linear;
 #[cfg(test)]
 mod linear_bytes;

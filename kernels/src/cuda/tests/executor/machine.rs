@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::super::noises;
-use crate::batch::{Batch, NO_SLOT, PENDING_TOKEN};
+use crate::batch::{Batch, BlockCopy, NO_SLOT, PENDING_TOKEN};
 use crate::cuda::driver::Driver;
 use crate::cuda::executor::CudaExecutor;
 use crate::cuda::linear_choice::Target;
@@ -23,7 +23,7 @@ const HIDDEN: usize = 32;
 const HEADS: Heads = Heads { num_q: 4, num_kv: 2, head_dim: 16 };
 const INNER: usize = 24;
 const EXPERTS: usize = 3;
-const BLOCK: usize = 64;
+pub(super) const BLOCK: usize = 64;
 /// Of the second layer.
 const WINDOW: u32 = 100;
 /// Blocks that plans aim at: long rows of few sequences are split.
@@ -144,6 +144,24 @@ impl Machine {
         Ok(outcome)
     }
 
+    /// Makes the copies of `batch` here, and takes them out of it.
+    pub(super) fn copy_on_host(&self, batch: &mut Batch) -> Result<(), KernelError> {
+        let mut caches = Outcome::default();
+        self.read_caches(&mut caches)?;
+        let planes = self.caches.iter().flat_map(|cache| cache.planes(0));
+        for (at, (plane, bytes)) in planes.zip(&mut caches.caches).enumerate() {
+            let block = bytes.len() / (BLOCKS_EACH * LIMITS.max_seqs);
+            for copy in &batch.groups[at / 2].copies {
+                let from = copy.from as usize * block;
+                bytes.copy_within(from..from + block, copy.to as usize * block);
+            }
+            // SAFETY: a plane.
+            unsafe { self.driver.upload(plane, bytes) }?;
+        }
+        batch.groups.iter_mut().for_each(|group| group.copies.clear());
+        Ok(())
+    }
+
     fn read_caches(&self, outcome: &mut Outcome) -> Result<(), KernelError> {
         for plane in self.caches.iter().flat_map(|cache| cache.planes(0)) {
             let mut bytes = vec![0; plane_len() * self.element_bytes()];
@@ -164,6 +182,20 @@ fn plane_len() -> usize {
     BLOCKS_EACH * LIMITS.max_seqs * HEADS.num_kv * BLOCK * HEADS.head_dim
 }
 
+/// The block of the sequence in `slot` that holds its tokens from `at` × [`BLOCK`] on, in each group.
+fn block_of(group: usize, slot: u32, at: usize) -> u32 {
+    let block = (at * LIMITS.max_seqs) as u32 + slot;
+    if group == 0 { block } else { (BLOCKS_EACH * LIMITS.max_seqs) as u32 - 1 - block }
+}
+
+/// Has the block of a sequence become what one of another is, in both groups: (slot, index) of each.
+pub(super) fn push_copy(batch: &mut Batch, from: (u32, usize), to: (u32, usize)) {
+    for (index, group) in batch.groups.iter_mut().enumerate() {
+        let [from, to] = [from, to].map(|(slot, at)| block_of(index, slot, at));
+        group.copies.push(BlockCopy { from, to });
+    }
+}
+
 /// Appends rows of the sequence in `slot`, from `position` on.
 pub(super) fn push_rows(batch: &mut Batch, slot: u32, position: u32, ids: &[u32]) {
     let end = position + ids.len() as u32;
@@ -175,12 +207,7 @@ pub(super) fn push_rows(batch: &mut Batch, slot: u32, position: u32, ids: &[u32]
     for (index, group) in batch.groups.iter_mut().enumerate() {
         let seen = if index == 0 { 0 } else { (position + 1).saturating_sub(WINDOW) };
         let first = seen as usize / BLOCK;
-        let num_blocks = BLOCKS_EACH * LIMITS.max_seqs;
-        let block = |at: usize| match (at >= first, index) {
-            (false, _) => NO_SLOT,
-            (true, 0) => (at * LIMITS.max_seqs) as u32 + slot,
-            (true, _) => (num_blocks - 1 - at * LIMITS.max_seqs) as u32 - slot,
-        };
+        let block = |at: usize| if at >= first { block_of(index, slot, at) } else { NO_SLOT };
         group.push_table((0..(end as usize).div_ceil(BLOCK)).map(block));
         let place = |at: u32| block(at as usize / BLOCK) * BLOCK as u32 + at % BLOCK as u32;
         group.slots.extend((position..end).map(place));

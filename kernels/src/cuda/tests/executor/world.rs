@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::machine::{LIMITS, push_rows};
+use super::machine::{BLOCK, LIMITS, push_copy, push_rows};
 use crate::batch::{Batch, PENDING_TOKEN};
 use crate::sampling::{LogitsRow, Purpose, SamplerParams, SlotInit};
 
@@ -30,6 +30,8 @@ impl Dice {
 struct Sequence {
     slot: u32,
     position: u32,
+    /// Slot and index of the block that the first one it writes to is a copy of, where it begins within.
+    copied: Option<(u32, usize)>,
     prompt_left: u32,
     generated: u32,
     tokens_max: u32,
@@ -49,9 +51,14 @@ impl Sequence {
             num_logprobs: (dice.below(3) > 0).then_some(5),
             ..SamplerParams::default()
         };
+        let position = [0, 0, 60, 250, 560][dice.below(5) as usize];
+        let other = (slot + 1 + dice.below(LIMITS.max_seqs as u32 - 1)) % LIMITS.max_seqs as u32;
+        // In no block of these does a sequence begin.
+        let at = [1, 2, 4, 5, 6, 7, 9][dice.below(7) as usize];
         Sequence {
             slot,
-            position: [0, 0, 60, 250, 560][dice.below(5) as usize],
+            position,
+            copied: (position > 0 && dice.below(3) > 0).then_some((other, at)),
             prompt_left: 1 + dice.below(6),
             generated: 0,
             tokens_max: 2 + dice.below(14),
@@ -78,6 +85,9 @@ impl Sequence {
             let rows = self.prompt_left.min(1 + dice.below(4));
             ids = (0..rows).map(|_| dice.token()).collect();
             self.prompt_left -= rows;
+        }
+        if let Some(from) = self.copied.take() {
+            push_copy(batch, from, (self.slot, self.position as usize / BLOCK));
         }
         let first = batch.ids.len() as u32;
         push_rows(batch, self.slot, self.position, &ids);
