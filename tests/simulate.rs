@@ -41,6 +41,7 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.left_decode += one.left_decode;
     sum.pending_rows += one.pending_rows;
     sum.poisoned += one.poisoned;
+    sum.copied += one.copied;
     sum.choices += one.choices;
     sum.stopped += one.stopped;
     sum.stats.preemptions += one.stats.preemptions;
@@ -107,6 +108,7 @@ fn two_hundred_thousand_steps_equal_the_closed_form() {
     assert!(sum.left_queued > 100 && sum.left_prefill > 100 && sum.left_decode > 100);
     assert!(sum.pending_rows > 10_000);
     assert!(sum.poisoned > 10_000);
+    assert!(sum.copied > 2_000);
     let stats = &sum.stats;
     assert!(stats.preemptions > 1_000);
     assert!(stats.discarded > 1_000, "ended in one step and ran once more in the next");
@@ -129,6 +131,9 @@ fn planted_faults_are_caught() {
         Fault::FreedTooEarly,
         Fault::DiscardForgotten,
         Fault::DecodeTakenForPrefill,
+        Fault::CopyForgotten,
+        Fault::CopyTooLate,
+        Fault::SourceNotHeld,
     ];
     let caught = faults.map(|fault| {
         let seeds = 0..24_u64;

@@ -51,9 +51,9 @@ pub struct Sequence {
     pub tables: Vec<BlockTable>,
     /// Keys of full blocks whose tokens are known.
     pub chain: KeyChain,
-    /// Full blocks that were offered to the prefix cache: `published × block_size ≤ computed`.
+    /// Rows that came from the prefix cache or were offered to it: `published ≤ computed`.
     pub published: u32,
-    /// Blocks found in the prefix cache when it started for the first time.
+    /// Tokens found in the prefix cache when it started for the first time.
     pub cached_tokens: Option<u32>,
     /// Order of arrival at the engine thread.
     pub arrival: u64,

@@ -90,6 +90,14 @@ impl KeyChain {
         &self.keys
     }
 
+    /// The parent of block `index`: the key of the block before it, or the root.
+    pub fn parent(&self, index: usize) -> BlockKey {
+        match index.checked_sub(1) {
+            Some(before) => self.keys[before],
+            None => self.root,
+        }
+    }
+
     /// Hashes blocks until all full blocks among `num_known` tokens have a key; `token(i)` is the
     /// i-th token.
     pub fn extend(&mut self, hasher: &KeyHasher, num_known: usize, token: impl Fn(usize) -> u32) {
@@ -97,7 +105,7 @@ impl KeyChain {
         while (self.keys.len() + 1) * block_size <= num_known {
             // block i holds tokens [i × block_size, (i + 1) × block_size)
             let start = self.keys.len() * block_size;
-            let parent = self.keys.last().copied().unwrap_or(self.root);
+            let parent = self.parent(self.keys.len());
             self.keys.push(hasher.block(parent, (start..start + block_size).map(&token)));
         }
     }

@@ -15,5 +15,8 @@ pub mod key;
 /// Which block holds which content, by key.
 pub mod prefix_index;
 
+/// What blocks begin with: where a prefix hit goes on within a block.
+pub mod beginnings;
+
 /// The blocks of all groups: give, share, publish, slide out, take back.
 pub mod prefix_cache;

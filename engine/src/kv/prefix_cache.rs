@@ -1,15 +1,28 @@
-//! The KV cache's blocks over all groups: give, share, publish, slide out, take back.
+//! The KV cache's blocks over all groups: give, share, copy, publish, slide out, take back.
 //!
 //! A prefix hit is the longest run of full blocks from the start of a sequence that is valid in
 //! all groups: a full group needs every block, a window group those that the next row can read.
-//! A block is published once its tokens are known and a launched step computes them.
+//! It goes on into the next block where some block of each group begins as wanted: of that a copy is
+//! made, in which the sequence goes on by itself.
+//! A block is published once its tokens are known and a launched step computes them; the last one also
+//! while it is not full.
 //! Never allocates; all operations are O(blocks of one sequence) at most.
 
+use std::ops::Range;
+
+use pagoda_kernels::batch::NO_SLOT;
+
+use super::beginnings::Beginnings;
 use super::block_pool::{BlockId, BlockPool};
 use super::block_table::{BlockTable, first_block_in_window};
-use super::key::BlockKey;
+use super::key::{BlockKey, KeyChain};
 use super::prefix_index::PrefixIndex;
 use crate::model::info::{InstanceInfo, KvGroupKind};
+
+pub use self::tail::Tail;
+
+/// How a prefix hit goes on within a block.
+mod tail;
 
 /// Called with (group, block) when the content of a block is lost: it was freed without a key, or
 /// evicted. Simulations poison the block.
@@ -20,6 +33,10 @@ pub struct PrefixCache {
     groups: Vec<Group>,
     block_size: u32,
     sharing: bool,
+    /// Blocks that the next step copies, with their groups: held until it is filled.
+    sources: Vec<(usize, BlockId)>,
+    /// A planted fault: see `forget_sources`.
+    forgets_sources: bool,
     on_lost: Option<LostHook>,
 }
 
@@ -28,7 +45,8 @@ struct Group {
     kind: KvGroupKind,
     pool: BlockPool,
     index: PrefixIndex,
-    /// Free blocks with a key.
+    beginnings: Beginnings,
+    /// Free blocks whose content can be found.
     num_evictable: u32,
 }
 
@@ -46,16 +64,15 @@ pub struct BlockCounts {
 impl PrefixCache {
     /// All blocks free. Without `sharing`, no block is ever found.
     pub fn new(info: &InstanceInfo, sharing: bool) -> Self {
-        let group = |kind, num_blocks| Group {
-            kind,
-            pool: BlockPool::new(num_blocks),
-            index: PrefixIndex::new(num_blocks),
-            num_evictable: 0,
-        };
+        let groups = info.groups.iter();
+        let groups = groups.map(|group| Group::new(group.kind, group.num_blocks, info.block_size));
+        let copies_max = info.groups.len() * info.max_num_seqs as usize;
         PrefixCache {
-            groups: info.groups.iter().map(|g| group(g.kind, g.num_blocks)).collect(),
+            groups: groups.collect(),
             block_size: info.block_size,
             sharing,
+            sources: Vec::with_capacity(copies_max),
+            forgets_sources: false,
             on_lost: None,
         }
     }
@@ -102,8 +119,7 @@ impl PrefixCache {
                 let block = group.index.find(key);
                 assert!(block.is_some(), "a matched block is there until it is taken");
                 if let Some(block) = block {
-                    group.num_evictable -= u32::from(group.pool.references(block) == 0);
-                    group.pool.share(block);
+                    group.share(block);
                     table.append(block);
                 }
             }
@@ -157,22 +173,29 @@ impl PrefixCache {
     }
 
     /// Whether every group has `spare` (one number a group) blocks beside those that a sequence of
-    /// `rows` needs if it takes over the first `matched` of `keys`.
+    /// `rows` needs if it takes over the first `matched` of `keys` and a copy of `tail`.
     pub fn fits(
         &self,
         keys: &[BlockKey],
         matched: usize,
+        tail: &Tail,
         rows: Rows,
         spare: impl Iterator<Item = u32>,
     ) -> bool {
-        self.groups.iter().zip(spare).all(|(group, spare)| {
+        self.groups.iter().zip(spare).enumerate().all(|(number, (group, spare))| {
             let first = group.first_needed(matched, self.block_size);
             // Those that nobody holds leave the free blocks when they are taken over.
             let held = |key: &&BlockKey| {
                 group.index.find(**key).is_some_and(|block| group.pool.references(block) > 0)
             };
             let unheld = matched - first - keys[first..matched].iter().filter(held).count();
-            group.missing(matched, rows, self.block_size) + unheld as u64 + u64::from(spare)
+            // So does what is copied, until it was.
+            let source = tail.sources.get(number);
+            let copied = source.is_some_and(|&source| group.pool.references(source) == 0);
+            group.missing(matched, rows, self.block_size)
+                + unheld as u64
+                + u64::from(copied)
+                + u64::from(spare)
                 <= u64::from(group.pool.num_free())
         })
     }
@@ -201,15 +224,37 @@ impl PrefixCache {
         }
     }
 
-    /// Makes blocks `from..to` of a sequence findable by their keys.
-    pub fn publish(&mut self, tables: &[BlockTable], keys: &[BlockKey], from: usize, to: usize) {
+    /// Makes findable which blocks hold the tokens `rows` of a sequence: full ones by their keys, and
+    /// each by what it begins with. All before these was published, but for the last block, if it was
+    /// not full; `token(i)` is the sequence's i-th.
+    pub fn publish(
+        &mut self,
+        tables: &[BlockTable],
+        chain: &KeyChain,
+        rows: Range<u32>,
+        token: impl Fn(usize) -> u32,
+    ) {
         if !self.sharing {
             return;
         }
-        for (group, table) in self.groups.iter_mut().zip(tables) {
-            let from = from.max(table.first_live()).min(to);
-            for (&key, &block) in keys[from..to].iter().zip(&table.entries()[from..to]) {
-                group.index.insert(key, block);
+        let size = self.block_size as usize;
+        let end = rows.end as usize;
+        for index in rows.start as usize / size..end.div_ceil(size) {
+            let (parent, len) = (chain.parent(index), (end - index * size).min(size));
+            let token = |offset: usize| token(index * size + offset);
+            for (group, table) in self.groups.iter_mut().zip(tables) {
+                let block = table.entries()[index];
+                if block == NO_SLOT {
+                    continue;
+                }
+                if len == size && !group.index.insert(chain.keys()[index], block) {
+                    // Another block has it all; or this one, from whom it was taken over.
+                    if !group.index.is_keyed(block) {
+                        group.beginnings.remove(block);
+                    }
+                    continue;
+                }
+                group.beginnings.put(block, parent, len, token);
             }
         }
     }
@@ -258,7 +303,7 @@ impl PrefixCache {
     fn take_block(&mut self, number: usize) -> Option<BlockId> {
         let group = &mut self.groups[number];
         let block = group.pool.take()?;
-        if group.index.remove(block) {
+        if group.forget(block) {
             group.num_evictable -= 1;
             self.lost(number, block);
         }
@@ -267,7 +312,7 @@ impl PrefixCache {
 
     fn release_block(&mut self, number: usize, block: BlockId) {
         let group = &mut self.groups[number];
-        let reusable = group.index.is_keyed(block);
+        let reusable = group.is_findable(block);
         if !group.pool.release(block, reusable) {
             return;
         }
@@ -299,12 +344,16 @@ impl PrefixCache {
                 }
             }
         }
+        for &(number, block) in &self.sources {
+            references[number][block as usize] += 1;
+        }
         for (number, (group, counts)) in self.groups.iter().zip(&references).enumerate() {
             let named = |problem| format!("KV group {number}: {problem}");
             group.pool.check_integrity(counts).map_err(named)?;
             group.index.check_integrity().map_err(named)?;
+            group.beginnings.check_integrity().map_err(named)?;
             let free = (0..).zip(counts).filter(|(_, references)| **references == 0);
-            let evictable = free.filter(|&(block, _)| group.index.is_keyed(block)).count();
+            let evictable = free.filter(|&(block, _)| group.is_findable(block)).count();
             if evictable != group.num_evictable as usize {
                 return Err(named(format!("{evictable} free blocks can be found")));
             }
@@ -323,6 +372,32 @@ pub struct Rows {
 }
 
 impl Group {
+    fn new(kind: KvGroupKind, num_blocks: u32, block_size: u32) -> Self {
+        Group {
+            kind,
+            pool: BlockPool::new(num_blocks),
+            index: PrefixIndex::new(num_blocks),
+            beginnings: Beginnings::new(num_blocks, block_size),
+            num_evictable: 0,
+        }
+    }
+
+    /// Adds a reference to a block that can be found.
+    fn share(&mut self, block: BlockId) {
+        self.num_evictable -= u32::from(self.pool.references(block) == 0);
+        self.pool.share(block);
+    }
+
+    fn is_findable(&self, block: BlockId) -> bool {
+        self.index.is_keyed(block) || self.beginnings.holds(block)
+    }
+
+    /// Lets nobody find the block any more. False if nobody could.
+    fn forget(&mut self, block: BlockId) -> bool {
+        let [keyed, begun] = [self.index.remove(block), self.beginnings.remove(block)];
+        keyed || begun
+    }
+
     /// First block that a row after `num_blocks` full blocks reads.
     fn first_needed(&self, num_blocks: usize, block_size: u32) -> usize {
         match self.kind {

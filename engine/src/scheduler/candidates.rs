@@ -15,12 +15,12 @@ use super::schedule::{Outcome, Room};
 use super::waiting::Candidate;
 use crate::kv::key::BlockKey;
 use crate::kv::prefix_cache::Rows;
-use crate::sequence::{LookUp, SeqId};
+use crate::sequence::{LookUp, SeqId, Sequence};
 
 /// What a look at a candidate found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
-    /// It can start with so many cached blocks.
+    /// It can start with so many cached blocks, and with the scheduler's tail.
     Prefix(usize),
     /// A running sequence is about to compute the next block of its prefix.
     Coming,
@@ -61,7 +61,7 @@ impl Scheduler {
             let id = candidate.waiting.id;
             match self.look_up(id) {
                 Found::Prefix(matched) => {
-                    self.take_prefix(id, matched);
+                    self.take_prefix(id, matched, batch);
                     self.start(candidate);
                     has_started = true;
                     let outcome = self.join(id, room, batch, record);
@@ -99,18 +99,16 @@ impl Scheduler {
         if let Some(found) = self.found_before(id) {
             return found;
         }
-        let stats = &self.shared.stats;
-        stats.prefix_lookups.fetch_add(1, Relaxed);
+        self.shared.stats.prefix_lookups.fetch_add(1, Relaxed);
         let keys = self.usable_keys(id);
         let matched = self.kv.match_prefix(keys);
         let mut running = self.running.iter().copied();
         let coming = running.find(|&other| self.computes_next(other, keys, matched));
         let found = match coming {
             Some(_) => Found::Coming,
-            None if self.fits(id, matched) => Found::Prefix(matched),
-            None => Found::NoBlocks,
+            None => self.find_room(id, matched),
         };
-        stats.prefix_waits.fetch_add(u64::from(coming.is_some()), Relaxed);
+        self.shared.stats.prefix_waits.fetch_add(u64::from(coming.is_some()), Relaxed);
         self.sequences[id].looked_up = Some(LookUp { matched: matched as u32, coming });
         found
     }
@@ -136,12 +134,40 @@ impl Scheduler {
         }
     }
 
+    /// Whether there is room for the candidate behind the first `matched` blocks of its prefix, with a
+    /// tail if it can be had.
+    fn find_room(&mut self, id: SeqId, matched: usize) -> Found {
+        self.match_tail(id, matched);
+        let mut fits = self.fits(id, matched);
+        if !fits && self.tail.tokens > 0 {
+            // The block that lacks may be the one to be copied.
+            self.tail.clear();
+            fits = self.fits(id, matched);
+        }
+        if fits { Found::Prefix(matched) } else { Found::NoBlocks }
+    }
+
+    /// Looks up how the hit goes on behind `matched` blocks.
+    fn match_tail(&mut self, id: SeqId, matched: usize) {
+        let (sequence, size) = (&self.sequences[id], self.kv.block_size());
+        // [start, end) lies within the block after those that matched
+        let start = matched as u32 * size;
+        let end = self.usable_rows(sequence).min(start + size);
+        self.wanted.clear();
+        self.wanted.extend((start..end).map(|index| sequence.token(index as usize)));
+        self.kv.match_tail(sequence.chain.parent(matched), &self.wanted, &mut self.tail);
+    }
+
     /// Keys of the blocks that the sequence may take over.
     fn usable_keys(&self, id: SeqId) -> &[BlockKey] {
         let sequence = &self.sequences[id];
-        let rows = sequence.rows_cacheable().min(self.rows_shareable(sequence));
-        let usable = rows / self.kv.block_size();
+        let usable = self.usable_rows(sequence) / self.kv.block_size();
         &sequence.chain.keys()[..usable as usize]
+    }
+
+    /// Rows from its start that the sequence need not compute itself.
+    fn usable_rows(&self, sequence: &Sequence) -> u32 {
+        sequence.rows_cacheable().min(self.rows_shareable(sequence))
     }
 
     /// Whether `other` runs and is about to compute the block after the first `matched` of `keys`:
@@ -152,25 +178,31 @@ impl Scheduler {
         };
         self.shared.settings.prefix_cache
             && other.run.is_some()
-            && other.published as usize <= matched
+            && (other.published / self.kv.block_size()) as usize <= matched
             && (matched as u32 + 1) * self.kv.block_size() <= self.rows_shareable(other)
             && other.chain.keys().get(matched) == Some(next)
     }
 
-    /// Takes over the first `matched` blocks of the candidate's prefix.
-    fn take_prefix(&mut self, id: SeqId, matched: usize) {
+    /// Takes over the first `matched` blocks of the candidate's prefix, and a copy of its tail: `batch`
+    /// is the step that it joins now.
+    fn take_prefix(&mut self, id: SeqId, matched: usize, batch: &mut Batch) {
         let sequence = &mut self.sequences[id];
         self.kv.attach(&mut sequence.tables, sequence.chain.keys(), matched);
         sequence.computed = matched as u32 * self.kv.block_size();
-        sequence.published = matched as u32;
+        if self.tail.tokens > 0
+            && self.kv.copy_tail(&mut sequence.tables, &self.tail, &mut batch.groups)
+        {
+            sequence.computed += self.tail.tokens;
+        }
+        sequence.published = sequence.computed;
     }
 
     /// Whether the candidate's known tokens find blocks beside those to spare, if it takes over
-    /// `matched` blocks. Alone it always starts.
+    /// `matched` blocks and the tail. Alone it always starts.
     fn fits(&self, id: SeqId, matched: usize) -> bool {
         let rows = self.rows_to_come(id);
         let keys = self.sequences[id].chain.keys();
-        self.running.is_empty() || self.kv.fits(keys, matched, rows, self.spares())
+        self.running.is_empty() || self.kv.fits(keys, matched, &self.tail, rows, self.spares())
     }
 
     /// Free blocks of each group that a candidate must leave: what running sequences still take,

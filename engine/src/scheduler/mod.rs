@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use crate::handle::Shared;
-use crate::kv::prefix_cache::PrefixCache;
+use crate::kv::prefix_cache::{PrefixCache, Tail};
 use crate::sequence::{SeqId, SequenceGroup};
 
 /// Settings of the scheduler and of the waiting queue.
@@ -57,6 +57,10 @@ pub struct Scheduler {
     draft_buffer: Vec<u32>,
     /// What the runner says of itself.
     decode_equals_prefill: bool,
+    /// How the prefix hit of the candidate at hand goes on within a block, and the tokens that it wants
+    /// from there on.
+    tail: Tail,
+    wanted: Vec<u32>,
     /// Blocks a group that running sequences still take for tokens they know.
     outstanding: Vec<u32>,
     next_run: u64,
@@ -89,6 +93,8 @@ impl Scheduler {
             drafts: drafts.filter(|_| decode_equals_prefill),
             decode_equals_prefill,
             draft_buffer: Vec::new(),
+            tail: Tail::with_room(shared.info.groups.len()),
+            wanted: Vec::with_capacity(shared.info.block_size as usize),
             outstanding: vec![0; shared.info.groups.len()],
             next_run: 0,
             next_arrival: 0,

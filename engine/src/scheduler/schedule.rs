@@ -61,6 +61,7 @@ impl Scheduler {
         if !preempted && !self.waiting.is_empty() {
             self.start_waiting(room, batch, record);
         }
+        self.kv.let_sources_go();
     }
 
     /// Adds a running sequence's rows to the step.

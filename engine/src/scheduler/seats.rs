@@ -247,24 +247,26 @@ impl Scheduler {
     }
 
     /// Hashes the full blocks of `id` whose tokens are known, and makes those findable that launched
-    /// steps compute. After a launch, so that the device works meanwhile.
+    /// steps compute; the last one, full or not, once the prompt is through and when the sequence's run
+    /// has ended. After a launch, so that the device works meanwhile.
     pub(crate) fn publish(&mut self, id: SeqId) {
-        let sequence = &mut self.sequences[id];
-        let known = sequence.known();
-        let (prompt, output) = (&sequence.prompt, &sequence.output);
+        let shareable = self.rows_shareable(&self.sequences[id]);
+        let Sequence { prompt, output, chain, tables, computed, published, run, .. } =
+            &mut self.sequences[id];
         let token = |index: usize| match prompt.get(index) {
             Some(&token) => token,
             None => output[index - prompt.len()],
         };
-        sequence.chain.extend(&self.shared.hasher, known as usize, token);
-        let computed = known.min(sequence.computed);
-        let shareable = computed.min(self.rows_shareable(&self.sequences[id]));
-        let full = (shareable / self.kv.block_size()) as usize;
-        let sequence = &mut self.sequences[id];
-        let published = sequence.published as usize;
-        if full > published {
-            self.kv.publish(&sequence.tables, sequence.chain.keys(), published, full);
-            sequence.published = full as u32;
+        let known = prompt.len() + output.len();
+        chain.extend(&self.shared.hasher, known, token);
+        let shareable = shareable.min(known as u32).min(*computed);
+        let through = prompt.len() as u32;
+        let is_through = *published < through && shareable >= through;
+        let full = shareable - shareable % self.kv.block_size();
+        let end = if is_through || run.is_none() { shareable } else { full };
+        if end > *published {
+            self.kv.publish(tables, chain, *published..end, token);
+            *published = end;
         }
     }
 

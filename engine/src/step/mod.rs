@@ -170,6 +170,12 @@ impl StepLoop {
         self.scheduler.sequences.take_stale();
     }
 
+    /// Plants a defect: blocks that a step copies are not held until it is filled. Simulations must
+    /// notice it.
+    pub fn forget_sources(&mut self) {
+        self.scheduler.kv.forget_sources();
+    }
+
     fn drain_inbox(&mut self) {
         while self.scheduler.has_room() {
             match self.inbox.messages.try_recv() {

@@ -254,10 +254,10 @@ fn better_priority_starts_first_and_choices_follow_their_prompt() {
     bench.submit(Request { priority: -1, n: 3, ..request(2, 64, 2) });
     let log = bench.drain();
     assert_eq!(log[0], [(2, 64)]);
-    // The other choices take all blocks of the prompt but the last, which holds its last token.
+    // The other choices take all of the prompt but its last token, in a copy of the last block.
     assert_eq!(log[1].iter().filter(|&&(n, _)| n == 2).count(), 3);
     let rows: usize = log.iter().flatten().filter(|&&(n, _)| n == 2).map(|&(_, r)| r).sum();
-    assert_eq!(rows, (64 + 1) + 2 * (16 + 1));
+    assert_eq!(rows, (64 + 1) + 2 * (1 + 1));
 }
 
 #[test]
@@ -372,7 +372,7 @@ fn evictable_blocks_are_free_ones_with_content() {
     assert_eq!((stats.blocks_used, stats.blocks_evictable), (3, 0));
     bench.drain();
     let stats = bench.handle.stats();
-    assert_eq!((stats.blocks_used, stats.blocks_evictable), (0, 2));
+    assert_eq!((stats.blocks_used, stats.blocks_evictable), (0, 3), "the last is not full");
 }
 
 fn with_penalty(request: Request) -> Request {
@@ -415,4 +415,58 @@ fn what_a_step_still_held_of_an_ended_request_is_dropped_elsewhere() {
         })
         .collect();
     assert_eq!((leftovers.len(), inits), (3, vec![1]));
+}
+
+/// A prompt that goes on behind the first `shared` tokens of `request(1, …)` by itself.
+fn going_on(number: u64, shared: u32, len: u32) -> Request {
+    let Segment::Tokens(mut tokens) = request(1, shared, 1).input.remove(0);
+    tokens.extend((shared..len).map(|index| 900 - index - number as u32));
+    Request { input: vec![Segment::Tokens(tokens)], ..request(number, len, 3) }
+}
+
+#[test]
+fn a_prefix_is_shared_to_the_token() {
+    for depth in [1, 2] {
+        let mut bench = bench(depth, 5, 100, SchedulerSettings::default());
+        bench.submit(request(1, 42, 20));
+        bench.turns(2);
+        // While the first runs: a block of 16, and what its second or its unfinished third begin with.
+        bench.submit(going_on(2, 27, 40));
+        bench.submit(going_on(3, 42, 60));
+        bench.submit(request(1, 42, 3));
+        bench.turns(1);
+        let hits = 27 + 42 + 41;
+        assert_eq!(bench.handle.stats().prefix_hit_tokens, hits, "depth {depth}");
+        assert_eq!(bench.log.lock().unwrap().last().unwrap()[1..], [(2, 13), (3, 18), (1, 1)]);
+        bench.drain();
+        // Too few to be worth a copy: seven tokens of the third block.
+        bench.submit(going_on(4, 39, 50));
+        // Behind an answer that has ended, up to its last token: that one was never computed.
+        let Segment::Tokens(mut tokens) = request(1, 42, 1).input.remove(0);
+        tokens.extend([5; 20]);
+        tokens.extend([7; 9]);
+        bench.submit(Request { input: vec![Segment::Tokens(tokens)], ..request(5, 71, 1) });
+        bench.drain();
+        assert_eq!(bench.handle.stats().prefix_hit_tokens, hits + 32 + 61, "depth {depth}");
+        let stats = bench.handle.stats();
+        assert_eq!((stats.finished_length, stats.blocks_used), (6, 0));
+    }
+}
+
+#[test]
+fn a_sequence_alone_takes_the_block_that_it_copied_when_there_is_no_other() {
+    for (num_blocks, len, computed) in [(4, 60, 60 - 28), (2, 29, 29 - 16)] {
+        let mut bench = bench(1, 5, num_blocks, SchedulerSettings::default());
+        // Leaves a block of 16 and one of 12 tokens.
+        bench.submit(request(1, 28, 1));
+        bench.drain();
+        // Of four blocks one is free for the copy, and later the copied one; of two there is none.
+        bench.submit(going_on(2, 28, len));
+        let log = bench.drain();
+        let rows = log.iter().flatten().filter(|&&(number, _)| number == 2);
+        let rows: usize = rows.map(|&(_, rows)| rows).sum();
+        assert_eq!(rows, computed + 2, "of {num_blocks} blocks");
+        let stats = bench.handle.stats();
+        assert_eq!((stats.finished_length, stats.blocks_used), (2, 0));
+    }
 }

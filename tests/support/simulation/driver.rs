@@ -33,6 +33,8 @@ pub struct Outcome {
     pub stopped: u64,
     /// Blocks that were overwritten when their content was lost.
     pub poisoned: u64,
+    /// Blocks that were copied.
+    pub copied: u64,
     /// Choices that ended and were compared in full.
     pub choices: u64,
 }
@@ -71,6 +73,9 @@ pub fn run(workload: &Workload, fault: Option<Fault>) -> Outcome {
     if fault == Some(Fault::DiscardForgotten) {
         step_loop.forget_to_discard();
     }
+    if fault == Some(Fault::SourceNotHeld) {
+        step_loop.forget_sources();
+    }
     let salted = fault != Some(Fault::KeysWithoutSalt);
     let mut outcome = Outcome::default();
     let mut readers: Vec<Reader> = Vec::new();
@@ -108,6 +113,7 @@ fn finish(handle: &EngineHandle, state: &SharedState, mut outcome: Outcome) -> O
     outcome.steps = state.num_steps;
     outcome.pending_rows = state.num_pending_rows;
     outcome.poisoned = state.num_poisoned;
+    outcome.copied = state.num_copied;
     outcome
 }
 

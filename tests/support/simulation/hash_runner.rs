@@ -32,6 +32,12 @@ pub enum Fault {
     FreedTooEarly,
     /// The engine takes outcomes of runs that have ended.
     DiscardForgotten,
+    /// Blocks are not copied.
+    CopyForgotten,
+    /// Blocks are copied once the step's rows are written.
+    CopyTooLate,
+    /// What a step copies is not held until the step is filled.
+    SourceNotHeld,
     /// The engine is told that decode equals prefill where it does not.
     DecodeTakenForPrefill,
 }
@@ -51,6 +57,8 @@ pub struct RunnerState {
     pub num_pending_rows: u64,
     /// Content that was overwritten because it was lost.
     pub num_poisoned: u64,
+    /// Blocks that were copied.
+    pub num_copied: u64,
     /// The simulation's time.
     pub now: Instant,
 }
@@ -94,6 +102,7 @@ impl HashRunner {
             chunk_sizes: HashSet::new(),
             num_pending_rows: 0,
             num_poisoned: 0,
+            num_copied: 0,
             now: Instant::now(),
         }));
         let store = |blocks: u32| vec![POISON; (blocks * info.block_size) as usize + 1];
@@ -129,7 +138,13 @@ impl HashRunner {
         self.plant(plan);
         let batch = &plan.step.batch;
         self.check(batch);
+        if self.fault != Some(Fault::CopyTooLate) {
+            self.copy(batch);
+        }
         self.write(batch);
+        if self.fault == Some(Fault::CopyTooLate) {
+            self.copy(batch);
+        }
         let output = &mut plan.step.output;
         output.rows.clear();
         output.top.clear();
@@ -155,6 +170,23 @@ impl HashRunner {
                 top_len: num_top,
             });
         }
+    }
+
+    fn copy(&mut self, batch: &Batch) {
+        if self.fault == Some(Fault::CopyForgotten) {
+            return;
+        }
+        let size = self.info.block_size as usize;
+        let mut num_copied = 0;
+        for (group, store) in batch.groups.iter().zip(&mut self.store) {
+            for copy in &group.copies {
+                let from = copy.from as usize * size;
+                store.copy_within(from..from + size, copy.to as usize * size);
+            }
+            num_copied += group.copies.len() as u64;
+        }
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.num_copied += num_copied;
     }
 
     fn write(&mut self, batch: &Batch) {
@@ -207,6 +239,10 @@ impl HashRunner {
             let written: HashSet<_> = group.slots.iter().collect();
             assert_eq!(written.len(), rows, "no slot is written twice in a step");
             assert_eq!(group.table_start.len(), seqs + 1);
+            let to: HashSet<_> = group.copies.iter().map(|copy| copy.to).collect();
+            assert_eq!(to.len(), group.copies.len(), "no block is copied to twice");
+            assert!(group.copies.iter().all(|copy| !to.contains(&copy.from)), "from and to");
+            assert!(to.iter().all(|block| group.block_table.contains(block)), "for nobody");
             for seq in 0..seqs {
                 let table = group.table(seq);
                 for row in batch.query_start[seq]..batch.query_start[seq + 1] {

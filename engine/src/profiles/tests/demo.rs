@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::serve::load::load;
 
 const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
 
 struct Demo {
     address: SocketAddr,
@@ -78,6 +79,28 @@ async fn answers_repeat_and_prefixes_are_found_again() {
     let salted = body(&long, json!({"max_tokens": 1, "cache_salt": "another"}));
     let other = post(demo.address, CHAT, &salted).await.json();
     assert_eq!(other["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cached_tokens_are_counted_one_by_one() {
+    let demo = demo().await;
+    let size = demo.instance.engine.info().block_size;
+    assert_eq!(size, 32);
+    // Prompts are token ids, of which each shares `shared` with one before.
+    let ask = async |salt: &str, shared: u32, len: u32| {
+        let prompt: Vec<u32> =
+            (0..len).map(|i| if i < shared { 300 + i } else { 500 + i + 7 * len }).collect();
+        let body = json!({"prompt": prompt, "max_tokens": 1, "temperature": 0, "cache_salt": salt});
+        let usage = post(demo.address, COMPLETIONS, &body).await.json()["usage"].take();
+        assert_eq!(usage["prompt_tokens"], len);
+        usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(ask("a", 60, 60).await, 0);
+    assert_eq!(ask("a", 60, 60).await, 59, "all but the last, which is computed");
+    assert_eq!(ask("a", 45, 70).await, 45);
+    assert_eq!(ask("a", 39, 80).await, 32, "seven tokens are not worth a copy");
+    assert_eq!(ask("a", 19, 50).await, 19, "of a block that is full");
+    assert_eq!(ask("b", 60, 60).await, 0, "another salt shares nothing");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
