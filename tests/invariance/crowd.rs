@@ -20,6 +20,8 @@ pub(crate) struct Crowd {
     left_in_prefill: usize,
     left_in_decode: usize,
     decode_block_hits: u32,
+    /// Hits that ended within a block.
+    tail_hits: u32,
 }
 
 /// One client that reads to the end.
@@ -37,7 +39,14 @@ struct Reader<'a> {
 impl Crowd {
     /// Nothing has happened yet.
     pub(crate) fn new(scale: Scale) -> Self {
-        Crowd { scale, preemptions: 0, left_in_prefill: 0, left_in_decode: 0, decode_block_hits: 0 }
+        Crowd {
+            scale,
+            preemptions: 0,
+            left_in_prefill: 0,
+            left_in_decode: 0,
+            decode_block_hits: 0,
+            tail_hits: 0,
+        }
     }
 
     /// Runs all conversations, each second turn as soon as its first has ended.
@@ -103,8 +112,9 @@ impl Crowd {
 
     fn finish<'a>(&mut self, engine: &Engine, reader: Reader<'a>) -> Option<Reader<'a>> {
         reader.outcome.assert_bits_equal(reader.alone, &reader.request.name);
+        let block = engine.handle.info().block_size;
+        self.tail_hits += u32::from(!reader.outcome.cached_tokens.is_multiple_of(block));
         if let Some(first) = reader.first_prompt_len {
-            let block = engine.handle.info().block_size;
             let blocks = (reader.outcome.cached_tokens / block).saturating_sub(first / block);
             self.decode_block_hits += blocks;
         }
@@ -119,6 +129,7 @@ impl Crowd {
         let Scale { least, least_left, .. } = self.scale;
         self.preemptions >= u64::from(least)
             && self.decode_block_hits >= least
+            && self.tail_hits >= least / 5
             && self.left_in_prefill >= least_left
             && self.left_in_decode >= least_left
     }

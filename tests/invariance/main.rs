@@ -3,8 +3,8 @@
 //! quantized weights, and an fp8 cache.
 //!
 //! The crowd runs in a cache that is far too small, in steps that are far too short, beside clients
-//! that leave; the test asserts that preemptions, hits on blocks written by decode, cancels in
-//! prefill and in decode, and every chunk size from 1 to 97 really happened.
+//! that leave; the test asserts that preemptions, hits on blocks written by decode, hits that end
+//! within a block, cancels in prefill and in decode, and every chunk size from 1 to 97 really happened.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "test code")]
 
