@@ -1,205 +1,113 @@
-// Products of few rows with a quantized weight: out = epilogue(x * weight^T + bias), bound by reading
-// weights, which are a half or a quarter of bf16's bytes.
+// Products of few rows with a weight in blocks, q8_0 or q4_0: out = epilogue(x * weight^T + bias).
 //
-// As in linear.cu, a warp computes a pair of neighbouring weight rows for up to ROWS rows of x, its
-// lanes read 16 bytes of codes each, side by side, and every result is a sum over lanes of a sum over k
-// in ascending steps, whatever the number of rows. A block goes over many pairs, so that rows of x are
-// brought to shared memory once for all of them. With q8_0 and q4_0 these rows are quantized to signed
-// bytes, 32 to a scale, and multiplied by dots of four bytes; with fp8 they stay f32.
+// few_rows.cuh says how the weight is read. Rows of x become signed bytes, 32 to a scale, and meet codes by
+// dots of four bytes, whose sums over a block are exact.
 #include "few_rows.cuh"
 #include "quantized.cuh"
 
-constexpr u32 QUANTIZED_WARPS = 4;
-constexpr u32 QUANTIZED_THREADS = QUANTIZED_WARPS * WARP;
-// Weight rows of a warp.
-constexpr u32 PAIR = 2;
-
-// Rows of x as q8_0 and q4_0 meet them, in shared memory.
-struct ByteRows {
-    u32 blocks;     // of a row
-    u32* words;     // [ROWS][blocks][8]
-    float* scales;  // [ROWS][blocks]
-    i32* starts;    // [ROWS][blocks] what integer sums begin with
-};
-
-template <u32 ROWS>
-__device__ __forceinline__ ByteRows byte_rows(const Linear& p) {
-    u32 blocks = div_up(p.k, SCALED);
-    u32* words = (u32*)shared_bytes();
-    float* scales = (float*)(words + ROWS * blocks * SCALED_WORDS);
-    return {blocks, words, scales, (i32*)(scales + ROWS * blocks)};
-}
-
-// Rows of x as bytes, and behind them what norms need. `offset`: how far codes of the weight lie above their values.
-template <u32 ROWS>
-__device__ __forceinline__ void quantize_rows(const Linear& p, u32 first_row, i32 offset, const ByteRows& to) {
-    constexpr u32 LANES = SCALED_WORDS, BLOCKS = QUANTIZED_THREADS / LANES;
-    u32 part = thread_index() % LANES;
-    float* scratch = (float*)(to.starts + ROWS * to.blocks);
-    ROLLED
-    for (u32 row = 0; row < ROWS; row++) {
-        RowOfX from = row_of_x<QUANTIZED_THREADS>(p, first_row + row, scratch + row * NORM_WARPS);
-        for (u32 first = 0; first < to.blocks; first += BLOCKS) {
-            u32 block = first + thread_index() / LANES;
-            float x[4];
-            UNROLL
-            for (u32 i = 0; i < 4; i++) x[i] = from.at(block * SCALED + part * 4 + i);
-            ByteBlock own = quantize_block(x);
-            i32 sum = dot_bytes(own.word, 0x01010101, 0);
-            UNROLL
-            for (u32 distance = LANES / 2; distance > 0; distance /= 2) sum += shuffle_xor(sum, distance);
-            if (block >= to.blocks) continue;
-            to.words[(row * to.blocks + block) * SCALED_WORDS + part] = own.word;
-            if (part == 0) {
-                to.scales[row * to.blocks + block] = own.scale;
-                to.starts[row * to.blocks + block] = -offset * sum;
-            }
-        }
-    }
-    sync_block();
-}
-
-// 16 bytes are half a block.
+// A piece is half a block.
 struct Q8 {
     static constexpr i32 OFFSET = 0;
-    static constexpr u32 PIECES = 2;
-    static __device__ __forceinline__ i32 dot(const u32 (&w)[4], const u32* block, u32 half, i32) {
-        i32 sum = 0;
-        UNROLL
-        for (u32 i = 0; i < 4; i++) sum = dot_bytes(w[i], block[half * 4 + i], sum);
-        return sum;
+    static constexpr u32 PIECES = 2, PARTS = 1;
+    static __device__ __forceinline__ void widen(const uint4& piece, u32 (&codes)[4]) {
+        codes[0] = piece.x, codes[1] = piece.y, codes[2] = piece.z, codes[3] = piece.w;
     }
 };
 
-// 16 bytes are a block.
+// A piece is a block: its first half in the lower four bits, 8 above what they mean.
 struct Q4 {
     static constexpr i32 OFFSET = 8;
-    static constexpr u32 PIECES = 1;
-    static __device__ __forceinline__ i32 dot(const u32 (&w)[4], const u32* block, u32, i32 start) {
-        i32 sum = start;
+    static constexpr u32 PIECES = 1, PARTS = 2;
+    static __device__ __forceinline__ void widen(const uint4& piece, u32 (&codes)[8]) {
+        const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
         UNROLL
-        for (u32 i = 0; i < 4; i++) {
-            sum = dot_bytes(w[i] & 0x0f0f0f0f, block[i], sum);
-            sum = dot_bytes(w[i] >> 4 & 0x0f0f0f0f, block[4 + i], sum);
-        }
-        return sum;
+        for (u32 i = 0; i < 8; i++) codes[i] = words[i % 4] >> i / 4 * 4 & 0x0f0f0f0f;
     }
 };
 
-// The pair's second row; a last one without a neighbour is computed twice, and its copy is not stored.
-__device__ __forceinline__ u64 pair_row(const Linear& p, u64 matrix, u32 n, u32 i) {
-    return matrix * p.n + (n + i < p.n ? n + i : n);
-}
+// A block of a row of x.
+struct alignas(8) BlockScale {
+    float scale;
+    i32 start;  // what its integer sum begins with
+};
 
-template <class F, u32 ROWS>
-__device__ __forceinline__ void sum_blocks(const Linear& p, const ByteRows& rows, u64 matrix, u32 n,
-                                           float (&sums)[ROWS][PAIR]) {
-    for (u32 piece = lane_index(); piece < p.stride / 16; piece += WARP) {
-        u32 block = piece / F::PIECES, part = piece % F::PIECES;
-        u32 w[PAIR][4];
-        float scales[PAIR];
+template <class F, u32 OF_X>
+struct ByteRows {
+    // Parts of x that a piece of weight meets, their words, and elements.
+    static constexpr u32 PARTS = F::PARTS, WORDS = PARTS * 4, ELEMENTS = WORDS * 4;
+    static constexpr u32 ROWS = OF_X, COLUMNS = columns_of(ROWS * ELEMENTS >= 64);
+    static constexpr u32 SCALE_BYTES = WARP / F::PIECES * (u32)sizeof(F16);
+
+    uint4* kept;         // [ROWS][parts]
+    u32 parts;           // of a row: of whole steps
+    BlockScale* scales;  // [ROWS][blocks]
+    u32 blocks;
+    float* scratch;
+
+    static __device__ __forceinline__ u32 row_bytes(const Linear& p) { return p.stride; }
+    static __device__ __forceinline__ u32 scale_bytes(const Linear& p) {
+        return scale_stride(div_up(p.k, SCALED)) * (u32)sizeof(F16);
+    }
+
+    __device__ __forceinline__ ByteRows(const Linear& p, u8* shared) {
+        kept = (uint4*)shared;
+        parts = div_up(p.stride, STEP) * WARP * PARTS;
+        blocks = div_up(p.k, SCALED);
+        scales = (BlockScale*)(kept + ROWS * parts);
+        scratch = (float*)(scales + ROWS * blocks);
+    }
+
+    __device__ __forceinline__ void bring(const Linear& p, u32 first_row) {
+        bring_rows<ROWS>(p, first_row, blocks * SCALED, scratch, [&](u32 row, u32 k, const Columns<4>& x) {
+            ByteBlock own = quantize_block(x.at);
+            i32 sum = dot_bytes(own.word, 0x01010101, 0);
+            UNROLL
+            for (u32 distance = SCALED_WORDS / 2; distance > 0; distance /= 2) sum += shuffle_xor(sum, distance);
+            u32 block = k / SCALED;
+            if (block >= blocks) return;
+            u32 at = row * parts + part_at<PARTS>(k / ELEMENTS, k % ELEMENTS / PIECE);
+            ((u32*)(kept + at))[k % PIECE / 4] = own.word;
+            if (k % SCALED == 0) scales[row * blocks + block] = {own.scale, -F::OFFSET * sum};
+        });
+    }
+
+    __device__ __forceinline__ void add(const uint4 (&weight)[COLUMNS], const u8* weight_scales, u32 piece,
+                                        float (&sums)[ROWS][COLUMNS]) const {
+        u32 codes[COLUMNS][WORDS];
+        float scale[COLUMNS];
         UNROLL
-        for (u32 i = 0; i < PAIR; i++) {
-            u64 row = pair_row(p, matrix, n, i);
-            uint4 bytes = load_once((const uint4*)((const u8*)p.weight + row * p.stride) + piece);
-            w[i][0] = bytes.x, w[i][1] = bytes.y, w[i][2] = bytes.z, w[i][3] = bytes.w;
-            scales[i] = widen(((const F16*)p.scales)[row * scale_stride(rows.blocks) + block]);
+        for (u32 i = 0; i < COLUMNS; i++) {
+            F::widen(weight[i], codes[i]);
+            scale[i] = widen(((const F16*)(weight_scales + i * SCALE_BYTES))[lane_index() / F::PIECES]);
         }
         UNROLL
         for (u32 row = 0; row < ROWS; row++) {
-            u32 at = row * rows.blocks + block;
+            BlockScale own = scales[row * blocks + piece / F::PIECES];
+            i32 dots[COLUMNS];
             UNROLL
-            for (u32 i = 0; i < PAIR; i++) {
-                i32 sum = F::dot(w[i], rows.words + at * SCALED_WORDS, part, rows.starts[at]);
-                sums[row][i] = fused((float)sum, rounded_product(scales[i], rows.scales[at]), sums[row][i]);
-            }
-        }
-    }
-}
-
-// Results of one pair of weight rows.
-template <u32 ROWS>
-__device__ __forceinline__ void finish_pair(const Linear& p, u32 first_row, u32 n, const float (&sums)[ROWS][PAIR],
-                                            const float (&scales)[PAIR]) {
-    UNROLL
-    for (u32 row = 0; row < ROWS; row++) {
-        Columns<PAIR> results;
-        UNROLL
-        for (u32 i = 0; i < PAIR; i++) results.at[i] = rounded_product(warp_sum(sums[row][i]), scales[i]);
-        if (lane_index() != 0 || first_row + row >= p.rows) continue;
-        finish(p, first_row + row, n, sum_of(results, bias_of<PAIR>(p, n)), before<PAIR>(p, first_row + row, n));
-    }
-}
-
-// The pairs of a warp, one after another.
-template <class Each>
-__device__ __forceinline__ void for_pairs(const Linear& p, Each each) {
-    u32 stride = gridDim.x * QUANTIZED_WARPS * PAIR;
-    for (u32 n = (blockIdx.x * QUANTIZED_WARPS + warp_index()) * PAIR; n < p.n; n += stride) each(n);
-}
-
-template <class F, u32 ROWS>
-__device__ void linear_blocks(const Linear& p) {
-    u32 first_row = blockIdx.y * ROWS;
-    ByteRows rows = byte_rows<ROWS>(p);
-    quantize_rows<ROWS>(p, first_row, F::OFFSET, rows);
-    // With experts a block has one row, so that its rows share a weight.
-    u64 matrix = p.experts ? p.experts[first_row] : 0;
-    for_pairs(p, [&](u32 n) {
-        float sums[ROWS][PAIR] = {};
-        sum_blocks<F, ROWS>(p, rows, matrix, n, sums);
-        finish_pair<ROWS>(p, first_row, n, sums, {1.0f, 1.0f});
-    });
-}
-
-template <u32 ROWS>
-__device__ void linear_fp8(const Linear& p) {
-    u32 first_row = blockIdx.y * ROWS;
-    float* rows = (float*)shared_bytes();
-    float* scratch = rows + ROWS * p.stride;
-    ROLLED
-    for (u32 row = 0; row < ROWS; row++) {
-        RowOfX from = row_of_x<QUANTIZED_THREADS>(p, first_row + row, scratch + row * NORM_WARPS);
-        for (u32 k = thread_index(); k < p.stride; k += QUANTIZED_THREADS) rows[row * p.stride + k] = from.at(k);
-    }
-    sync_block();
-    u64 matrix = p.experts ? p.experts[first_row] : 0;
-    for_pairs(p, [&](u32 n) {
-        float sums[ROWS][PAIR] = {}, scales[PAIR];
-        const u8* weight[PAIR];
-        UNROLL
-        for (u32 i = 0; i < PAIR; i++) {
-            u64 row = pair_row(p, matrix, n, i);
-            weight[i] = (const u8*)p.weight + row * p.stride;
-            scales[i] = ((const float*)p.scales)[row];
-        }
-        for (u32 k = lane_index() * 16; k < p.stride; k += WARP * 16) {
-            u32 w[PAIR][4];
+            for (u32 i = 0; i < COLUMNS; i++) dots[i] = own.start;
             UNROLL
-            for (u32 i = 0; i < PAIR; i++) {
-                uint4 bytes = load_once((const uint4*)(weight[i] + k));
-                w[i][0] = bytes.x, w[i][1] = bytes.y, w[i][2] = bytes.z, w[i][3] = bytes.w;
-            }
-            UNROLL
-            for (u32 j = 0; j < 16; j++) {
+            for (u32 part = 0; part < PARTS; part++) {
+                uint4 x = kept[row * parts + part_at<PARTS>(piece, part)];
+                const u32 words[4] = {x.x, x.y, x.z, x.w};
                 UNROLL
-                for (u32 i = 0; i < PAIR; i++) {
-                    float code = widen_fp8(w[i][j / 4] >> (j % 4 * 8));
-                    UNROLL
-                    for (u32 row = 0; row < ROWS; row++) {
-                        sums[row][i] = fused(code, rows[row * p.stride + k + j], sums[row][i]);
-                    }
+                for (u32 i = 0; i < COLUMNS * 4; i++) {
+                    dots[i / 4] = dot_bytes(codes[i / 4][part * 4 + i % 4], words[i % 4], dots[i / 4]);
                 }
             }
+            UNROLL
+            for (u32 i = 0; i < COLUMNS; i++) {
+                sums[row][i] = fused((float)dots[i], rounded_product(scale[i], own.scale), sums[row][i]);
+            }
         }
-        finish_pair<ROWS>(p, first_row, n, sums, scales);
-    });
-}
+    }
 
-#define QUANTIZED_KERNELS(rows)                                                              \
-    KERNEL(linear_q8_0_##rows, QUANTIZED_THREADS, Linear, (linear_blocks<Q8, rows>))         \
-    KERNEL(linear_q4_0_##rows, QUANTIZED_THREADS, Linear, (linear_blocks<Q4, rows>))         \
-    KERNEL(linear_fp8_##rows, QUANTIZED_THREADS, Linear, (linear_fp8<rows>))
+    static __device__ __forceinline__ float scaled(const Linear&, u64, float sum) { return sum; }
+};
+
+#define QUANTIZED_KERNELS(rows)                                 \
+    FEW_ROWS_KERNEL(linear_q8_0_##rows, ByteRows<Q8, rows>)     \
+    FEW_ROWS_KERNEL(linear_q4_0_##rows, ByteRows<Q4, rows>)
 
 QUANTIZED_KERNELS(1)
 QUANTIZED_KERNELS(2)

@@ -24,7 +24,7 @@ __device__ void norm(const Norm& p) {
     float* scratch = (float*)shared_bytes();
     const float* x = p.x + (u64)blockIdx.x * p.cols;
     float* out = p.out + (u64)blockIdx.x * p.cols;
-    float inverse = inverse_norm<NORM_THREADS>(x, p.cols, p.eps, scratch);
+    float inverse = inverse_norms<NORM_THREADS>({x}, p.cols, p.eps, scratch).at[0];
     for (u32 first = thread_index(); first < p.cols; first += AHEAD * NORM_THREADS) {
         float xs[AHEAD], weights[AHEAD];
         read<NORM_THREADS>(x, first, p.cols, xs);

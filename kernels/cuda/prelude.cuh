@@ -94,9 +94,9 @@ __device__ __forceinline__ u32 lane_index() { return thread_index() % WARP; }
 __device__ __forceinline__ u32 warp_index() { return thread_index() / WARP; }
 
 template <class T>
-__device__ __forceinline__ T min_of(T a, T b) { return a < b ? a : b; }
+__device__ __forceinline__ constexpr T min_of(T a, T b) { return a < b ? a : b; }
 template <class T>
-__device__ __forceinline__ T max_of(T a, T b) { return a < b ? b : a; }
+__device__ __forceinline__ constexpr T max_of(T a, T b) { return a < b ? b : a; }
 __device__ __forceinline__ u32 div_up(u32 a, u32 b) { return (a + b - 1) / b; }
 
 // The sum over a warp, in all lanes: halves join, again and again, so the order is always the same.

@@ -66,6 +66,20 @@ __device__ __forceinline__ float float_of_f16(u16 bits) {
     return value;
 }
 
+// The lower two bytes of `codes`, e4m3 and no NaN, as a pair of f16: exactly.
+__device__ __forceinline__ u32 f16_pair_of_e4m3(u32 codes) {
+    u32 pair;
+#if __CUDA_ARCH__ >= 890
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((u16)codes));
+#else
+    // Their bits where f16 has them count 2^-8, subnormal ones too.
+    u32 apart = __byte_perm(codes, 0, 0x1404);
+    u32 placed = (apart & 0x80008000) | (apart >> 1 & 0x3f803f80);
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(placed), "r"(0x5c005c00));
+#endif
+    return pair;
+}
+
 // Products of two neighbours each, rounded by themselves; subnormal numbers count in full. A sum with -0
 // leaves a product as it is.
 __device__ __forceinline__ u32 bf16_pair_product(u32 a, u32 b) {
@@ -210,7 +224,11 @@ inline T shuffle_up(T value, u32 distance) {
 
 inline u32 lanes_where(bool value) {
     u32 lanes = 0;
-    for (u32 lane = 0; lane < WARP; lane++) lanes |= shuffle((u32)value, lane) << lane;
+    const uint64_t* values = &emulate::block.exchange[thread_index() / WARP * WARP];
+    emulate::block.exchange[thread_index()] = value;
+    emulate::meet_warp([] {});
+    for (u32 lane = 0; lane < WARP; lane++) lanes |= (u32)values[lane] << lane;
+    emulate::meet_warp([] {});
     return lanes;
 }
 inline u32 count_bits(u32 bits) { return (u32)__builtin_popcount(bits); }
@@ -265,6 +283,16 @@ inline u16 f16_of_float(float value) {
 
 inline u32 f16_pair_of_floats(float first, float second) {
     return f16_of_float(first) | (u32)f16_of_float(second) << 16;
+}
+
+inline u32 f16_pair_of_e4m3(u32 codes) {
+    u32 pair = 0;
+    for (u32 i = 0; i < 2; i++) {
+        u32 code = codes >> (8 * i), exponent = code >> 3 & 15, fraction = code & 7;
+        float magnitude = exponent ? ldexpf((float)(8 + fraction), (int)exponent - 10) : ldexpf((float)fraction, -9);
+        pair |= (u32)(f16_of_float(magnitude) | (code & 0x80) << 8) << (16 * i);
+    }
+    return pair;
 }
 
 inline uint4 load_once(const uint4* from) {

@@ -23,6 +23,8 @@ use crate::error::KernelError;
 const RED_ZONE: usize = 4096;
 const RED: u8 = 0xff;
 const ALIGNMENT: usize = 256;
+/// Hopper's; as much as emulation/emulate.h has.
+const SHARED_BYTES_MAX: usize = 232_448;
 /// What a red zone looks like.
 static ZONE: [u8; RED_ZONE + ALIGNMENT] = [RED; RED_ZONE + ALIGNMENT];
 
@@ -46,6 +48,8 @@ pub(crate) struct Emulated {
     /// Where it is planted; `None`: wherever anything is compiled.
     faulty: Option<&'static str>,
     seed: AtomicU64,
+    /// That a block may ask for.
+    shared_bytes_max: usize,
     num_marks: AtomicU32,
     state: Mutex<State>,
 }
@@ -104,13 +108,20 @@ impl Emulated {
             failed: None,
         });
         let (seed, num_marks) = (AtomicU64::new(seed), AtomicU32::new(0));
-        Emulated { folder: folder.to_owned(), fault, faulty: None, seed, num_marks, state }
+        let (folder, faulty, shared_bytes_max) = (folder.to_owned(), None, SHARED_BYTES_MAX);
+        Emulated { folder, fault, faulty, seed, shared_bytes_max, num_marks, state }
     }
 
     /// Plants the fault in no other source than `name`.
     #[cfg(any(test, feature = "suite"))]
     pub(crate) fn only_in(self, name: &'static str) -> Self {
         Emulated { faulty: Some(name), ..self }
+    }
+
+    /// As a card whose blocks may ask for so many bytes of shared memory.
+    #[cfg(any(test, feature = "suite"))]
+    pub(crate) fn limited_to(self, shared_bytes_max: usize) -> Self {
+        Emulated { shared_bytes_max, ..self }
     }
 
     /// Runs everything at once: a launch returns its own fault.
@@ -180,6 +191,10 @@ impl Driver for Emulated {
 
     fn capability(&self) -> (u32, u32) {
         (9, 0)
+    }
+
+    fn shared_bytes_max(&self) -> usize {
+        self.shared_bytes_max
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec<'_>) -> Result<TensorMap, KernelError> {
@@ -308,6 +323,11 @@ impl Emulated {
     }
 
     fn perform_launch(&self, state: &mut State, launch: &Launch) -> Result<(), KernelError> {
+        let shared_bytes = launch.grid.shared_bytes;
+        if shared_bytes > self.shared_bytes_max {
+            let reason = format!("{} asks for {shared_bytes} bytes of shared memory", launch.name);
+            return Err(KernelError::Fault(reason));
+        }
         let library = self.library(state, launch.source)?;
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
         let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);

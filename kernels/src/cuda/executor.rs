@@ -97,15 +97,12 @@ impl CudaExecutor {
         for command in &commands {
             match command {
                 Command::Linear(op, rows) | Command::NormedLinear(_, op, rows) => {
-                    Linear::check(&op.weight)?;
                     products.insert(ProductShape::of(&op.weight, rows.max(&limits)));
                 }
                 Command::Attention(op) if !attention.iter().any(|layers| layers.serves(op)) => {
                     attention.push(AttentionLayers::new(driver, op, &limits, target, &mut plan)?);
                 }
                 Command::Moe(op) => {
-                    let weights = [&op.router, &op.gate_up, &op.down];
-                    weights.iter().try_for_each(|weight| Linear::check(weight))?;
                     chosen_max = op.num_chosen.max(chosen_max);
                     experts_max = op.gate_up.num_experts().max(experts_max);
                     products.insert(ProductShape::of(&op.router, limits.max_tokens));
@@ -390,7 +387,9 @@ impl CudaExecutor {
             let scores = Linear::with([&op.normed, &op.scores], &op.router, rows);
             self.multiply(&scores, &op.router, None)?;
             route.launch(driver, rows)?;
-            let ways = products.prepare(experts, pairs, num_experts, op.gate_up.format())?;
+            let k = op.gate_up.cols().max(op.down.cols()) as u32;
+            let weights = (op.gate_up.format(), k);
+            let ways = products.prepare(experts, pairs, num_experts, weights)?;
             let glu = Epilogue::Glu(op.activation);
             self.multiply(&gate_up.with_epilogue(glu), &op.gate_up, Some(&ways))?;
             self.multiply(&down, &op.down, Some(&ways))?;

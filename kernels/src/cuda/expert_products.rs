@@ -48,7 +48,8 @@ impl ExpertProducts {
         })
     }
 
-    /// Puts `pairs` rows in the order of their `experts`, if that is how they are multiplied.
+    /// Puts `pairs` rows in the order of their `experts`, if that is how they are multiplied with weights
+    /// of this format and of so many columns at most.
     ///
     /// # Safety
     /// `experts` has an expert below `num_experts` for each; there is room for them.
@@ -57,9 +58,9 @@ impl ExpertProducts {
         experts: DevicePointer,
         pairs: u32,
         num_experts: u32,
-        format: WeightFormat,
+        weights: (WeightFormat, u32),
     ) -> Result<Ways, KernelError> {
-        let Some(tiling) = choose_grouped(&self.target, pairs, num_experts, format) else {
+        let Some(tiling) = choose_grouped(&self.target, pairs, num_experts, weights) else {
             return Ok(None);
         };
         let (order, tiles) = (self.order.pointer(), self.tiles.pointer());

@@ -5,6 +5,7 @@
 
 use crate::cuda::CudaOptions;
 use crate::cuda::driver::Driver;
+use crate::cuda::few_rows::rows_at_once;
 use crate::cuda::linear_hopper::{HOPPER_TILINGS, HopperTiling};
 use crate::cuda::linear_hopper_quantized::{QUANTIZED_TILINGS, QuantizedTiling};
 use crate::cuda::memory::CudaWeight;
@@ -52,7 +53,7 @@ impl ProductShape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Method {
     /// linear.cu and linear_quantized.cu: a few rows at a time, bound by reading weights. One order of
-    /// sums for every number of rows.
+    /// sums for every number of rows. Rows must fit a block's shared memory, in groups.
     Rows,
     /// linear_tiled.cu: f32.
     Tiled,
@@ -182,11 +183,13 @@ const SPREAD_BLOCKS_MAX: u32 = 4;
 pub(crate) fn choose(target: &Target, shape: ProductShape) -> Method {
     let deterministic = target.options.deterministic;
     let ProductShape { rows, n, k, format } = shape;
+    let fitting = rows_at_once(target.shared_bytes_max, format, k);
     if format == WeightFormat::Plain(DType::F32) {
-        let few = deterministic || rows < TILED_ROWS_MIN;
+        let few = fitting > 0 && (deterministic || rows < TILED_ROWS_MIN);
         return if few { Method::Rows } else { Method::Tiled };
     }
-    if !deterministic && rows <= VECTOR_ROWS_MAX {
+    // Rows that do not fit at once would read the weight again.
+    if !deterministic && rows <= VECTOR_ROWS_MAX.min(fitting) {
         return Method::Rows;
     }
     if let Some(method) = hopper(target, shape) {
@@ -212,17 +215,18 @@ pub(crate) fn may_norm(target: &Target, shape: ProductShape) -> bool {
 }
 
 /// How to multiply each of `pairs` rows with the matrix of its expert: a tiling for rows in the order of
-/// their experts, or `None`, a row at a time. Products over k are whole.
+/// their experts, or `None`, a row at a time. Products over k, of `k` columns at most, are whole.
 pub(crate) fn choose_grouped(
     target: &Target,
     pairs: u32,
     num_experts: u32,
-    format: WeightFormat,
+    (format, k): (WeightFormat, u32),
 ) -> Option<Tiling> {
     // With fewer pairs than experts, most experts have one at most.
-    if format == WeightFormat::Plain(DType::F32)
-        || (!target.options.deterministic && pairs < num_experts)
-    {
+    let few = !target.options.deterministic
+        && pairs < num_experts
+        && rows_at_once(target.shared_bytes_max, format, k) > 0;
+    if few || format == WeightFormat::Plain(DType::F32) {
         return None;
     }
     // Most experts' rows fit a tile of twice the average.

@@ -24,6 +24,8 @@ pub(in crate::cuda) struct Case {
     pub(in crate::cuda) biased: bool,
     pub(in crate::cuda) epilogue: Epilogue,
     pub(in crate::cuda) method: Method,
+    /// Of the device: with few of them a block takes several turns.
+    pub(in crate::cuda) multiprocessors: u32,
 }
 
 /// A product and its buffers.
@@ -50,7 +52,7 @@ impl Case {
     ) -> Self {
         let (biased, epilogue, method) = (false, Epilogue::Store, Method::Rows);
         let format = format.into();
-        Case { rows, n, k, format, biased, epilogue, method }
+        Case { rows, n, k, format, biased, epilogue, method, multiprocessors: 3 }
     }
 
     fn out_cols(&self) -> usize {
@@ -75,7 +77,9 @@ impl Case {
                 unsafe { tiling.launch(&*bed.driver, linear, placed, 3) }
             }
             // SAFETY: buffers of these shapes.
-            Method::Rows => unsafe { linear.launch_few(&*bed.driver, self.format, 3) },
+            Method::Rows => unsafe {
+                linear.launch_few(&*bed.driver, self.format, self.multiprocessors)
+            },
             // SAFETY: as above.
             Method::Tiled => unsafe { linear.launch_tiled(&*bed.driver) },
             Method::Tensor(cut) => self.run_cut(bed, *linear, &cut),
@@ -155,7 +159,7 @@ impl Case {
         unsafe { tiling.launch(&*bed.driver, linear, (narrowed.pointer(), format), 3) }
     }
 
-    fn reference(&self) -> Vec<f64> {
+    pub(super) fn reference(&self) -> Vec<f64> {
         let Case { rows, n, k, format, .. } = *self;
         let wide =
             |seed, len| -> Vec<f64> { noises(seed, len).into_iter().map(f64::from).collect() };
@@ -267,38 +271,125 @@ fn biases_and_epilogues() {
 }
 
 #[test]
-fn a_rows_bits_do_not_depend_on_its_company() {
-    for format in [DType::F32, DType::Bf16] {
-        let case = |rows| Case::plain(rows, 11, 520, format).run(&Bed::new(9, None)).unwrap();
-        let all = case(17);
-        for rows in [1, 2, 3, 8, 16] {
-            assert_eq!(case(rows), all[..rows * 11], "{rows} {format:?}");
+fn a_rows_bits_depend_neither_on_its_company_nor_on_the_device() {
+    for format in FORMATS {
+        let case = |rows, multiprocessors| {
+            let case = Case { multiprocessors, ..Case::plain(rows, 27, 520, format) };
+            case.run(&Bed::new(9, None)).unwrap()
+        };
+        let all = case(17, 2);
+        for (rows, multiprocessors) in [(1, 1), (2, 0), (3, 16), (8, 1), (16, 3)] {
+            assert_eq!(case(rows, multiprocessors), all[..rows * 27], "{rows} {format:?}");
         }
+    }
+}
+
+/// On a card of 99 KiB fewer rows go together, and what does not fit alone is refused.
+#[test]
+fn a_small_card_takes_fewer_rows_at_once() {
+    let small = |seed| {
+        let driver = Emulated::new(&folder(), seed).at_once().limited_to(99 << 10);
+        Bed { driver: Arc::new(driver) }
+    };
+    for format in FORMATS {
+        // Four rows, two or one, of elements of one to four bytes.
+        for (seed, k) in [(1, 520), (2, 4000), (3, 7000)] {
+            let case = Case::plain(4, 5, k, format);
+            assert!(case.is_right(&small(seed)).unwrap(), "{case:?}");
+        }
+        let wide = Case::plain(1, 1, 40_000, format);
+        assert!(matches!(wide.run(&small(1)), Err(KernelError::Unsupported(_))), "{format:?}");
+    }
+}
+
+/// Tails in every direction, a group that is not full, and warps that go round their ring.
+pub(super) fn few(format: impl Into<WeightFormat>) -> impl Fn(&Bed) -> Result<bool, KernelError> {
+    let format = format.into();
+    let plain = |rows, n, k| Case { biased: true, ..Case::plain(rows, n, k, format) };
+    let cases =
+        [plain(3, 11, 1101), Case { multiprocessors: 1, ..plain(1, 75, 1101) }, plain(5, 7, 45)];
+    move |bed| {
+        let mut right = cases.iter().map(|case| case.is_right(bed));
+        right.try_fold(true, |all, right| Ok(all && right?))
     }
 }
 
 #[test]
 fn planted_faults_show() {
     let faults = [
-        Fault { from: "words[i / 2] >> (i % 2 * 16)", to: "words[i / 2]" },
-        Fault { from: "k < end ? x[k] : 0.0f", to: "x[k]" },
-        Fault { from: "if (k < p.stride) rows", to: "rows" },
-        Fault { from: "if (!is_first) load();", to: "" },
-        Fault { from: "rows + row * p.stride + k", to: "rows + row * p.k + k" },
-        Fault { from: "    sync_block();\n", to: "" },
+        Fault { from: "widen(T{(u16)(word >> 16)})", to: "widen(T{(u16)word})" },
+        Fault { from: "k + i < cols ? row[k + i] : 0.0f", to: "row[k + i]" },
+        Fault { from: "if (k >= p.stride) return;", to: "" },
+        Fault { from: "wait_copies<SLOTS - 2>", to: "wait_copies<SLOTS - 1>" },
+        Fault { from: "to = after(to);", to: "" },
+        Fault { from: "from = after(from);", to: "" },
+        Fault { from: "turn_to(column + next_column", to: "column = (column + next_column" },
+        Fault {
+            from: "gridDim.y * FEW_WARPS * COLUMNS;",
+            to: "gridDim.y * FEW_WARPS * COLUMNS * 2;",
+        },
+        Fault { from: "rows[i] + step * STEP", to: "rows[i] + step * PIECE" },
+        Fault { from: "if (piece >= pieces) continue;", to: "" },
+        Fault { from: "if (lane_index() == row)", to: "if (lane_index() == 0)" },
+        Fault {
+            from: "values[i]);\n        }\n    }\n    sync_block();",
+            to: "values[i]);\n        }\n    }",
+        },
         Fault {
             from: "load_columns<COUNT>(p.bias, n, p.n)",
             to: "load_columns<COUNT>(p.bias, 0, p.n)",
         },
-        Fault { from: "k += PIECES * STEP", to: "k += STEP" },
-        Fault { from: " || first_row + row >= p.rows", to: "" },
+        Fault { from: " || row >= p.rows", to: "" },
         Fault { from: "if (column + i < num_columns) row[column + i]", to: "row[column + i]" },
     ];
-    let cases = [
-        Case { biased: true, ..Case::plain(3, 11, 1001, DType::Bf16) },
-        Case { biased: true, ..Case::plain(5, 7, 45, DType::Bf16) },
+    assert_caught(&faults, few(DType::Bf16));
+}
+
+#[test]
+fn planted_faults_of_wide_rows_show() {
+    let faults = [
+        Fault { from: "piece / WARP * PARTS + part", to: "piece / WARP + part" },
+        Fault { from: "k % ELEMENTS / PART)", to: "0)" },
+        Fault { from: "part_at<PARTS>(piece, part)]", to: "part_at<PARTS>(piece, 0)]" },
+        Fault { from: "(part * COUNT + i)", to: "i" },
+        Fault { from: "weight[i], part, w[i]", to: "weight[0], part, w[i]" },
     ];
-    assert_caught(&faults, |bed| Ok(cases[0].is_right(bed)? && cases[1].is_right(bed)?));
+    assert_caught(&faults, few(DType::F16));
+    assert_caught(&faults, few(Quantization::Fp8));
+}
+
+/// Whether codes of subnormal numbers count, beside a large one that meets zero.
+fn small_codes_count(bed: &Bed) -> Result<bool, KernelError> {
+    let (n, k, fp8) = (4, 80, Quantization::Fp8);
+    let (mut x, mut weight) = (noises(1, k), noises(2, n * k));
+    x[0] = 0.0;
+    weight.iter_mut().for_each(|value| *value *= 3e-5);
+    weight.chunks_mut(k).for_each(|row| row[0] = 1.0);
+    let (on_x, out) = (bed.floats(&x), bed.poison(n));
+    let stored = StoredWeight::new(bed, fp8.into(), &weight, k);
+    let linear = stored.linear([on_x.pointer(), out.pointer()], 1, (n, k));
+    // SAFETY: buffers of these shapes.
+    unsafe { linear.launch_few(&*bed.driver, fp8.into(), 1) }?;
+    let wide = |values: &[f32]| -> Vec<f64> { values.iter().copied().map(f64::from).collect() };
+    let weight = Matrix { rows: n, cols: k, data: wide(&weight) }.stored(fp8);
+    let want = reference::linear(&wide(&x), &weight, None, fp8);
+    Ok(error(&read_floats(&out, n), &want) < 2e-5)
+}
+
+#[test]
+fn planted_faults_of_fp8_show() {
+    assert!(small_codes_count(&Bed::new(1, None)).unwrap());
+
+    let faults = [
+        Fault { from: "word >> at % 4 * 8", to: "word" },
+        Fault { from: "[weight_row] * 0x1p-8f", to: "[weight_row]" },
+        Fault { from: "((const float*)p.scales)[weight_row]", to: "((const float*)p.scales)[0]" },
+        Fault { from: "(int)exponent - 10", to: "(int)exponent - 9" },
+        Fault { from: "ldexpf((float)fraction, -9)", to: "ldexpf((float)fraction, -8)" },
+        Fault { from: "magnitude) | (code & 0x80) << 8", to: "magnitude) | (code & 0x80) << 7" },
+    ];
+    let right = few(Quantization::Fp8);
+    assert_caught(&faults, |bed| Ok(right(bed)? && small_codes_count(bed)?));
 }
 
 #[test]

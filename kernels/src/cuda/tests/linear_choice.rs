@@ -1,8 +1,9 @@
 //! How products are cut: shapes of real models on a device of an H200's size.
 
 use crate::cuda::CudaOptions;
+use crate::cuda::few_rows::rows_at_once;
 use crate::cuda::linear_choice::{
-    BYTE_TILINGS, Cut, Method, ProductShape, TILINGS, Target, WIDE, choose,
+    BYTE_TILINGS, Cut, Method, ProductShape, TILINGS, Target, WIDE, choose, choose_grouped,
 };
 use crate::dtype::DType;
 use crate::weight_format::{Quantization, WeightFormat};
@@ -158,6 +159,41 @@ fn what_is_chosen_can_run() {
             }
         }
     }
+}
+
+/// Rows that do not fit a block's memory go by tiles, which bring them piece by piece.
+#[test]
+fn few_rows_go_together_as_far_as_they_fit() {
+    let large = target(false);
+    let small = Target { shared_bytes_max: 101_376, ..large };
+    let most = |target: &Target, k, format: WeightFormat| {
+        let is_few = |rows: &u32| choose(target, shape(*rows, (4096, k), format)) == Method::Rows;
+        (1..64).take_while(is_few).count()
+    };
+    let f32 = WeightFormat::Plain(DType::F32);
+    for format in FORMATS {
+        assert_eq!(most(&large, 4096, format), 4, "{format:?}");
+        for target in [large, small] {
+            for k in [64, 896, 4096, 14336, 28672, 100_000] {
+                let (rows, fitting) =
+                    (most(&target, k, format), 4.min(at_once(&target, format, k)));
+                assert_eq!(rows, fitting, "{k} {format:?}");
+                let few = choose_grouped(&target, 1, 8, (format, k)).is_none();
+                assert_eq!(few, rows > 0, "{k} {format:?}");
+            }
+        }
+    }
+    assert_eq!([14336, 28672].map(|k| most(&large, k, FORMATS[0])), [4, 2]);
+    assert_eq!([14336, 28672].map(|k| most(&large, k, FORMATS[4])), [2, 1]);
+    assert_eq!([8192, 14336].map(|k| most(&small, k, FORMATS[4])), [1, 0]);
+    // f32 has tiles of its own, whatever is asked for.
+    for target in [small, Target { options: CudaOptions { deterministic: true }, ..small }] {
+        assert_eq!(choose(&target, shape(1, (64, 100_000), f32)), Method::Tiled);
+    }
+}
+
+fn at_once(target: &Target, format: WeightFormat, k: u32) -> usize {
+    rows_at_once(target.shared_bytes_max, format, k) as usize
 }
 
 #[test]

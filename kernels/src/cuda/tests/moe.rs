@@ -123,8 +123,9 @@ impl Mixed {
         let bytes = byte_rows_bytes(self.rows, k);
         let products = ExpertProducts::new(&bed.driver, target, most, bytes)?;
         let (pairs, experts) = (chosen.len() as u32, num_experts as u32);
+        let weights = (format, k as u32);
         // SAFETY: buffers of these shapes.
-        let ways = unsafe { products.prepare(on_chosen.pointer(), pairs, experts, format) }?;
+        let ways = unsafe { products.prepare(on_chosen.pointer(), pairs, experts, weights) }?;
         // SAFETY: as above.
         unsafe { products.launch(&linear, &ways, format) }?;
         Ok(read_floats(&out, chosen.len() * n))
@@ -151,17 +152,20 @@ impl Mixed {
 
 #[test]
 fn rows_meet_their_experts() {
-    for seed in SEEDS {
-        assert!(FEW.is_right(&Bed::new(seed, None)).unwrap());
+    let quantized = Quantization::ALL.map(WeightFormat::Quantized);
+    for (seed, format) in (1..).zip([FEW.format].into_iter().chain(quantized)) {
+        assert!(Mixed { format, ..FEW }.is_right(&Bed::new(seed, None)).unwrap(), "{format:?}");
     }
     let faults = [
         Fault { from: "p.experts[first_row]", to: "p.experts[0]" },
-        Fault { from: "(matrix * p.n + (n + i", to: "(matrix * p.k + (n + i" },
-        Fault { from: "(u64)(row / p.rows_per_x)", to: "(u64)row" },
-        Fault { from: "n + i < p.n ? n + i : n", to: "n" },
-        Fault { from: " || first_row + row >= p.rows", to: " || first_row > 2" },
+        Fault { from: "matrix * p.n +", to: "matrix +" },
+        Fault { from: "p.rows - 1) / p.rows_per_x)", to: "p.rows - 1))" },
+        Fault { from: "min_of(column, p.n - 1)", to: "0" },
+        Fault { from: " || row >= p.rows", to: " || row > 2" },
     ];
-    assert_caught(&faults, |bed| FEW.is_right(bed));
+    for format in [FEW.format, Quantization::Q8_0.into()] {
+        assert_caught(&faults, |bed| Mixed { format, ..FEW }.is_right(bed));
+    }
 }
 
 /// As many pairs as make tiles of 16, 32 and 64 rows, and more than one of them.

@@ -65,7 +65,7 @@ fn planted_faults_show() {
         Fault { from: "first = thread_index();", to: "first = thread_index() + 1;" },
         Fault { from: "col < cols ? from[col] : 0.0f", to: "from[min_of(col, cols - 1)]" },
         Fault { from: "(u64)blockIdx.x * p.cols", to: "(u64)blockIdx.x * (p.cols - 1)" },
-        Fault { from: "first += AHEAD * THREADS", to: "first += AHEAD / 2 * THREADS" },
+        Fault { from: "first += COUNT * THREADS", to: "first += COUNT / 2 * THREADS" },
     ];
     assert_caught(&faults, |bed| is_right(bed, Put::Store, 3, 4500));
 }

@@ -133,11 +133,12 @@ impl Layer {
     }
 
     fn prepare(&self, chosen: &Chosen) -> Result<Ways, KernelError> {
-        let ExpertShape { num_experts, num_chosen, .. } = self.shape;
+        let ExpertShape { num_experts, num_chosen, hidden, intermediate, .. } = self.shape;
         let pairs = (chosen.rows * num_chosen) as u32;
         let experts = chosen.on_device.pointer();
+        let weights = (DType::Bf16.into(), hidden.max(intermediate) as u32);
         // SAFETY: experts are below their number, and there is room for all pairs.
-        unsafe { self.products.prepare(experts, pairs, num_experts as u32, DType::Bf16.into()) }
+        unsafe { self.products.prepare(experts, pairs, num_experts as u32, weights) }
     }
 
     /// A product of each row with its experts, in bf16; nothing where the pool has no room for the
