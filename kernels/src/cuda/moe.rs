@@ -78,7 +78,9 @@ pub(crate) struct Group {
 /// Bytes of `RowTile` of linear_tile.cuh.
 pub(crate) const ROW_TILE_BYTES: usize = 16;
 
-static GROUP: Kernel<Group> = Kernel::new(&MOE_GROUP, "moe_group", 256);
+const GROUP_THREADS: u32 = 1024;
+
+static GROUP: Kernel<Group> = Kernel::new(&MOE_GROUP, "moe_group", GROUP_THREADS);
 
 impl Group {
     /// Tiles that pairs may fill: whole ones, and a last one for each expert that has any.
@@ -92,8 +94,8 @@ impl Group {
     /// Every pointer has what moe_group.cu says; experts are below `num_experts`; there are as many
     /// tiles as [`Self::tiles_max`] says.
     pub(crate) unsafe fn launch(&self, driver: &dyn Driver) -> Result<(), KernelError> {
-        // A count for each expert, two sums, and what each of eight warps finds.
-        let shared_bytes = (self.num_experts as usize + 2 + 8) * 4;
+        // A count for each expert, two sums, and what each warp finds.
+        let shared_bytes = (self.num_experts + 2 + GROUP_THREADS / 32) as usize * 4;
         let grid = Grid { blocks: [self.num_experts, 1, 1], shared_bytes };
         // SAFETY: the caller's promise.
         unsafe { launch(driver, &GROUP, grid, self) }
