@@ -38,13 +38,6 @@ struct alignas(128) TensorMap {
 #define HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)
 #endif
 
-// A value that all lanes of a warp have, so that the compiler knows it: what is computed of it stays in
-// registers that a warp shares, where products and copies take their operands from. What comes of the
-// thread's index or of memory it would move there again before each of them.
-__device__ __forceinline__ u32 uniform(u32 value) { return shuffle(value, 0); }
-
-__device__ __forceinline__ u32 warpgroup_index() { return uniform(thread_index() / WARPGROUP); }
-
 #if ON_DEVICE
 
 __device__ __forceinline__ u32 shared_address(const void* place) { return (u32)__cvta_generic_to_shared(place); }
@@ -295,14 +288,6 @@ inline void multiply_tiles(T, float (&sums)[COUNT], const A& a, u64 b, bool accu
 }
 
 #endif
-
-// Gives `put` the PART sums that begin at `first`, a multiple of PART. Sums are registers, which have no
-// addresses: each part has code of its own.
-template <u32 PART, u32 AT = 0, u32 COUNT, class Put>
-__device__ __forceinline__ void with_part(const float (&sums)[COUNT], u32 first, Put put) {
-    if (AT + PART == COUNT || first == AT) return put(sums + AT);
-    if constexpr (AT + PART < COUNT) with_part<PART, AT + PART>(sums, first, put);
-}
 
 // Names an operand in shared memory. In lines of k, `stride` is from eight rows to the next eight; in
 // lines of 64 rows, `stride` is from eight k to the next, and `lead` from 64 rows to the next.

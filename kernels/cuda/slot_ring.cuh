@@ -1,7 +1,14 @@
 // A ring of slots in shared memory that one thread of a block fills by the copy engine, several ahead of
-// the warpgroups that empty it.
+// the warpgroups that empty it; and how blocks of Hopper's kernels are made of both.
 #pragma once
 #include "ptx90.cuh"
+
+// A value that all lanes of a warp have, so that the compiler knows it: what is computed of it stays in
+// registers that a warp shares, where products and copies take their operands from. What comes of the
+// thread's index or of memory it would move there again before each of them.
+__device__ __forceinline__ u32 uniform(u32 value) { return shuffle(value, 0); }
+
+__device__ __forceinline__ u32 warpgroup_index() { return uniform(thread_index() / WARPGROUP); }
 
 // What a block may have of shared memory, less a kibibyte for barriers.
 constexpr u32 RING_ROOM = 226 << 10;
@@ -50,6 +57,14 @@ struct SlotRing {
         parity ^= 1;
     }
 };
+
+// Gives `put` the PART sums that begin at `first`, a multiple of PART. Sums are registers, which have no
+// addresses: each part has code of its own.
+template <u32 PART, u32 AT = 0, u32 COUNT, class Put>
+__device__ __forceinline__ void with_part(const float (&sums)[COUNT], u32 first, Put put) {
+    if (AT + PART == COUNT || first == AT) return put(sums + AT);
+    if constexpr (AT + PART < COUNT) with_part<PART, AT + PART>(sums, first, put);
+}
 
 // A block's work: one thread of its last warpgroup fills a ring, each of the others, which is told its
 // index, empties it. Registers that the one warpgroup does not need are the others'.
