@@ -8,7 +8,7 @@
 // attention_units.cuh, which splits both. Tiles of keys begin at absolute multiples of KEYS and a key that
 // a row does not see changes nothing, so the bits of a (row, head) come of its position and the cache, and
 // of the keys at which the host split its tile.
-#include "attention_tile.cuh"
+#include "attention_merge.cuh"
 #include "halves.cuh"
 #include "slot_ring.cuh"
 
@@ -24,7 +24,7 @@ constexpr u32 BOX_COLUMNS = 64;
 constexpr u32 ROWS_OF_GROUP = 64;
 constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
-// In place of the maximum of a row that saw nothing, in the workspace: the merge subtracts maxima.
+// In place of the maximum of a row that saw nothing, in the workspace: merges subtract maxima.
 constexpr float LEAST = -1e30f;
 
 // The shape of the work of a block. Heads lie in panels of 64 columns, lines of the last one may end in
@@ -115,9 +115,10 @@ __device__ __forceinline__ void produce(const HopperAttention& p, const Span<M>&
 __device__ __forceinline__ u32 pair_of(Bf16, float first, float second) { return bf16_pair_of_floats(first, second); }
 __device__ __forceinline__ u32 pair_of(F16, float first, float second) { return f16_pair_of_floats(first, second); }
 
-// Meetings of warpgroups: of one by itself, and for its turn.
+// Meetings of warpgroups: of one by itself, for its turn, and of all that compute.
 constexpr u32 OWN_PLACE = 1;
 constexpr u32 TURN_PLACE = 3;
+constexpr u32 END_PLACE = 5;
 
 // A warpgroup with its 64 score rows, of which a lane has two, eight apart.
 template <class M>
@@ -321,13 +322,13 @@ struct Consumer {
         return keep / fused(sum, keep, fast_exp2(sink - larger));
     }
 
-    // Writes the output, zeros for padded rows; or leaves the piece in the workspace.
+    // Writes the output, zeros for padded rows; or leaves the piece in the workspace, for the last of them.
     __device__ __forceinline__ void finish() {
         // Made anew: registers are short until here.
         Tile tile(p, p.pieces[blockIdx.y], blockIdx.x);
         tile.num_score_rows = span.tile.num_score_rows;
         bool is_partial = tile.piece.partial != WHOLE;
-        Partial partial(p, tile, tile.piece.first_unit);
+        Partial partial(p, tile, 0);
         UNROLL
         for (u32 i = 0; i < 2; i++) {
             sum[i] += shuffle_xor(sum[i], 1);
@@ -349,6 +350,13 @@ struct Consumer {
                 partial.sum[row] = sum[i];
             }
         }
+        if (!is_partial) return;
+        // Where queries were, which nobody reads any more.
+        auto meet = [] { meet_at(END_PLACE, M::CONSUMERS * WARPGROUP); };
+        SharedTile shared(p, tile);
+        if (!shared.is_last(p, (u32*)shared_bytes(), meet)) return;
+        Range parts = {0, tile.piece.num_pieces};
+        shared.merge<M::CONSUMERS * (WARPGROUP / WARP)>(p, [parts](u32) { return parts; });
     }
 };
 

@@ -4,9 +4,9 @@
 #include "attention_units.cuh"
 
 #define NARROW(name, T, dim, slots) \
-    KERNEL(attention_units_##name, 4 * WARP, Attention, (attention_units<Narrow<T, dim, slots>>))
-#define WIDE(name, T, dim, slots) \
-    KERNEL(attention_units_wide_##name, 8 * WARP, Attention, (attention_units<Wide<T, dim, slots>>))
+    KERNEL_OF_BLOCKS(attention_units_##name, 4 * WARP, 2, Attention, (attention_units<Narrow<T, dim, slots>>))
+#define WIDE(name, T, dim, slots, blocks) \
+    KERNEL_OF_BLOCKS(attention_units_wide_##name, 8 * WARP, blocks, Attention, (attention_units<Wide<T, dim, slots>>))
 
 NARROW(bf16_64, Bf16, 64, 4)
 NARROW(bf16_80, Bf16, 80, 4)
@@ -19,12 +19,12 @@ NARROW(f16_96, F16, 96, 4)
 NARROW(f16_128, F16, 128, 4)
 NARROW(f16_256, F16, 256, 2)
 
-WIDE(bf16_64, Bf16, 64, 3)
-WIDE(bf16_80, Bf16, 80, 3)
-WIDE(bf16_96, Bf16, 96, 3)
-WIDE(bf16_128, Bf16, 128, 3)
-WIDE(bf16_256, Bf16, 256, 2)
+WIDE(bf16_64, Bf16, 64, 3, 2)
+WIDE(bf16_80, Bf16, 80, 3, 1)
+WIDE(bf16_96, Bf16, 96, 3, 1)
+WIDE(bf16_128, Bf16, 128, 3, 1)
+WIDE(bf16_256, Bf16, 256, 2, 1)
 
 // With less shared memory: what a block of Ada or of a small Ampere may ask for.
-WIDE(bf16_96_small, Bf16, 96, 2)
-WIDE(bf16_128_small, Bf16, 128, 2)
+WIDE(bf16_96_small, Bf16, 96, 2, 1)
+WIDE(bf16_128_small, Bf16, 128, 2, 1)

@@ -25,7 +25,11 @@ struct alignas(16) AttentionPiece {
     u32 position;    // of the first row
     u32 first_unit;
     u32 num_units;   // 0 only if all rows are padding
-    u32 partial;     // first_unit's first row of the workspace, or WHOLE
+    u32 partial;     // first row of the workspace for what this piece leaves there, or WHOLE; with it:
+    u32 parts_before;  // that the tile's earlier pieces leave
+    u32 num_pieces;  // that share the tile
+    u32 meeting;     // the tile's
+    u32 unused;
 };
 
 struct Attention {
@@ -35,9 +39,10 @@ struct Attention {
     const void* values;            // this layer's plane
     const u32* block_table;        // the sequences' blocks, by position / block size
     const u32* slots;              // [T] NO_SLOT for padded rows, which end a sequence
-    const AttentionPiece* pieces;  // a block's, or (merge) each split tile with all its units
+    const AttentionPiece* pieces;  // a block's
     const float* sinks;            // [num_q] or null
-    float* partials;               // [rows of the workspace, num_q / group] of head_dim + 2, see Partial
+    float* partials;               // [rows of the workspace, num_q / group] of head_dim + 4, see Partial
+    u32* arrivals;                 // [meetings, num_q / group] zeros, before and after
     u32 num_q;
     u32 num_kv;
     u32 group;                     // query heads of a block: those of a KV head, or an equal part of them
@@ -146,17 +151,18 @@ __device__ __forceinline__ float final_factor(const Attention& p, u64 query_head
 // The sum with +0 makes -0 to +0: keys of weight 0, which only some tiles add, may have turned it.
 __device__ __forceinline__ float final_value(float value, float factor) { return fused(value, factor, 0.0f); }
 
-// A unit's place in the workspace, as many rows as the tile has score rows (padded ones too) for each
-// group of heads: values [rows, head_dim], then maxima, then sums.
+// The place in the workspace of a part, counted from the piece's first: as many rows as the tile has score rows (padded ones too) for each
+// group of heads: values [rows, head_dim], then maxima, then sums. Two more floats of each row are
+// nobody's: places begin at multiples of 16 bytes.
 struct Partial {
     float* values;
     float* max;
     float* sum;
 
-    __device__ __forceinline__ Partial(const Attention& p, const Tile& tile, u32 unit) {
+    __device__ __forceinline__ Partial(const Attention& p, const Tile& tile, u32 part) {
         u32 rows = tile.piece.num_rows * tile.group;
-        u64 first = tile.piece.partial + (u64)(unit - tile.piece.first_unit) * rows;
-        values = p.partials + (first * (p.num_q / tile.group) + tile.index * rows) * (p.head_dim + 2);
+        u64 first = tile.piece.partial + (u64)part * rows;
+        values = p.partials + (first * (p.num_q / tile.group) + tile.index * rows) * (p.head_dim + 4);
         max = values + rows * p.head_dim;
         sum = max + rows;
     }

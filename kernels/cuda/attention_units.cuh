@@ -3,7 +3,7 @@
 //
 // The query heads of the group, of all rows of the tile, are its score rows. For each unit: scores
 // of all its keys, their softmax, weighted values. A piece with all units of its tile merges them in
-// registers and writes the output, others leave each unit in the workspace for attention_merge. Both
+// registers and writes the output, others leave each unit in the workspace for the last of them. Both
 // merge by the same arithmetic in ascending order, so how the host cuts tiles and pieces changes no
 // bit.
 //
@@ -11,6 +11,7 @@
 // place of the key in its unit and on the head size; maximum and sum of a unit go over lanes by the
 // place in the unit (see attention_tensor.cuh and attention_plain.cuh).
 #pragma once
+#include "attention_merge.cuh"
 #include "attention_plain.cuh"
 #include "attention_tensor.cuh"
 
@@ -131,7 +132,7 @@ struct State {
 template <class Math>
 __device__ __forceinline__ void put_partial(const Attention& p, const Tile& tile, u32 unit, const Parts<Math>& parts,
                                             const float (&values)[Math::VALUES]) {
-    Partial partial(p, tile, unit);
+    Partial partial(p, tile, unit - tile.piece.first_unit);
     UNROLL
     for (u32 i = 0; i < Math::VALUES; i++) {
         u32 row = Math::score_row(Math::row_of_value(i)), column = Math::column_of_value(i);
@@ -176,7 +177,15 @@ __device__ __forceinline__ void attention_units(const Attention& p) {
             put_partial<Math>(p, tile, unit, parts, values);
         }
     }
-    if (piece.partial == WHOLE) state.finish(p, tile);
+    if (piece.partial == WHOLE) return state.finish(p, tile);
+    SharedTile shared(p, tile);
+    if (!shared.is_last(p, (u32*)parts.scores, sync_block)) return;
+    // A tile's first part is its first unit.
+    u32 first = shared.tile.piece.first_unit - shared.tile.piece.parts_before;
+    shared.merge<Math::WARPS>(p, [&](u32 row) {
+        Range seen = tile.seen_by(row);
+        return Range{seen.from / UNIT - first, div_up(seen.to, UNIT) - first};
+    });
 }
 
 // Tiles of up to 16 score rows, four warps; slots so that shared memory of 99 KiB is enough.

@@ -44,16 +44,22 @@ constexpr u32 ALL_LANES = 0xffffffff;
 #define KERNEL(name, threads, Parameters, ...) \
     KERNEL_READING_AHEAD(name, threads, Parameters, read_nothing, __VA_ARGS__)
 // A kernel that does `ahead(parameters)` before it waits: it may touch nothing that a kernel writes.
+// A KERNEL of which so many blocks shall fit a multiprocessor: a thread may have the registers that this
+// leaves. Of the others the assembler guesses how many shall, and may spill for it.
 #if ON_DEVICE
-#define KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                    \
-    extern "C" __global__ void __launch_bounds__(threads)                             \
-        name(const __grid_constant__ Parameters parameters) {                         \
-        ahead(parameters);                                                              \
-        wait_for_kernels();                                                             \
-        let_next_kernel_start();                                                        \
-        (__VA_ARGS__)(parameters);                                                      \
+#define BOUND_KERNEL(name, bounds, Parameters, ahead, ...)                                                       \
+    extern "C" __global__ void __launch_bounds__ bounds name(const __grid_constant__ Parameters parameters) {    \
+        ahead(parameters);                                                                                       \
+        wait_for_kernels();                                                                                      \
+        let_next_kernel_start();                                                                                 \
+        (__VA_ARGS__)(parameters);                                                                               \
     }
+#define KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...) \
+    BOUND_KERNEL(name, (threads), Parameters, ahead, __VA_ARGS__)
+#define KERNEL_OF_BLOCKS(name, threads, blocks, Parameters, ...) \
+    BOUND_KERNEL(name, (threads, blocks), Parameters, read_nothing, __VA_ARGS__)
 #else
+#define KERNEL_OF_BLOCKS(name, threads, blocks, Parameters, ...) KERNEL(name, threads, Parameters, __VA_ARGS__)
 #define KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                    \
     static emulate::Kernel name##_kernel(#name, threads, sizeof(Parameters), [](const void* p) { \
         ahead(*(const Parameters*)p);                                                    \

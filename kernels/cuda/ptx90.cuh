@@ -26,14 +26,8 @@ struct alignas(128) TensorMap {
 #if !ON_DEVICE
 #define HOPPER_KERNEL_READING_AHEAD KERNEL_READING_AHEAD
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                         \
-    extern "C" __global__ void __launch_bounds__(threads, 1)                                       \
-        name(const __grid_constant__ Parameters parameters) {                                      \
-        ahead(parameters);                                                                         \
-        wait_for_kernels();                                                                        \
-        let_next_kernel_start();                                                                   \
-        (__VA_ARGS__)(parameters);                                                                 \
-    }
+#define HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...) \
+    BOUND_KERNEL(name, (threads, 1), Parameters, ahead, __VA_ARGS__)
 #else
 #define HOPPER_KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)
 #endif

@@ -23,8 +23,8 @@ pub(crate) const BLOCK_SIZE_MIN: usize = 16;
 /// As a piece's `partial`: it has all units of its rows.
 pub(crate) const WHOLE: u32 = u32::MAX;
 
-/// Mirrors `AttentionPiece` of attention_tile.cuh: a tile of rows and units of its keys. All zeros:
-/// nothing to do.
+/// Mirrors `AttentionPiece` of attention_tile.cuh: a tile of rows and units of its keys, and how it
+/// shares the tile with others. All zeros: nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(16))]
 pub(crate) struct AttentionPiece {
@@ -36,6 +36,10 @@ pub(crate) struct AttentionPiece {
     pub(crate) first_unit: u32,
     pub(crate) num_units: u32,
     pub(crate) partial: u32,
+    pub(crate) parts_before: u32,
+    pub(crate) num_pieces: u32,
+    pub(crate) meeting: u32,
+    pub(crate) unused: u32,
 }
 
 /// Mirrors `Attention` of attention_tile.cuh.
@@ -51,6 +55,8 @@ pub(crate) struct Attention {
     pub(crate) pieces: DevicePointer,
     pub(crate) sinks: DevicePointer,
     pub(crate) partials: DevicePointer,
+    /// Zeros, as many as the plan's room says.
+    pub(crate) arrivals: DevicePointer,
     pub(crate) num_q: u32,
     pub(crate) num_kv: u32,
     /// Query heads of a block, see [`AttentionKernels::group`].
@@ -64,7 +70,7 @@ pub(crate) struct Attention {
     pub(crate) soft_cap: f32,
 }
 
-// SAFETY: eight words, as many as its alignment asks for.
+// SAFETY: twelve words, as many as its alignment asks for.
 unsafe impl Plain for AttentionPiece {}
 
 /// A kernel for pieces, and what its blocks take.
@@ -98,7 +104,6 @@ pub(crate) struct AttentionKernels {
     group: usize,
 }
 
-const MERGE: Units = Units { source: &ATTENTION, name: "", threads: 128, rows: 1, shared_bytes: 0 };
 /// Blocks of a grid's second axis.
 const PIECES_MAX: u32 = 65535;
 
@@ -212,15 +217,7 @@ impl Attention {
             None => Ok(()),
         }?;
         // SAFETY: the caller's promise.
-        unsafe { self.launch_units(driver, &kernels.narrow, groups, plan.narrow()) }?;
-        let merges =
-            [("attention_merge", plan.split()), ("attention_merge_pieces", plan.split_in_parts())];
-        for (name, tiles) in merges {
-            let merge = Units { name, ..MERGE };
-            // SAFETY: the caller's promise.
-            unsafe { self.launch_units(driver, &merge, self.num_q, tiles) }?;
-        }
-        Ok(())
+        unsafe { self.launch_units(driver, &kernels.narrow, groups, plan.narrow()) }
     }
 
     /// Starts a kernel with `heads` blocks for each of a range of pieces.
@@ -248,13 +245,18 @@ impl Attention {
         pieces: Range<u32>,
         start: impl Fn(&Attention, u32) -> Result<(), KernelError>,
     ) -> Result<(), KernelError> {
-        for first in pieces.clone().step_by(PIECES_MAX as usize) {
-            let skipped = first as usize * size_of::<AttentionPiece>();
+        grids(pieces).try_for_each(|pieces| {
+            let skipped = pieces.start as usize * size_of::<AttentionPiece>();
             let part = Attention { pieces: self.pieces.offset(skipped), ..*self };
-            start(&part, PIECES_MAX.min(pieces.end - first))?;
-        }
-        Ok(())
+            start(&part, pieces.end - pieces.start)
+        })
     }
+}
+
+/// The pieces of each grid.
+fn grids(pieces: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    let end = pieces.end;
+    pieces.step_by(PIECES_MAX as usize).map(move |first| first..end.min(first + PIECES_MAX))
 }
 
 /// The kernel of tiles of up to 16 score rows.
@@ -368,4 +370,20 @@ fn plain(head_dim: usize) -> Units {
     let shared_bytes = ring + rows * head_dim * 4 + rows * SCORE_ROW_BYTES;
     let name = "attention_units_f32";
     Units { source: &ATTENTION, name, threads: 256, rows, shared_bytes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_pieces_than_a_grid_takes_have_several() {
+        let parts = |pieces: Range<u32>| grids(pieces).collect::<Vec<_>>();
+        assert!(parts(7..7).is_empty());
+        assert_eq!(parts(3..PIECES_MAX + 3).len(), 1);
+        let two = [3..PIECES_MAX + 3, PIECES_MAX + 3..2 * PIECES_MAX];
+        assert_eq!(parts(3..2 * PIECES_MAX), two);
+        let many = parts(10..2 * PIECES_MAX + 11);
+        assert_eq!(many[2..], parts(2 * PIECES_MAX + 10..2 * PIECES_MAX + 11));
+    }
 }

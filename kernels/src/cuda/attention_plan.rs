@@ -1,10 +1,10 @@
 //! Cuts a step's attention into pieces: what each block of the kernels computes.
 //!
 //! Sequences are cut into tiles of rows. If there are fewer than the device has places for blocks,
-//! long tiles are split by units of their keys, and merged afterwards. Narrow tiles give the same bits
-//! however rows are tiled and tiles are split, so all that matters here is that everything is
-//! somebody's, once, and that the blocks of a launch end at about the same time: the longest start
-//! first.
+//! long tiles are split by units of their keys, and the last of their pieces merges them. Narrow tiles
+//! give the same bits however rows are tiled and tiles are split, so all that matters here is that
+//! everything is somebody's, once, and that the blocks of a launch end at about the same time: the
+//! longest start first.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -49,6 +49,8 @@ pub(crate) struct PlanRoom {
     pub(crate) pieces: usize,
     /// Rows of the workspace, for each group of heads.
     pub(crate) partial_rows: usize,
+    /// Words in which pieces count those that have arrived.
+    pub(crate) arrivals: usize,
     tiles: usize,
 }
 
@@ -59,10 +61,9 @@ pub(crate) struct AttentionPlan {
     room: PlanRoom,
     /// All tiles, with all their units.
     tiles: Vec<AttentionPiece>,
-    /// Wide ones, narrow ones, then the tiles that are split by unit, and those by piece.
+    /// Wide ones, then narrow ones.
     pieces: Vec<AttentionPiece>,
     num_wide: u32,
-    num_narrow: u32,
     num_split: u32,
 }
 
@@ -89,7 +90,7 @@ impl PlanShape {
         let tile_rows = self.wide.unwrap_or(self.narrow).rows as usize;
         // A sequence has one tile at most that is not full.
         let tiles = limits.max_tokens / tile_rows + limits.max_seqs.min(limits.max_tokens);
-        let (narrow, split) = self.most(tiles);
+        let narrow = self.most(tiles);
         let wide = self.wide.map_or(0, |kind| (WIDE_TURNS * self.places(kind)) as usize);
         let mut units = limits.max_model_len.div_ceil(UNIT as usize);
         if let Some(window) = self.window {
@@ -98,8 +99,10 @@ impl PlanShape {
             units = units.min(keys.div_ceil(UNIT as usize) + 1);
         }
         PlanRoom {
-            pieces: narrow + split + wide + tiles + tiles.min(wide),
+            pieces: narrow + wide + tiles,
             partial_rows: self.partial_rows(units, limits),
+            // A tile that is split has two pieces or more of those.
+            arrivals: (narrow + wide) * self.groups as usize,
             tiles,
         }
     }
@@ -119,16 +122,16 @@ impl PlanShape {
         narrow.max(wide).min(most(there)).min(small.max(least)).min(WHOLE as usize)
     }
 
-    /// The most that a plan of `tiles` narrow tiles takes: pieces, tiles that are split.
-    fn most(&self, tiles: usize) -> (usize, usize) {
+    /// The most pieces that a plan of `tiles` narrow tiles has.
+    fn most(&self, tiles: usize) -> usize {
         let places = self.places(self.narrow) as usize;
         let turns = tiles.min(NARROW_TURNS as usize);
-        ((tiles + places).max(turns * places), tiles.min(turns * places))
+        (tiles + places).max(turns * places)
     }
 
-    /// Floats of a row in the workspace: its values, a maximum and a sum.
+    /// Floats of a row in the workspace: its values, a maximum and a sum, and two that are nobody's.
     fn row_floats(&self) -> usize {
-        self.head_dim as usize + 2
+        self.head_dim as usize + 4
     }
 
     /// Pieces that fill the device.
@@ -164,14 +167,14 @@ impl AttentionPlan {
             // A refusal only means that the list grows later.
             drop(list.try_reserve_exact(room));
         }
-        AttentionPlan { shape, room, tiles, pieces, num_wide: 0, num_narrow: 0, num_split: 0 }
+        AttentionPlan { shape, room, tiles, pieces, num_wide: 0, num_split: 0 }
     }
 
     /// Forgets all pieces.
     pub(crate) fn clear(&mut self) {
         self.tiles.clear();
         self.pieces.clear();
-        (self.num_wide, self.num_narrow, self.num_split) = (0, 0, 0);
+        (self.num_wide, self.num_split) = (0, 0);
     }
 
     /// Plans a step. Allocates nothing if it is within the limits.
@@ -186,28 +189,14 @@ impl AttentionPlan {
         self.cut_units();
         self.pieces.sort_unstable_by_key(|piece| shape.order(piece));
         self.num_wide = self.pieces.partition_point(|piece| shape.is_wide(piece)) as u32;
-        self.num_narrow = self.pieces.len() as u32 - self.num_wide;
-        self.list_split();
     }
 
     /// Pads the plan of a step in which up to `rows` sequences have a row each, so that launches depend
-    /// on `rows` alone:
-    ///
-    /// ```text
-    ///   narrow pieces │ of padding │ split tiles │ of padding
-    ///   ├──── most(rows).0 ────────┼──── most(rows).1 ───────┤
-    /// ```
-    ///
-    /// Blocks of padding find nothing to do.
+    /// on `rows` alone. Blocks of padding find nothing to do.
     pub(crate) fn pad(&mut self, rows: usize) {
-        let (most_narrow, most_split) = self.shape.most(rows);
-        let (narrow, split) = (self.narrow(), self.split());
-        let fits = narrow.len() <= most_narrow && split.len() <= most_split;
-        assert!(self.num_wide == 0 && fits, "{rows} rows in {narrow:?}, split {split:?}");
-        self.pieces.resize(most_narrow + most_split, AttentionPiece::default());
-        self.pieces.copy_within(split.start as usize..split.end as usize, most_narrow);
-        self.pieces[narrow.len()..most_narrow].fill(AttentionPiece::default());
-        (self.num_narrow, self.num_split) = (most_narrow as u32, most_split as u32);
+        let (most, narrow) = (self.shape.most(rows), self.narrow());
+        assert!(self.num_wide == 0 && narrow.len() <= most, "{rows} rows in {narrow:?}");
+        self.pieces.resize(most, AttentionPiece::default());
     }
 
     /// All that the device needs of the plan; the kernels take parts of it.
@@ -222,18 +211,13 @@ impl AttentionPlan {
 
     /// Pieces of the narrow kernel.
     pub(crate) fn narrow(&self) -> Range<u32> {
-        self.num_wide..self.num_wide + self.num_narrow
+        self.num_wide..self.pieces.len() as u32
     }
 
-    /// Tiles whose units are to be merged.
-    pub(crate) fn split(&self) -> Range<u32> {
-        let first = self.num_wide + self.num_narrow;
-        first..first + self.num_split
-    }
-
-    /// Tiles whose pieces left one part each, which are to be merged: their units are the parts.
-    pub(crate) fn split_in_parts(&self) -> Range<u32> {
-        self.split().end..self.pieces.len() as u32
+    /// Tiles that several pieces share.
+    #[cfg(test)]
+    pub(crate) fn num_split(&self) -> usize {
+        self.num_split as usize
     }
 
     /// Appends the tiles of a sequence. Padded rows are in tiles, which clear them, but see nothing.
@@ -260,6 +244,7 @@ impl AttentionPlan {
                 first_unit: units.start,
                 num_units: units.end - units.start,
                 partial: WHOLE,
+                ..AttentionPiece::default()
             });
             row += num_rows;
         }
@@ -287,43 +272,32 @@ impl AttentionPlan {
     /// Makes pieces of a tile, none longer than `longest` where the workspace, of which `used` rows are
     /// taken, has room. Returns the rows that they take there.
     fn cut_tile(&mut self, at: usize, longest: u32, in_parts: bool, used: u64) -> u64 {
-        let tile = &mut self.tiles[at];
+        let tile = self.tiles[at];
         let num_pieces = tile.num_units.div_ceil(longest);
         let unit_rows = tile.num_rows * self.shape.group;
         let parts = if in_parts { num_pieces } else { tile.num_units };
         let rows = u64::from(parts) * u64::from(unit_rows);
         if num_pieces < 2 || used + rows > self.room.partial_rows as u64 {
-            self.pieces.push(*tile);
+            self.pieces.push(tile);
             return 0;
         }
-        tile.partial = used as u32;
+        let meeting = self.num_split;
+        self.num_split += 1;
         let cut = |piece: u32| {
             (u64::from(tile.num_units) * u64::from(piece) / u64::from(num_pieces)) as u32
         };
         self.pieces.extend((0..num_pieces).map(|piece| {
-            let before = if in_parts { piece } else { cut(piece) };
+            let parts_before = if in_parts { piece } else { cut(piece) };
             AttentionPiece {
                 first_unit: tile.first_unit + cut(piece),
                 num_units: cut(piece + 1) - cut(piece),
-                partial: tile.partial + before * unit_rows,
-                ..*tile
+                partial: used as u32 + parts_before * unit_rows,
+                parts_before,
+                num_pieces,
+                meeting,
+                ..tile
             }
         }));
-        if in_parts {
-            (tile.first_unit, tile.num_units) = (0, num_pieces);
-        }
         rows
-    }
-
-    /// Appends the tiles that are split: what is to be merged by unit, then by part.
-    fn list_split(&mut self) {
-        let shape = self.shape;
-        let is_split = |tile: &&AttentionPiece| tile.partial != WHOLE;
-        let by_part = |tile: &&AttentionPiece| shape.wide_in_parts && shape.is_wide(tile);
-        let first = self.pieces.len();
-        let split = || self.tiles.iter().filter(is_split);
-        self.pieces.extend(split().filter(|tile| !by_part(tile)));
-        self.num_split = (self.pieces.len() - first) as u32;
-        self.pieces.extend(split().filter(by_part));
     }
 }

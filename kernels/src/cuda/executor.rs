@@ -69,6 +69,7 @@ struct AttentionLayers {
     plan: AttentionPlan,
     pieces: Place<AttentionPiece>,
     partials: DeviceBuffer,
+    arrivals: DeviceBuffer,
 }
 
 /// Choices of experts, of the layer at hand.
@@ -334,6 +335,7 @@ impl CudaExecutor {
             pieces: self.staging.pointer(&layers.pieces),
             sinks: op.sinks.as_ref().map_or(DevicePointer::NULL, |sinks| sinks.pointer()),
             partials: layers.partials.pointer(),
+            arrivals: layers.arrivals.pointer(),
             num_q: op.heads.num_q as u32,
             num_kv: op.heads.num_kv as u32,
             group: layers.kernels.group(),
@@ -470,6 +472,7 @@ impl AttentionLayers {
             plan: AttentionPlan::with_room(shape, limits),
             pieces: plan.place(room.pieces),
             partials: DeviceBuffer::new(driver, floats * 4, "attention's partial results")?,
+            arrivals: DeviceBuffer::new(driver, room.arrivals * 4, "attention's arrivals")?,
         })
     }
 

@@ -43,7 +43,7 @@ macro_rules! source {
 }
 
 /// What sources include, in no order.
-pub(crate) static HEADERS: [Source; 28] = [
+pub(crate) static HEADERS: [Source; 29] = [
     source!("prelude.cuh"),
     source!("ptx.cuh"),
     source!("ptx90.cuh"),
@@ -63,6 +63,7 @@ pub(crate) static HEADERS: [Source; 28] = [
     source!("linear_tilings.cuh"),
     source!("linear_result.cuh"),
     source!("attention_tile.cuh"),
+    source!("attention_merge.cuh"),
     source!("attention_ring.cuh"),
     source!("attention_plain.cuh"),
     source!("attention_tensor.cuh"),

@@ -7,7 +7,7 @@ use super::*;
 use crate::batch::{Batch, NO_SLOT};
 use crate::cuda::CudaOptions;
 use crate::cuda::attention::{Attention, AttentionKernels, BLOCK_SIZE_MIN};
-use crate::cuda::attention_plan::AttentionPlan;
+use crate::cuda::attention_plan::{AttentionPlan, PlanRoom};
 use crate::cuda::linear_choice::Target;
 use crate::cuda::plain::bytes_of;
 use crate::device::Limits;
@@ -224,7 +224,7 @@ impl Case {
         AttentionKernels::new(self.heads, self.format, &way.target()).unwrap()
     }
 
-    fn plan(&self, way: Way, batch: &Batch) -> (AttentionPlan, usize) {
+    fn plan(&self, way: Way, batch: &Batch) -> (AttentionPlan, PlanRoom, usize) {
         let shape = self.kernels(way).plan_shape(self.window.map(|window| window as u32));
         let limits = Limits {
             max_tokens: batch.num_tokens(),
@@ -236,7 +236,8 @@ impl Case {
         };
         let mut plan = AttentionPlan::with_room(shape, &limits);
         plan.make(batch, &batch.groups[0]);
-        (plan, shape.room(&limits).partial_floats(&shape))
+        let room = shape.room(&limits);
+        (plan, room, room.partial_floats(&shape))
     }
 
     /// What the device gives for all rows, padded ones under the position `usize::MAX`.
@@ -244,7 +245,8 @@ impl Case {
         let Heads { num_q, num_kv, head_dim } = self.heads;
         let step = self.step(seqs);
         let kernels = self.kernels(way);
-        let (plan, partial_floats) = self.plan(way, &step.batch);
+        let (plan, room, partial_floats) = self.plan(way, &step.batch);
+        let arrivals = bed.words(&vec![0; room.arrivals]);
         let group = &step.batch.groups[0];
         let len = step.batch.num_tokens() * num_q * head_dim;
         let out = bed.poison(len);
@@ -270,6 +272,7 @@ impl Case {
             pieces,
             sinks: if self.has_sinks { sinks } else { DevicePointer::NULL },
             partials,
+            arrivals: arrivals.pointer(),
             num_q: num_q as u32,
             num_kv: num_kv as u32,
             group: kernels.group(),
@@ -281,6 +284,9 @@ impl Case {
         };
         // SAFETY: buffers of these shapes, and the plan of this batch.
         unsafe { attention.launch(&*bed.driver, &kernels, &plan, step.keys.len() / head_dim) }?;
+        if read_words(&arrivals, room.arrivals).iter().any(|&count| count != 0) {
+            return Err(KernelError::Fault("arrivals are left to the next launch".into()));
+        }
         let out = read_floats(&out, len);
         let mut rows = out.chunks(num_q * head_dim);
         let mut got = Rows::new();
@@ -476,7 +482,15 @@ fn planted_faults_show() {
         },
         Fault { from: "sum = joined(join, sum, unit_sum);", to: "sum += unit_sum;" },
         Fault { from: "+ tile.index * rows)", to: "+ tile.index)" },
-        Fault { from: "first += MERGE_AHEAD", to: "first += MERGE_AHEAD - 10" },
+        Fault { from: "ahead += MERGE_AHEAD", to: "ahead += MERGE_AHEAD - 7" },
+        Fault { from: "+ 1 == tile.piece.num_pieces;", to: "+ 2 == tile.piece.num_pieces;" },
+        Fault { from: "if (last) *arrivals = 0;", to: "" },
+        Fault { from: "+ tile.index;\n            bool last", to: ";\n            bool last" },
+        Fault { from: "tile.piece.partial -= tile.piece.parts_before * rows;", to: "" },
+        Fault { from: "max = shuffle(larger, WARP - 1);", to: "max = shuffle(larger, 0);" },
+        Fault { from: "sum, shuffle(joins.sum, lane)", to: "sum, joins.sum" },
+        Fault { from: "u32 from = is_there ? column : 0;", to: "u32 from = 0;" },
+        Fault { from: "if (row < tile.num_score_rows) parts", to: "parts" },
         // Products.
         Fault { from: "to[0] = high[0] + low[0];", to: "to[0] = high[0];" },
         Fault { from: "if (head_dim % 16 == 0) return;", to: "return;" },
@@ -487,15 +501,17 @@ fn planted_faults_show() {
         window: Some(300),
         soft_cap: Some(2.0),
         has_sinks: true,
-        ..case(4, 2, 24, DType::F16)
+        ..case(8, 4, 24, DType::F16)
     };
     let plain = case(5, 1, 16, DType::F32);
-    let seqs = [seq(1, 700, 1, 0), seq(2, 250, 8, 2), seq(3, 1, 1, 0)];
-    let wanted = [tensor, plain].map(|case| (case, case.want(&seqs)));
+    // Padding in a tile that is split; and more parts of one than a warp has lanes.
+    let ragged = vec![seq(1, 700, 1, 0), seq(2, 252, 6, 2), seq(3, 1, 1, 0)];
+    let cases = [(tensor, ragged.clone()), (plain, ragged), (plain, vec![seq(1, 8400, 1, 0)])];
+    let wanted = cases.map(|(case, seqs)| (case, case.want(&seqs), seqs));
     assert_caught(&faults, |bed| {
-        for (case, want) in &wanted {
+        for (case, want, seqs) in &wanted {
             for way in [SPLIT, WHOLE] {
-                if !case.matches(way, &case.run(bed, way, &seqs)?, want) {
+                if !case.matches(way, &case.run(bed, way, seqs)?, want) {
                     return Ok(false);
                 }
             }

@@ -118,6 +118,7 @@ fn planted_faults_show() {
             to: "return keep / sum;",
         },
         Fault { from: "max[i] * LN_2", to: "max[i]" },
+        Fault { from: "parts = {0, tile.piece.num_pieces};", to: "parts = {0, 1};" },
         Fault { from: "if (is_padded) out = {0.0f, 0.0f};", to: "" },
     ];
     let full = Case { window: Some(300), has_sinks: true, ..case(8, 2, 64, DType::F16) };

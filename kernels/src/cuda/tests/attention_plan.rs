@@ -1,6 +1,7 @@
 //! Every row and unit is some block's, once, and blocks end at about the same time.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::noise;
 use crate::batch::{Batch, NO_SLOT};
@@ -53,56 +54,49 @@ fn check_order(pieces: &[AttentionPiece], rows: std::ops::RangeInclusive<u32>) {
 
 /// A split tile's pieces follow each other over its units, as do their places: of units or, in parts, of
 /// pieces.
-fn check_split(plan: &AttentionPlan, shape: &PlanShape, tile: &AttentionPiece, in_parts: bool) {
-    let of_tile = |piece: &&AttentionPiece| piece.row == tile.row;
-    let pieces = plan.pieces()[..plan.split().start as usize].iter().filter(of_tile);
-    let mut pieces: Vec<_> = pieces.copied().collect();
+///
+/// Returns the places.
+fn check_split(plan: &AttentionPlan, shape: &PlanShape, meeting: u32) -> Range<u32> {
+    let of_tile = |piece: &&AttentionPiece| piece.partial != WHOLE && piece.meeting == meeting;
+    let mut pieces: Vec<_> = plan.pieces().iter().filter(of_tile).copied().collect();
     pieces.sort_by_key(|piece| piece.first_unit);
     assert!(pieces.len() > 1);
-    let (mut unit, mut places) = (pieces[0].first_unit, tile.partial);
+    let first = pieces[0];
+    let in_parts = shape.wide_in_parts && first.num_rows > shape.narrow.rows;
+    let (mut unit, mut parts_before) = (first.first_unit, 0);
     for piece in &pieces {
         assert!(piece.num_units > 0);
-        let AttentionPiece { num_units, .. } = *piece;
-        assert_eq!(
-            *piece,
-            AttentionPiece { first_unit: unit, num_units, partial: places, ..*tile }
-        );
+        let &AttentionPiece { num_units, .. } = piece;
+        let partial = first.partial + parts_before * first.num_rows * shape.group;
+        let num_pieces = pieces.len() as u32;
+        let place = AttentionPiece { parts_before, partial, num_pieces, ..first };
+        assert_eq!(*piece, AttentionPiece { first_unit: unit, num_units, ..place });
         unit += num_units;
-        places += if in_parts { 1 } else { num_units } * tile.num_rows * shape.group;
+        parts_before += if in_parts { 1 } else { num_units };
     }
-    if in_parts {
-        assert_eq!((tile.first_unit, tile.num_units), (0, pieces.len() as u32));
-    } else {
-        assert_eq!(tile.first_unit, pieces[0].first_unit);
-        assert_eq!(unit, tile.first_unit + tile.num_units);
-    }
+    first.partial..first.partial + parts_before * first.num_rows * shape.group
 }
 
 fn check(plan: &AttentionPlan, shape: &PlanShape, seqs: &[(u32, u32, u32)], batch: &Batch) {
     let (narrow, wide) = (shape.narrow.rows, shape.wide.map(|kind| kind.rows));
     check_order(part(plan, plan.wide()), narrow + 1..=wide.unwrap_or(0));
     check_order(part(plan, plan.narrow()), 1..=narrow);
-    let mut taken = Vec::new();
-    for (tiles, in_parts) in [(plan.split(), false), (plan.split_in_parts(), true)] {
-        for tile in part(plan, tiles) {
-            check_split(plan, shape, tile, in_parts);
-            assert_eq!(in_parts, shape.wide_in_parts && tile.num_rows > narrow);
-            taken.push(tile.partial..tile.partial + tile.num_units * tile.num_rows * shape.group);
-        }
-    }
+    let meetings = 0..plan.num_split() as u32;
+    let mut taken: Vec<_> = meetings.map(|meeting| check_split(plan, shape, meeting)).collect();
     taken.sort_by_key(|rows| rows.start);
     assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start));
     let room = shape.room(&LIMITS);
+    assert!(plan.num_split() * shape.groups as usize <= room.arrivals);
     assert!(taken.last().is_none_or(|last| last.end as usize <= room.partial_rows));
 
     // Times that a row's unit is computed, and that a row is written.
     let (mut computed, mut written) = (HashMap::new(), vec![0; batch.num_tokens()]);
-    for (at, piece) in plan.pieces().iter().enumerate() {
-        let is_split_tile = at as u32 >= plan.split().start;
+    for piece in plan.pieces() {
+        assert!(piece.partial == WHOLE || (piece.meeting as usize) < plan.num_split());
         for row in piece.row..piece.row + piece.num_rows {
-            written[row as usize] += u32::from(is_split_tile || piece.partial == WHOLE);
-            let units = piece.first_unit..piece.first_unit + piece.num_units;
-            for unit in units.filter(|_| !is_split_tile) {
+            // One of those that share a tile writes it.
+            written[row as usize] += u32::from(piece.parts_before == 0);
+            for unit in piece.first_unit..piece.first_unit + piece.num_units {
                 *computed.entry((row, unit)).or_insert(0) += 1;
             }
         }
@@ -165,8 +159,9 @@ fn every_unit_of_every_row_is_computed_once() {
         assert!(
             plan.pieces().as_ptr() == place && plan.pieces().len() <= shape.room(&LIMITS).pieces
         );
-        num_split += plan.split().len();
-        num_in_parts += plan.split_in_parts().len();
+        num_split += plan.num_split();
+        let is_part = |piece: &&AttentionPiece| piece.num_pieces > 0 && shape.wide_in_parts;
+        num_in_parts += part(&plan, plan.wide()).iter().filter(is_part).count();
         num_wide += plan.wide().len();
     }
     let all = [num_split, num_in_parts, num_wide];
@@ -217,17 +212,17 @@ fn few_long_sequences_fill_the_device_and_many_are_left_whole() {
     }
     // As many as the device has places for: nothing is won.
     for num_seqs in [33, 40, 200] {
-        assert!(planned(SHAPE, &vec![(1, 0, 4000); num_seqs]).split().is_empty());
+        assert_eq!(planned(SHAPE, &vec![(1, 0, 4000); num_seqs]).num_split(), 0);
     }
     // One among many that is far longer than its share.
     let mut seqs = vec![(1, 0, 500); 40];
     seqs.push((1, 0, 60000));
     let plan = planned(SHAPE, &seqs);
-    assert_eq!(plan.split().len(), 1);
+    assert_eq!(plan.num_split(), 1);
     let longest = part(&plan, plan.narrow()).iter().map(|piece| piece.num_units).max();
     assert!(longest <= Some(10), "{longest:?}");
     // A chunk of a prompt has blocks enough.
-    assert!(planned(SHAPE, &[(2048, 0, 0)]).split_in_parts().is_empty());
+    assert_eq!(planned(SHAPE, &[(2048, 0, 0)]).num_split(), 0);
 }
 
 #[test]
@@ -254,7 +249,10 @@ fn where_the_workspace_ends_the_longest_are_split() {
     let shape = PlanShape { head_dim: 256, group: 8, ..SHAPE };
     let seqs: Vec<_> = (0..20).map(|seq| (1, 0, 60000 - seq * 100)).collect();
     let plan = planned(shape, &seqs);
-    let split: Vec<_> = part(&plan, plan.split()).iter().map(|tile| tile.row).collect();
+    let firsts =
+        plan.pieces().iter().filter(|piece| piece.num_pieces > 0 && piece.parts_before == 0);
+    let mut split: Vec<_> = firsts.map(|piece| piece.row).collect();
+    split.sort_unstable();
     assert!((8..20).contains(&split.len()), "{split:?}");
     assert!(split.iter().enumerate().all(|(at, &row)| at as u32 == row));
 }
@@ -266,7 +264,7 @@ fn padded_plans_launch_by_the_bucket_alone() {
     for bucket in [1, 4, 40, 256] {
         padded.clear();
         padded.pad(bucket);
-        let empty = (padded.narrow(), padded.split());
+        let empty = padded.narrow();
         assert!(padded.pieces().iter().all(|piece| *piece == AttentionPiece::default()));
         for case in 0..40 {
             let num_seqs = [1, bucket.div_ceil(2), bucket][case % 3];
@@ -276,19 +274,12 @@ fn padded_plans_launch_by_the_bucket_alone() {
             let (batch, plan) = (batch(&seqs), planned(SHAPE, &seqs));
             padded.make(&batch, &batch.groups[0]);
             padded.pad(bucket);
-            assert_eq!(
-                (padded.narrow(), padded.split(), padded.wide()),
-                (empty.0.clone(), empty.1.clone(), 0..0)
-            );
-            for (of_padded, of_plan) in
-                [(padded.narrow(), plan.narrow()), (padded.split(), plan.split())]
-            {
-                let (pieces, padding) = part(&padded, of_padded).split_at(of_plan.len());
-                assert_eq!(pieces, part(&plan, of_plan));
-                assert!(padding.iter().all(|piece| *piece == AttentionPiece::default()));
-            }
+            assert_eq!((padded.narrow(), padded.wide()), (empty.clone(), 0..0));
+            let (pieces, padding) = part(&padded, padded.narrow()).split_at(plan.narrow().len());
+            assert_eq!(pieces, part(&plan, plan.narrow()));
+            assert!(padding.iter().all(|piece| *piece == AttentionPiece::default()));
             assert!(padded.pieces().len() <= SHAPE.room(&limits).pieces);
-            num_split += plan.split().len();
+            num_split += plan.num_split();
         }
     }
     assert!(num_split > 200, "{num_split}");

@@ -118,7 +118,6 @@ fn planted_faults_of_the_host_show() {
         Slip::Frozen("rope_store", 5),
         Slip::Frozen("attention_units", 4),
         Slip::Frozen("attention_units", 6),
-        Slip::Frozen("attention_merge", 6),
         Slip::Frozen("sample_rows", 2),
         Slip::Frozen("sample_rows", 3),
         Slip::TilesOnly,

@@ -74,6 +74,7 @@ struct Planned {
     slots: DeviceBuffer,
     pieces: DeviceBuffer,
     partials: DeviceBuffer,
+    arrivals: DeviceBuffer,
 }
 
 impl Planned {
@@ -83,7 +84,8 @@ impl Planned {
         let (batch, limits) = (step.batch(), step.limits());
         let mut plan = AttentionPlan::with_room(shape, &limits);
         plan.make(&batch, &batch.groups[0]);
-        let floats = shape.room(&limits).partial_floats(&shape);
+        let room = shape.room(&limits);
+        let floats = room.partial_floats(&shape);
         let piece_bytes = bytes_of(plan.pieces());
         let pieces = DeviceBuffer::new(run.driver, piece_bytes.len(), "pieces")?;
         pieces.upload(0, piece_bytes)?;
@@ -91,6 +93,7 @@ impl Planned {
             table: words(run, batch.groups[0].block_table.clone())?,
             slots: words(run, batch.groups[0].slots.clone())?,
             partials: DeviceBuffer::new(run.driver, floats * 4, "partial results")?,
+            arrivals: DeviceBuffer::new(run.driver, room.arrivals * 4, "arrivals")?,
             pieces,
             plan,
             kernels,
@@ -125,6 +128,7 @@ impl Bench {
                 pieces: planned.pieces.pointer(),
                 sinks: DevicePointer::NULL,
                 partials: planned.partials.pointer(),
+                arrivals: planned.arrivals.pointer(),
                 num_q: num_q as u32,
                 num_kv: num_kv as u32,
                 group: planned.kernels.group(),
