@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use pagoda_kernels::cuda::GpuOptions;
 use pagoda_kernels::cuda::nvidia::{KernelReport, Places};
 use pagoda_kernels::cuda::suite::{Figure, Finding, Note, Suite};
 
@@ -48,7 +49,10 @@ pub(super) fn run(task: &Task<'_>) -> Result<bool> {
 /// Seconds, and where the code came from.
 fn open(task: &Task<'_>, places: &Places) -> Result<(f64, KernelReport)> {
     let began = Instant::now();
-    let (device, report) = Suite::open(task.settings.gpu_options()?, places, &|_| ())?;
+    // A library of products holds the card's context for longer than a device lives: the next one would
+    // not be taken anew.
+    let gpu = GpuOptions { own_products: true, ..task.settings.gpu_options()? };
+    let (device, report) = Suite::open(gpu, places, &|_| ())?;
     let took = began.elapsed().as_secs_f64();
     drop(device);
     Ok((took, report))

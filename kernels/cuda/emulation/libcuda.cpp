@@ -411,6 +411,14 @@ EXPORT int cuModuleLoadData(Module** module, const void* image) {
     }
     return SUCCESS;
 }
+// The library of a module stays open, for kernels that a test still looks at.
+EXPORT int cuModuleUnload(Module* module) {
+    Call call("cuModuleUnload");
+    if (call.in_context().not_capturing().code) return call.code;
+    for (Function* function : module->functions) delete function;
+    delete module;
+    return SUCCESS;
+}
 EXPORT int cuModuleGetFunctionCount(unsigned* count, Module* module) {
     Call call("cuModuleGetFunctionCount");
     *count = (unsigned)module->functions.size();

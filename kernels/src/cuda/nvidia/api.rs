@@ -49,6 +49,7 @@ pub(crate) const CALLS: Calls = calls!(
     cuGraphDestroy,
     cuGraphExecDestroy,
     cuModuleLoadData,
+    cuModuleUnload,
     cuModuleGetFunctionCount,
     cuModuleEnumerateFunctions,
     cuFuncGetName,

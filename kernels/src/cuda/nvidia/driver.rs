@@ -357,8 +357,9 @@ impl Drop for Nvidia {
             self.marks.release();
             // SAFETY: ours, and nobody launches any more.
             let _ = unsafe { sys::cuStreamDestroy_v2(self.stream.0) };
+            self.modules.release();
         }
-        // SAFETY: retained once, in `open`. Modules go with the context.
+        // SAFETY: retained once, in `open`.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }

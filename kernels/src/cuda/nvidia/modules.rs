@@ -12,6 +12,7 @@ use crate::error::KernelError;
 /// The functions of all sources.
 #[derive(Debug, Default)]
 pub(crate) struct Modules {
+    loaded: Vec<Module>,
     sources: HashMap<&'static str, HashMap<String, Function>>,
 }
 
@@ -38,6 +39,7 @@ impl Modules {
             KernelError::Unsupported(format!("the driver refuses the kernels of {source}: {error}"))
         };
         let module = load_module(cubin).map_err(refused)?;
+        self.loaded.push(module);
         let handles = functions(module).map_err(refused)?;
         let mut functions = HashMap::with_capacity(handles.len());
         for handle in handles {
@@ -49,6 +51,15 @@ impl Modules {
         }
         self.sources.insert(source, functions);
         Ok(())
+    }
+
+    /// Gives all code back, which nothing runs any more. Others may hold the context for longer.
+    pub(crate) fn release(&mut self) {
+        self.sources.clear();
+        for module in self.loaded.drain(..) {
+            // SAFETY: a module of ours, taken from the list; nobody has its functions any more.
+            let _ = unsafe { sys::cuModuleUnload(module.0) };
+        }
     }
 
     /// A kernel by its source and name.
