@@ -165,11 +165,26 @@ pub trait Executor: Send {
         true
     }
 
+    /// What it found out while it started.
+    fn found(&self) -> Found {
+        Found::default()
+    }
+
     /// Starts a step. Returns at once; the buffers come back from [`Executor::finish`].
     fn launch(&mut self, step: Step) -> Result<(), KernelError>;
 
     /// Waits for the oldest launched step and gives its buffers back with the output filled.
     fn finish(&mut self) -> Result<Step, KernelError>;
+}
+
+/// What an executor found out while it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Identifies what was chosen of the arithmetic by trying: equal strings here and of
+    /// [`Device::numerics`] promise equal bits. Empty if nothing was.
+    pub numerics: String,
+    /// For people: what is there and was left aside, and why. A line each.
+    pub lines: Vec<String>,
 }
 
 /// The buffers of one step, moved to the device's threads and back: nothing is copied or shared.

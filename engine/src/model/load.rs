@@ -5,7 +5,7 @@
 
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
-use pagoda_kernels::device::{Device, DeviceMemory, KvSpec, Limits, Scratch};
+use pagoda_kernels::device::{Device, DeviceMemory, Executor, KvSpec, Limits, Scratch};
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
@@ -205,11 +205,19 @@ where
     let program = recorder.program(&plan.num_blocks)?;
     let executor =
         device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;
+    let found = executor.found();
     let runner = Box::new(DeviceRunner::new(executor));
     let loaded = Loaded { generation, limits, formats, kv_dtype, weight_bytes: weights.bytes };
     let mut info = loaded.info(device, &needs, spec, &plan);
     info.depth = runner.depth() as u32;
-    let summary = summarize(&place, &info, &plan, &fixed);
+    if !found.numerics.is_empty() {
+        info.numerics = format!("{}, {}", info.numerics, found.numerics);
+    }
+    let mut summary = summarize(&place, &info, &plan, &fixed);
+    for line in found.lines {
+        summary.push_str("\nleft aside  ");
+        summary.push_str(&line);
+    }
     Ok(LoadedModel { runner, info, files, summary })
 }
 

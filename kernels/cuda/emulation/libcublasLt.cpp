@@ -2,22 +2,28 @@
 //
 // Works on the stream of libcuda.cpp, which it finds by its name as the real one finds the driver.
 // Matrices are by columns. What the library would refuse is refused: other types than we ask for, memory
-// that is not allocated or not aligned, another workspace than an algorithm takes. The file `behaviour`
-// beside libcuda.so.1 may say `products slow` or `products refuse`.
+// that is not allocated or not aligned, another workspace than an algorithm takes. A product that a stream
+// records ends the recording, unless as many rows were computed in the same way before: the library would
+// load its code then. The file `behaviour` beside libcuda.so.1 may say `products` and how they are:
+//     slow        they take their time
+//     refuse      ways are offered and none is taken
+//     break       the first two of the ways fail as no product should
+//     unrecorded  the first two of the ways cannot be recorded
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 
 #include <functional>
+#include <set>
 #include <sstream>
 #include <string>
 
-enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, EXECUTION_FAILED = 13, INTERNAL_ERROR = 14, NOT_SUPPORTED = 15 };
 enum { R_32F = 0, R_16BF = 14, COMPUTE_32F = 68, OP_T = 1, EPILOGUE_BIAS = 4 };
 
 // Algorithms offered: the second needs a workspace, the third computes 100 rows at least.
-constexpr int WAYS = 3;
+constexpr int WAYS = 4;
 constexpr size_t WORKSPACE = 1 << 20;
 
 struct Product {
@@ -55,9 +61,27 @@ F driver(const char* name) {
     return library ? (F)dlsym(library, name) : nullptr;
 }
 
+// Statuses of this library are below those of the driver.
 int begin(const char* name, const std::string& arguments = "", void* stream = nullptr) {
     auto call = driver<int (*)(const char*, const char*, void*)>("emulated_library_call");
-    return call && call(name, arguments.c_str(), stream) == 0 ? SUCCESS : NOT_INITIALIZED;
+    int code = call ? call(name, arguments.c_str(), stream) : NOT_INITIALIZED;
+    return code < 100 ? code : EXECUTION_FAILED;
+}
+
+// Code that was loaded on this machine, by way and rows.
+bool is_loaded(const std::string& words) {
+    static std::set<std::pair<const void*, std::string>> loaded;
+    auto of = driver<const void* (*)()>("emulated_library_machine");
+    auto records = driver<int (*)()>("emulated_library_records");
+    if (!of || !records) return false;
+    if (records()) return loaded.count({of(), words}) > 0;
+    loaded.insert({of(), words});
+    return true;
+}
+
+int end_recording(int status) {
+    if (auto end = driver<void (*)()>("emulated_library_ends_recording")) end();
+    return status;
 }
 
 std::string behaviour() {
@@ -89,7 +113,7 @@ bool fits(const Product& product, const Layout& a, const Layout& b, const Layout
 }
 
 // 0: this algorithm does not compute so many columns.
-bool computes(uint64_t way, const Layout& d) { return way < 2 || (way == 2 && d.columns >= 100); }
+bool computes(uint64_t way, const Layout& d) { return way != 2 || d.columns >= 100; }
 size_t workspace_of(uint64_t way) { return way == 1 ? WORKSPACE : 0; }
 
 }  // namespace
@@ -152,7 +176,7 @@ EXPORT int cublasLtMatmulPreferenceSetAttribute(Preference* preference, int attr
 EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, const Product* product, const Layout* a, const Layout* b, const Layout* c,
                                           const Layout* d, const Preference* preference, int asked, Heuristic* found,
                                           int* count) {
-    if (begin("cublasLtMatmulAlgoGetHeuristic", std::to_string(d->columns))) return NOT_INITIALIZED;
+    if (int status = begin("cublasLtMatmulAlgoGetHeuristic", std::to_string(d->columns))) return status;
     *count = 0;
     if (!fits(*product, *a, *b, *c, *d)) return NOT_SUPPORTED;
     for (int way = 0; way < WAYS && *count < asked; way++) {
@@ -174,12 +198,17 @@ EXPORT int cublasLtMatmul(void*, const Product* product, const float* alpha, con
                           void* workspace, size_t workspace_bytes, void* stream) {
     std::ostringstream words;
     words << d_layout->columns << " " << d_layout->rows << " " << a_layout->rows << " " << algorithm->data[0];
-    if (begin("cublasLtMatmul", words.str(), stream)) return NOT_INITIALIZED;
+    if (int status = begin("cublasLtMatmul", words.str(), stream)) return status;
     if (!fits(*product, *a_layout, *b_layout, *c_layout, *d_layout)) return NOT_SUPPORTED;
     if (behaviour() == "refuse" || algorithm->data[1] != 0xc0b1a5 || !computes(algorithm->data[0], *d_layout)) {
         return NOT_SUPPORTED;
     }
-    size_t needed = workspace_of(algorithm->data[0]);
+    uint64_t way = algorithm->data[0];
+    if (behaviour() == "break" && way < 2) return way == 0 ? EXECUTION_FAILED : INTERNAL_ERROR;
+    auto records = driver<int (*)()>("emulated_library_records");
+    if (behaviour() == "unrecorded" && way < 2 && records && records()) return end_recording(EXECUTION_FAILED);
+    if (!is_loaded(words.str())) return end_recording(INTERNAL_ERROR);
+    size_t needed = workspace_of(way);
     bool is_biased = product->epilogue == EPILOGUE_BIAS;
     if (c != d || needed > workspace_bytes || (needed && !is_there(workspace, needed)) ||
         !is_there(a, bytes_of(*a_layout)) || !is_there(b, bytes_of(*b_layout)) || !is_there(d, bytes_of(*d_layout)) ||

@@ -8,7 +8,7 @@
 // shared memory. A file `behaviour` beside the library says what card it is and what fails:
 //     gpus 1 | version 13000 | capability 90 | memory 1073741824 | init 0
 //     fail NAME CODE AFTER    the function fails with CODE from its call number AFTER on (from 0)
-//     products slow           libcublasLt.cpp takes its time; `products refuse`: it offers ways and takes none
+//     products HOW            what libcublasLt.cpp does, as it explains
 //     log                     every call is a line of the file `calls` beside the library
 #include <dlfcn.h>
 #include <sys/mman.h>
@@ -75,7 +75,7 @@ struct State {
     std::deque<std::function<int()>> work;
     uint64_t asked = 0, done = 0, seed = 1;
     int fault = SUCCESS;
-    bool ready = false, capturing = false;
+    bool ready = false, capturing = false, invalidated = false;
     std::vector<std::function<int()>> captured;
     int context = 0, stream = 0;
     int retained = 0;
@@ -168,6 +168,7 @@ int enqueue(State& s, std::function<int()> work) {
 
 int launch_or_capture(State& s, std::function<int()> work) {
     if (!s.capturing) return enqueue(s, std::move(work));
+    if (s.invalidated) return CAPTURE_INVALIDATED;
     s.captured.push_back(std::move(work));
     return SUCCESS;
 }
@@ -242,6 +243,15 @@ EXPORT int emulated_library_holds(uint64_t at, size_t bytes) {
     std::unique_lock<std::mutex> held(state().lock);
     return holds(state().allocations, at, bytes);
 }
+EXPORT int emulated_library_records() {
+    std::unique_lock<std::mutex> held(state().lock);
+    return state().capturing;
+}
+EXPORT void emulated_library_ends_recording() {
+    std::unique_lock<std::mutex> held(state().lock);
+    state().invalidated = state().capturing;
+}
+EXPORT const void* emulated_library_machine() { return &state(); }
 EXPORT const char* emulated_library_behaviour() { return state().behaviour.products.c_str(); }
 
 EXPORT int cuInit(unsigned) {
@@ -552,7 +562,9 @@ EXPORT int cuStreamBeginCapture_v2(void* stream, unsigned mode) {
 EXPORT int cuStreamEndCapture(void* stream, Graph** graph) {
     Call call("cuStreamEndCapture");
     if (call.in_context().need(call.s.capturing && stream == &call.s.stream, CAPTURE_INVALIDATED)) return call.code;
-    call.s.capturing = false;
+    bool was_invalidated = call.s.invalidated;
+    call.s.capturing = call.s.invalidated = false;
+    if (call.need(!was_invalidated, CAPTURE_INVALIDATED)) return call.code;
     *graph = new Graph(call.s.captured);
     return SUCCESS;
 }

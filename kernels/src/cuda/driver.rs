@@ -207,7 +207,7 @@ pub(crate) trait Driver: Debug + Send + Sync {
 
     /// From here to `end_capture`, launches are recorded instead of run, with the parameters they
     /// have. Nothing else may be asked for meanwhile, by nobody. Kernels may be met for the first
-    /// time: whoever must load them does it then.
+    /// time: whoever must load them does it then. A library's may not.
     fn begin_capture(&self) -> Result<(), KernelError>;
 
     /// The launches since `begin_capture`, to be replayed.

@@ -29,7 +29,7 @@ use crate::cuda::quantize_rows::byte_rows_bytes;
 use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
 use crate::cuda::staging::{Place, SETS, Staging, StagingPlan};
-use crate::device::{Executor, Limits, Step};
+use crate::device::{Executor, Found, Limits, Step};
 use crate::error::KernelError;
 use crate::ops::{self, Epilogue, RopeStyle, Routing};
 use crate::shapes::{CacheShape, ExpertsShape, MatrixShape, TensorShape};
@@ -140,9 +140,11 @@ impl CudaExecutor {
     pub(crate) fn find_ways(&mut self) -> Result<(), KernelError> {
         let products = self.commands.iter().filter_map(|command| command.product(&self.limits));
         let products: Vec<Linear> = products.collect();
+        let captured = buckets(&self.limits).into_iter().map(|rows| rows as u32);
+        let captured: Vec<u32> = captured.collect();
         // SAFETY: shapes were checked when ops were recorded, and buffers hold the most rows; nothing
         // runs, and nobody has put anything into activations yet.
-        unsafe { self.products.find_ways(&products) }
+        unsafe { self.products.find_ways(&products, &captured) }
     }
 
     /// Records the graphs of all buckets, the largest first. Before the first step.
@@ -409,6 +411,10 @@ impl Executor for CudaExecutor {
     /// Attention then is one arithmetic for both: it cuts keys at multiples of its unit.
     fn decode_equals_prefill(&self) -> bool {
         self.products.are_deterministic()
+    }
+
+    fn found(&self) -> Found {
+        self.products.found()
     }
 
     fn launch(&mut self, step: Step) -> Result<(), KernelError> {

@@ -1,21 +1,23 @@
 //! Products of many rows by the library of the device's maker, where it was the faster one.
 //!
-//! Start: for each shape of a program and each bucket of rows, the library's ways are timed against our
-//! own kernels on the program's weights, one after another, so that none is in the card's cache. Run: a
-//! product goes the way that won; nothing is asked or timed any more, and graphs record what was found.
-//! Only bf16 that is stored or added, with a bias or without: whatever else becomes of results, our own
-//! kernels do. Rows of x are rounded by the same kernel for both.
+//! Start: for each shape of a program and each bucket of rows, the library's ways are tried against our
+//! own kernels on the program's weights (`linear_trials`). Run: a product goes the way that won; nothing
+//! is asked or timed any more, and graphs record what was found. Only bf16 that is stored or added, with
+//! a bias or without: whatever else becomes of results, our own kernels do. Rows of x are rounded by the
+//! same kernel for both.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, MarkIndex};
 use crate::cuda::linear::Linear;
 use crate::cuda::linear_choice::{ProductShape, Target};
 use crate::cuda::linear_hopper::narrow;
-use crate::cuda::product_library::{LibraryOperands, LibraryShape, ProductLibrary, Way};
+use crate::cuda::linear_trials::{Contest, Multiply, Trials};
+use crate::cuda::product_library::{LibraryOperands, LibraryShape, ProductLibrary, Refusal, Way};
+use crate::device::Found;
 use crate::dtype::DType;
 use crate::error::KernelError;
 
@@ -25,9 +27,10 @@ const ROWS_MIN: u32 = 65;
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// Ways that are tried for a shape.
 const WAYS_MAX: usize = 12;
-/// Weights at most that take turns while ways are timed, and how often all do.
+/// Bytes of weights that take turns while ways are timed, more than twice what a card's cache holds; and
+/// of how many weights at most.
+const TURNS_BYTES: usize = 128 << 20;
 const TURNS_MAX: usize = 8;
-const ROUNDS: usize = 2;
 /// Bytes of numbers that fill x for timing: at rest a card's arithmetic is faster than it is at work.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -52,6 +55,8 @@ pub(crate) struct LibraryProducts {
     ways: HashMap<(LibraryShape, u32), Way>,
     /// The most rows of each bucket, ascending.
     buckets: Vec<u32>,
+    /// What was left aside.
+    lines: Vec<String>,
 }
 
 impl LibraryProducts {
@@ -69,6 +74,7 @@ impl LibraryProducts {
             mark: driver.reserve_marks(1)?,
             ways: HashMap::new(),
             buckets: buckets(rows),
+            lines: Vec::new(),
         })
     }
 
@@ -78,7 +84,23 @@ impl LibraryProducts {
         self.ways.len()
     }
 
-    /// Multiplies, if the library was found faster. False: it was not, and nothing was done.
+    /// What went which way, by a hash, and what was left aside.
+    pub(crate) fn found(&self) -> Found {
+        let lines = self.lines.clone();
+        let Some(library) = self.driver.product_library() else { return Found::default() };
+        if self.ways.is_empty() {
+            return Found { lines, ..Found::default() };
+        }
+        let named = |(&(shape, most), &way): (&(LibraryShape, u32), &Way)| {
+            (shape, most, library.identity(way))
+        };
+        let mut chosen: Vec<_> = self.ways.iter().map(named).collect();
+        chosen.sort_unstable();
+        let hash = blake3::hash(format!("{chosen:?}").as_bytes()).to_hex();
+        Found { numerics: format!("{} for {}", library.name(), &hash[..16]), lines }
+    }
+
+    /// Multiplies, if the library was found faster. False: it was not, or refuses, and nothing was done.
     ///
     /// # Safety
     /// As [`crate::cuda::products::Products::launch`].
@@ -97,7 +119,12 @@ impl LibraryProducts {
             return Ok(false);
         };
         // SAFETY: the caller's promise.
-        unsafe { self.multiply(library, *way, linear) }
+        match unsafe { self.multiply(library, *way, linear) }? {
+            Ok(()) => Ok(true),
+            Err(refusal) if refusal.started_nothing => Ok(false),
+            // Sums may have been added in part.
+            Err(refusal) => Err(KernelError::Fault(refusal.words)),
+        }
     }
 
     /// # Safety
@@ -107,28 +134,30 @@ impl LibraryProducts {
         library: &dyn ProductLibrary,
         way: Way,
         linear: &Linear,
-    ) -> Result<bool, KernelError> {
+    ) -> Result<Result<(), Refusal>, KernelError> {
         let Linear { rows, weight, bias, out, .. } = *linear;
         let (x, workspace) = (self.narrowed, self.workspace.pointer());
         let operands = LibraryOperands { rows, x, weight, bias, out, workspace };
         // SAFETY: the caller's promise; rounded rows have room, and the stream keeps them in order.
-        unsafe {
-            narrow(&*self.driver, linear, (x, DType::Bf16), self.multiprocessors)?;
-            library.multiply(way, &operands)
-        }
+        unsafe { narrow(&*self.driver, linear, (x, DType::Bf16), self.multiprocessors) }?;
+        // SAFETY: as above.
+        Ok(unsafe { library.multiply(way, &operands) })
     }
 
     /// Finds out which of `products`, each of its most rows, the library computes faster than `own` does
-    /// for which numbers of rows. Spoils what they write, and their x. Before the first step and the first
-    /// graph.
+    /// for which numbers of rows. Steps of `captured` rows will be recorded. Spoils what they write, and
+    /// their x. Before the first step and the first graph.
     ///
     /// # Safety
     /// As [`Self::launch`] for each of them, and nothing else runs.
     pub(crate) unsafe fn find_ways(
         &mut self,
         products: &[Linear],
-        own: &dyn Fn(&Linear) -> Result<(), KernelError>,
+        captured: &[u32],
+        own: &Multiply<'_>,
     ) -> Result<(), KernelError> {
+        let driver = Arc::clone(&self.driver);
+        let Some(library) = driver.product_library() else { return Ok(()) };
         let mut by_shape: HashMap<LibraryShape, Vec<Linear>> = HashMap::new();
         for linear in products {
             if let Some(shape) = shape_of(linear, DType::Bf16) {
@@ -137,87 +166,40 @@ impl LibraryProducts {
         }
         // SAFETY: the caller's promise.
         unsafe { self.fill(by_shape.values().flatten()) }?;
+        let mut trials = Trials::new(&*driver, self.mark);
+        let mut found = HashMap::new();
+        // SAFETY: the caller's promise; the way is one for the linear's shape.
+        let by = |way, linear: &Linear| unsafe {
+            self.multiply(library, way, linear)?.map_err(KernelError::from)
+        };
         for (shape, linears) in by_shape {
             let most = linears.iter().map(|linear| linear.rows).max().unwrap_or(0);
-            let mut fewest = ROWS_MIN;
-            for bucket in self.buckets.clone() {
-                if fewest > most {
-                    break;
+            for (bucket, rows) in self.ranges(most) {
+                let ways = library.ways(shape, rows.clone(), WORKSPACE_BYTES, WAYS_MAX);
+                let ways = trials.tried(ways)?.unwrap_or_default();
+                if ways.is_empty() {
+                    continue;
                 }
-                let rows = fewest..=bucket.min(most);
-                // SAFETY: the caller's promise.
-                if let Some(way) = unsafe { self.fastest(shape, rows, &linears, own) }? {
-                    self.ways.insert((shape, bucket), way);
+                let turns = turns(shape, &linears, *rows.end());
+                let mut met = vec![*rows.start()];
+                met.extend(captured.iter().filter(|captured| rows.contains(captured)));
+                let contest = Contest { turns: &turns, rows: &met, own, by: &by };
+                if let Some(way) = trials.fastest(&contest, &ways)? {
+                    found.insert((shape, bucket), way);
                 }
-                fewest = bucket + 1;
             }
         }
+        self.lines = trials.lines(&library.name());
+        self.ways = found;
         Ok(())
     }
 
-    /// The way that is faster than `own` for the most of `rows`, if one is.
-    ///
-    /// # Safety
-    /// As [`Self::find_ways`].
-    unsafe fn fastest(
-        &self,
-        shape: LibraryShape,
-        rows: std::ops::RangeInclusive<u32>,
-        linears: &[Linear],
-        own: &dyn Fn(&Linear) -> Result<(), KernelError>,
-    ) -> Result<Option<Way>, KernelError> {
-        let Some(library) = self.driver.product_library() else { return Ok(None) };
-        let ways = library.ways(shape, rows.clone(), WORKSPACE_BYTES, WAYS_MAX)?;
-        if ways.is_empty() {
-            return Ok(None);
-        }
-        let turns: Vec<Linear> = linears
-            .iter()
-            .cycle()
-            .take(linears.len().clamp(2, TURNS_MAX))
-            .map(|linear| Linear { rows: *rows.end(), ..*linear })
-            .collect();
-        let mut least = self.time(&turns, &|linear| own(linear).map(|()| true))?;
-        let mut fastest = None;
-        for way in ways {
-            // SAFETY: the caller's promise.
-            let multiply = |linear: &Linear| unsafe { self.multiply(library, way, linear) };
-            let took = self.time(&turns, &multiply)?;
-            if took < least {
-                (least, fastest) = (took, Some(way));
-            }
-        }
-        Ok(fastest)
-    }
-
-    /// The least time that `launch` took for all of `turns`; without end if it does not compute them.
-    fn time(
-        &self,
-        turns: &[Linear],
-        launch: &dyn Fn(&Linear) -> Result<bool, KernelError>,
-    ) -> Result<Duration, KernelError> {
-        let mut least = Duration::MAX;
-        // The first launch loads what is launched.
-        if let Some(first) = turns.first()
-            && !launch(first)?
-        {
-            return Ok(least);
-        }
-        self.wait()?;
-        for _ in 0..ROUNDS {
-            let began = Instant::now();
-            for linear in turns {
-                launch(linear)?;
-            }
-            self.wait()?;
-            least = least.min(began.elapsed());
-        }
-        Ok(least)
-    }
-
-    fn wait(&self) -> Result<(), KernelError> {
-        self.driver.mark(self.mark)?;
-        self.driver.wait(self.mark)
+    /// The buckets that products of up to `most` rows meet, and the numbers of rows in each.
+    fn ranges(&self, most: u32) -> Vec<(u32, RangeInclusive<u32>)> {
+        let fewest = std::iter::once(ROWS_MIN).chain(self.buckets.iter().map(|bucket| bucket + 1));
+        let ranges = self.buckets.iter().zip(fewest);
+        let ranges = ranges.map(|(&bucket, fewest)| (bucket, fewest..=bucket.min(most)));
+        ranges.filter(|(_, rows)| !rows.is_empty()).collect()
     }
 
     /// Fills every x with numbers in (−1, 1).
@@ -264,6 +246,14 @@ fn shape_of(linear: &Linear, format: DType) -> Option<LibraryShape> {
         adds: epilogue == Linear::ADD,
         has_bias: bias != DevicePointer::NULL,
     })
+}
+
+/// Products of `rows` rows on weights in turn, those of `linears` that have room for as many.
+fn turns(shape: LibraryShape, linears: &[Linear], rows: u32) -> Vec<Linear> {
+    let bytes = shape.n as usize * shape.k as usize * 2;
+    let count = linears.len().min(TURNS_BYTES.div_ceil(bytes)).clamp(2, TURNS_MAX);
+    let fitting = linears.iter().filter(|linear| linear.rows >= rows);
+    fitting.cycle().take(count).map(|linear| Linear { rows, ..*linear }).collect()
 }
 
 /// The most rows of each bucket, up to `rows`: each twice the one before, since what is fastest changes

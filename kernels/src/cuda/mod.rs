@@ -45,6 +45,7 @@ mod linear_hopper;
 mod linear_hopper_quantized;
 mod linear_library;
 mod linear_tensor;
+mod linear_trials;
 mod measure;
 mod moe;
 mod norm;

@@ -1,7 +1,7 @@
 //! What a library of the device's maker offers for products of many rows, where there is one.
 //!
-//! A driver brings it. It knows several ways for a shape, of which the fastest is found by trying. Knows
-//! nothing of ops.
+//! A driver brings it. It knows several ways for a shape, of which the fastest is found by trying. What
+//! it refuses is no fault of the device: nothing needs a library. Knows nothing of ops.
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
@@ -11,7 +11,7 @@ use crate::error::KernelError;
 
 /// A product `out[rows, n] = x[rows, k] * weight[n, k]^T` of bf16, in f32, of any number of rows. Rows lie
 /// one after another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct LibraryShape {
     /// Rows of the weight.
     pub(crate) n: u32,
@@ -39,26 +39,45 @@ pub(crate) struct LibraryOperands {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Way(pub(crate) u32);
 
+/// Why a library did not do what it was asked for. If the device is at fault, the driver says so at the
+/// next wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Which function gave what.
+    pub(crate) words: String,
+    /// Whether nothing was started for certain, so that another kernel may do all of it.
+    pub(crate) started_nothing: bool,
+}
+
+impl From<Refusal> for KernelError {
+    fn from(refusal: Refusal) -> Self {
+        KernelError::Unsupported(refusal.words)
+    }
+}
+
 /// A library of products.
 pub(crate) trait ProductLibrary: Debug + Send + Sync {
     /// Name and version: others add up in other ways.
     fn name(&self) -> String;
 
     /// Up to `most` ways to compute products of these numbers of rows, the likely fastest first. None is
-    /// no error: not every shape has one. Not during a capture.
+    /// no refusal: not every shape has one. Not during a capture.
     fn ways(
         &self,
         shape: LibraryShape,
         rows: RangeInclusive<u32>,
         workspace_bytes: usize,
         most: usize,
-    ) -> Result<Vec<Way>, KernelError>;
+    ) -> Result<Vec<Way>, Refusal>;
 
-    /// Starts a product in the order of the driver's stream, captured or not. False: this way does not
-    /// compute so many rows after all, and nothing was started.
+    /// What is alike for ways that compute alike, in libraries of one name.
+    fn identity(&self, way: Way) -> Vec<u64>;
+
+    /// Starts a product in the order of the driver's stream, captured or not; the first of a way and a
+    /// number of rows not captured, since it may load code.
     ///
     /// # Safety
     /// All matrices are allocated, large enough and aligned to 256 bytes, and nobody else uses the
     /// workspace in the same stream's order.
-    unsafe fn multiply(&self, way: Way, operands: &LibraryOperands) -> Result<bool, KernelError>;
+    unsafe fn multiply(&self, way: Way, operands: &LibraryOperands) -> Result<(), Refusal>;
 }

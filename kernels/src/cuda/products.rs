@@ -13,6 +13,7 @@ use crate::cuda::linear_library::{LibraryProducts, may_serve};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::cuda::norm::{Norm, Put};
 use crate::cuda::quantize_rows::{ByteRows, byte_rows_bytes};
+use crate::device::Found;
 use crate::dtype::DType;
 use crate::error::KernelError;
 use crate::weight_format::WeightFormat;
@@ -57,19 +58,29 @@ impl Products {
         })
     }
 
-    /// Finds out which of these plain products of bf16, each of its most rows, go to the library. Spoils
-    /// what they write, and their x. Before the first step and the first graph.
+    /// Finds out which of these plain products of bf16, each of its most rows, go to the library. Steps of
+    /// `captured` rows will be recorded. Spoils what they write, and their x. Before the first step and
+    /// the first graph.
     ///
     /// # Safety
     /// As [`Self::launch`] for each of them, and nothing else runs.
-    pub(crate) unsafe fn find_ways(&mut self, products: &[Linear]) -> Result<(), KernelError> {
+    pub(crate) unsafe fn find_ways(
+        &mut self,
+        products: &[Linear],
+        captured: &[u32],
+    ) -> Result<(), KernelError> {
         let Some(mut library) = self.library.take() else { return Ok(()) };
         // SAFETY: the caller's promise.
         let own = |linear: &Linear| unsafe { self.launch_own(linear, DType::Bf16.into()) };
         // SAFETY: the caller's promise.
-        unsafe { library.find_ways(products, &own) }?;
+        unsafe { library.find_ways(products, captured, &own) }?;
         self.library = Some(library);
         Ok(())
+    }
+
+    /// What was found to go to the library, and what was left aside.
+    pub(crate) fn found(&self) -> Found {
+        self.library.as_ref().map_or_else(Found::default, LibraryProducts::found)
     }
 
     /// How many shapes and buckets of rows go to the library.

@@ -11,10 +11,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::cublaslt::sys;
 
-use super::api::{Context, Handle, Stream, enter};
+use super::api::{Context, Handle, Refused, Stream, enter};
 use super::library::{Calls, Library, calls};
 use super::places::Places;
-use crate::cuda::product_library::{LibraryOperands, LibraryShape, ProductLibrary, Way};
+use crate::cuda::product_library::{LibraryOperands, LibraryShape, ProductLibrary, Refusal, Way};
 use crate::error::KernelError;
 
 use sys::cublasLtMatmulDescAttributes_t as Attribute;
@@ -106,7 +106,8 @@ impl std::fmt::Debug for Blas {
 }
 
 impl Blas {
-    /// Puts the library to work on a stream of a context, both of which live longer.
+    /// Puts the library to work on a stream of a context, both of which live longer. Its refusal is no
+    /// fault of the device, which works on without.
     pub(crate) fn new(
         library: CublasLt,
         context: Context,
@@ -116,10 +117,13 @@ impl Blas {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the context is current; writes one handle, given back on drop.
         let status = unsafe { sys::cublasLtCreate(&raw mut handle) };
-        // No fault of the device, which works on without.
-        check("cublasLtCreate", status)
-            .map_err(|error| KernelError::Unsupported(error.to_string()))?;
+        check("cublasLtCreate", status)?;
         Ok(Blas { library, handle: Handle(handle), context, stream, ways: Mutex::default() })
+    }
+
+    fn enter(&self) -> Result<(), Refusal> {
+        let refused = |error: Refused| Refusal { words: error.to_string(), started_nothing: true };
+        enter(self.context).map_err(refused)
     }
 
     fn known(&self) -> MutexGuard<'_, Ways> {
@@ -132,7 +136,7 @@ impl Blas {
         plan: &Plan,
         workspace_bytes: usize,
         most: usize,
-    ) -> Result<Vec<sys::cublasLtMatmulHeuristicResult_t>, KernelError> {
+    ) -> Result<Vec<sys::cublasLtMatmulHeuristicResult_t>, Refusal> {
         let preference = Preference::new(workspace_bytes)?;
         // SAFETY: all zeros are a value of this struct of numbers.
         let none: sys::cublasLtMatmulHeuristicResult_t = unsafe { std::mem::zeroed() };
@@ -194,8 +198,8 @@ impl ProductLibrary for Blas {
         rows: RangeInclusive<u32>,
         workspace_bytes: usize,
         most: usize,
-    ) -> Result<Vec<Way>, KernelError> {
-        enter(self.context)?;
+    ) -> Result<Vec<Way>, Refusal> {
+        self.enter()?;
         let plan = Plan::new(shape, *rows.end())?;
         let mut usable = Vec::new();
         for found in self.algorithms(&plan, workspace_bytes, most)? {
@@ -220,14 +224,16 @@ impl ProductLibrary for Blas {
         Ok(ways.collect())
     }
 
-    unsafe fn multiply(
-        &self,
-        Way(way): Way,
-        operands: &LibraryOperands,
-    ) -> Result<bool, KernelError> {
-        enter(self.context)?;
+    fn identity(&self, Way(way): Way) -> Vec<u64> {
         let known = self.known();
-        let nobodys = || KernelError::Fault(format!("no way {way} of cuBLASLt is known"));
+        known.ways.get(way as usize).map_or_else(Vec::new, |way| way.algorithm.data.to_vec())
+    }
+
+    unsafe fn multiply(&self, Way(way): Way, operands: &LibraryOperands) -> Result<(), Refusal> {
+        self.enter()?;
+        let known = self.known();
+        let nobodys =
+            || Refusal { words: format!("nobody knows way {way}"), started_nothing: true };
         let KnownWay { plan, algorithm, workspace_bytes } =
             *known.ways.get(way as usize).ok_or_else(nobodys)?;
         let plan = known.plans.get(plan).ok_or_else(nobodys)?;
@@ -258,11 +264,7 @@ impl ProductLibrary for Blas {
                 self.stream.0.cast(),
             )
         };
-        match status {
-            sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
-            | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE => Ok(false),
-            status => check("cublasLtMatmul", status).map(|()| true),
-        }
+        check("cublasLtMatmul", status)
     }
 }
 
@@ -280,22 +282,19 @@ const TRANSPOSED: i32 = 1;
 
 impl Plan {
     /// For up to `rows` rows.
-    fn new(shape: LibraryShape, rows: u32) -> Result<Self, KernelError> {
+    fn new(shape: LibraryShape, rows: u32) -> Result<Self, Refusal> {
         let LibraryShape { n, k, adds, has_bias } = shape;
         let (bf16, f32) = (sys::cudaDataType::CUDA_R_16BF, sys::cudaDataType::CUDA_R_32F);
+        // First, since they go by themselves when what follows is refused.
+        let weight = Layout::new(bf16, (k, n), k)?;
+        let x = Layout::new(bf16, (k, rows), k)?;
+        let out = Layout::new(f32, (n, rows), n)?;
         let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let mut product = std::ptr::null_mut();
         // SAFETY: writes one handle, given back on drop.
         let status = unsafe { sys::cublasLtMatmulDescCreate(&raw mut product, compute, f32) };
         check("cublasLtMatmulDescCreate", status)?;
-        let plan = Plan {
-            adds,
-            has_bias,
-            product: Handle(product),
-            weight: Layout::new(bf16, (k, n), k)?,
-            x: Layout::new(bf16, (k, rows), k)?,
-            out: Layout::new(f32, (n, rows), n)?,
-        };
+        let plan = Plan { adds, has_bias, product: Handle(product), weight, x, out };
         plan.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
         if has_bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
@@ -305,7 +304,7 @@ impl Plan {
         Ok(plan)
     }
 
-    fn set<T>(&self, attribute: Attribute, value: &T) -> Result<(), KernelError> {
+    fn set<T>(&self, attribute: Attribute, value: &T) -> Result<(), Refusal> {
         let value: *const T = value;
         // SAFETY: a descriptor of ours, and a value whose size goes with it.
         let status = unsafe {
@@ -319,7 +318,7 @@ impl Plan {
         check("cublasLtMatmulDescSetAttribute", status)
     }
 
-    fn set_rows(&self, rows: u32) -> Result<(), KernelError> {
+    fn set_rows(&self, rows: u32) -> Result<(), Refusal> {
         self.x.set_columns(rows)?;
         self.out.set_columns(rows)
     }
@@ -337,7 +336,7 @@ impl Layout {
         format: sys::cudaDataType,
         (rows, columns): (u32, u32),
         stride: u32,
-    ) -> Result<Self, KernelError> {
+    ) -> Result<Self, Refusal> {
         let mut layout = std::ptr::null_mut();
         // SAFETY: writes one handle, given back on drop.
         let status = unsafe {
@@ -353,7 +352,7 @@ impl Layout {
         Ok(Layout(Handle(layout)))
     }
 
-    fn set_columns(&self, columns: u32) -> Result<(), KernelError> {
+    fn set_columns(&self, columns: u32) -> Result<(), Refusal> {
         let columns = u64::from(columns);
         let attribute = sys::cublasLtMatrixLayoutAttribute_t::CUBLASLT_MATRIX_LAYOUT_COLS;
         // SAFETY: a layout of ours, and a value whose size goes with it.
@@ -380,7 +379,7 @@ impl Drop for Layout {
 struct Preference(Handle<sys::cublasLtMatmulPreferenceOpaque_t>);
 
 impl Preference {
-    fn new(workspace_bytes: usize) -> Result<Self, KernelError> {
+    fn new(workspace_bytes: usize) -> Result<Self, Refusal> {
         let mut preference = std::ptr::null_mut();
         // SAFETY: writes one handle, given back on drop.
         let status = unsafe { sys::cublasLtMatmulPreferenceCreate(&raw mut preference) };
@@ -409,7 +408,7 @@ impl Drop for Preference {
     }
 }
 
-fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), KernelError> {
+fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), Refusal> {
     if status == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
         return Ok(());
     }
@@ -421,5 +420,14 @@ fn check(call: &'static str, status: sys::cublasStatus_t) -> Result<(), KernelEr
         // SAFETY: not null, and ends with a zero.
         unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
     };
-    Err(KernelError::Fault(format!("{call} failed with {words} ({})", status as u32)))
+    use sys::cublasStatus_t as Status;
+    // Found out before anything is started. Other errors may come in the middle of a product.
+    let started_nothing = matches!(
+        status,
+        Status::CUBLAS_STATUS_NOT_SUPPORTED
+            | Status::CUBLAS_STATUS_INVALID_VALUE
+            | Status::CUBLAS_STATUS_ARCH_MISMATCH
+    );
+    let words = format!("{call} failed with {words} ({})", status as u32);
+    Err(Refusal { words, started_nothing })
 }

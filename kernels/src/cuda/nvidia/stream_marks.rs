@@ -74,8 +74,9 @@ impl Graphs {
 
     /// Records what `stream` is asked for from now on.
     pub(super) fn begin(stream: Stream) -> Result<(), Refused> {
-        // Other threads may go on with what capturing forbids.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // One thread asks for all that this stream does, so nothing is recorded by accident; and a library
+        // that loads code meanwhile, which other modes forbid, does not end the capture.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: a stream of ours.
         let code = unsafe { sys::cuStreamBeginCapture_v2(stream.0, mode) };
         check("cuStreamBeginCapture", code)

@@ -14,6 +14,7 @@ use crate::cuda::tests::Bed;
 use crate::cuda::tests::linear::{Case, EPILOGUES};
 use crate::cuda::{CudaOptions, GpuOptions};
 use crate::dtype::DType;
+use crate::error::KernelError;
 use crate::ops::Epilogue;
 
 const SOURCES: [&Source; 4] = [&NARROW_ROWS, &LINEAR_HOPPER, &LINEAR_TENSOR, &LINEAR];
@@ -33,6 +34,16 @@ fn shape(rows: usize, format: impl Into<crate::weight_format::WeightFormat>) -> 
 
 /// Products like `cases`, with their ways found.
 fn found(driver: &Arc<dyn Driver>, options: CudaOptions, cases: &[Case]) -> Products {
+    try_to_find(driver, options, cases, &[]).unwrap()
+}
+
+/// The same, where steps of `captured` rows will be recorded.
+fn try_to_find(
+    driver: &Arc<dyn Driver>,
+    options: CudaOptions,
+    cases: &[Case],
+    captured: &[u32],
+) -> Result<Products, KernelError> {
     let target = Target { options, ..Target::of(&**driver, 4) };
     let shapes: HashSet<_> = cases.iter().map(|case| shape(case.rows, case.format)).collect();
     let mut products = Products::new(driver, target, &shapes).unwrap();
@@ -40,8 +51,8 @@ fn found(driver: &Arc<dyn Driver>, options: CudaOptions, cases: &[Case]) -> Prod
     let held: Vec<_> = cases.iter().map(|case| case.on(&bed)).collect();
     let linears: Vec<Linear> = held.iter().map(|held| held.linear).collect();
     // SAFETY: buffers of these shapes, which are there.
-    unsafe { products.find_ways(&linears) }.unwrap();
-    products
+    unsafe { products.find_ways(&linears, captured) }?;
+    Ok(products)
 }
 
 fn case(rows: usize, epilogue: Epilogue, biased: bool) -> Case {
@@ -102,6 +113,104 @@ fn a_library_that_is_slower_or_refuses_or_may_not_is_left_alone() {
 }
 
 #[test]
+fn whatever_a_library_does_wrong_costs_it_ways_and_never_the_start() {
+    for (behaviour, num_ways, told) in [
+        ("products break", 1, vec!["failed with CUBLAS_STATUS_OF_A_TEST (13)", "(14)"]),
+        ("products unrecorded", 1, vec!["2 ways are left aside: cublasLtMatmul failed", "(13)"]),
+        ("products refuse", 0, vec!["3 ways are left aside: cublasLtMatmul failed", "(15)"]),
+        ("fail cublasLtMatmul 14 0", 0, vec!["cublasLtMatmul failed", "(14)"]),
+        ("fail cublasLtMatmul 8 2", 0, vec!["cublasLtMatmul failed", "(8)"]),
+        ("fail cublasLtMatmulAlgoGetHeuristic 3 0", 0, vec!["AlgoGetHeuristic failed", "(3)"]),
+        ("", 1, vec![]),
+    ] {
+        let machine = Machine::new(behaviour);
+        let driver = open(&machine, GpuOptions::default());
+        // One bucket, and rows that all ways compute.
+        let case = case(100, Epilogue::Store, true);
+        let products = found(&driver, CudaOptions::default(), &[case]);
+        assert_eq!(products.num_library_ways(), num_ways, "{behaviour}");
+        let lines = products.found().lines.join("; ");
+        assert_eq!(lines.is_empty(), told.is_empty(), "{behaviour}: {lines}");
+        for part in told {
+            assert!(lines.contains(part), "{behaviour}: {lines}");
+        }
+        assert!(case.is_right_through(&Bed::on(&driver), &products).unwrap(), "{behaviour}");
+    }
+}
+
+#[test]
+fn a_fault_of_the_device_while_ways_are_tried_is_one() {
+    for after in [0, 3] {
+        let machine = Machine::new(&format!("fail cuEventSynchronize 700 {after}"));
+        let driver = open(&machine, GpuOptions::default());
+        let case = case(100, Epilogue::Store, false);
+        match try_to_find(&driver, CudaOptions::default(), &[case], &[]) {
+            Err(KernelError::Fault(why)) => assert!(why.contains("ILLEGAL_ADDRESS"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_may_be_done_in_part_is_no_work_for_our_kernels() {
+    let machine = Machine::new("");
+    let driver = open(&machine, GpuOptions::default());
+    let case = case(100, Epilogue::Add, false);
+    let products = found(&driver, CudaOptions::default(), &[case]);
+    assert!(products.num_library_ways() > 0);
+    machine.change("fail cublasLtMatmul 13 0");
+    match case.is_right_through(&Bed::on(&driver), &products) {
+        Err(KernelError::Fault(why)) => assert!(why.contains("(13)"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn numerics_name_what_was_chosen() {
+    // Of all ways there is one left, so that it wins whatever the time.
+    let chosen = |epilogue| {
+        let machine = Machine::new("products break");
+        let driver = open(&machine, GpuOptions::default());
+        let products = found(&driver, CudaOptions::default(), &[case(100, epilogue, false)]);
+        assert_eq!(products.num_library_ways(), 1);
+        products.found().numerics
+    };
+    let stored = chosen(Epilogue::Store);
+    assert!(stored.starts_with("cublaslt130001 for "), "{stored}");
+    assert_eq!(chosen(Epilogue::Store), stored);
+    assert_ne!(chosen(Epilogue::Add), stored);
+    let machine = Machine::new("products refuse");
+    let driver = open(&machine, GpuOptions::default());
+    let none = found(&driver, CudaOptions::default(), &[case(100, Epilogue::Store, false)]);
+    assert_eq!(none.found().numerics, "");
+}
+
+#[test]
+fn rows_that_graphs_will_have_are_computed_before_any_graph() {
+    let machine = Machine::new("log");
+    let driver = open(&machine, GpuOptions::default());
+    let case = case(100, Epilogue::Store, false);
+    let captured = [64, 72, 88, 104];
+    let products = try_to_find(&driver, CudaOptions::default(), &[case], &captured).unwrap();
+    assert_eq!(products.num_library_ways(), 1);
+    let held = case.on(&Bed::on(&driver));
+    let capture = |rows| {
+        driver.begin_capture().unwrap();
+        let linear = Linear { rows, ..held.linear };
+        // SAFETY: buffers of this shape, and of more rows, which are there.
+        let launched = unsafe { products.launch(&linear, DType::Bf16) };
+        launched.and(driver.end_capture())
+    };
+    for rows in [72, 88, 100] {
+        driver.release_graph(capture(rows).unwrap());
+    }
+    // The stand-in loads code for every number of rows, and would have ended these captures too.
+    assert!(matches!(capture(80), Err(KernelError::Fault(_))));
+    let modes = machine.calls_of("cuStreamBeginCapture_v2");
+    assert!(modes.len() > 4 && modes.iter().all(|mode| mode == "2"), "{modes:?}");
+}
+
+#[test]
 fn a_library_that_does_not_start_is_left_aside_in_a_line() {
     let machine = Machine::new("fail cublasLtCreate 1 0");
     let lines = Mutex::new(Vec::new());
@@ -153,7 +262,7 @@ fn a_graph_records_what_the_library_does() {
     let once = held.read();
     assert_ne!(once, before);
     // Rows were rounded, and the product made, by two launches.
-    assert_eq!(machine.calls_of("cuGraphLaunch"), ["2"]);
+    assert_eq!(machine.calls_of("cuGraphLaunch").pop().as_deref(), Some("2"));
     // SAFETY: as above.
     unsafe { driver.replay(graph) }.unwrap();
     assert_ne!(held.read(), once);
