@@ -98,6 +98,13 @@ pub(crate) struct Launch {
     pub(crate) parameter_bytes: usize,
 }
 
+/// Writes the bytes of an upload. Its refusal ends the upload, and is returned.
+pub(crate) type Fill<'a> = dyn FnMut(&mut [u8]) -> Result<(), KernelError> + 'a;
+
+/// Bytes of an upload at most: long enough that what a copy costs by itself does not count, and few enough
+/// to be kept twice.
+pub(crate) const UPLOAD_MAX: usize = 16 << 20;
+
 /// Runs kernels. All calls act in the order in which they are made: that of one stream. A fault of
 /// what runs behind a call's back is returned by a later call, and by all that follow it.
 pub(crate) trait Driver: Debug + Send + Sync {
@@ -129,12 +136,39 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// `pointer` came from `allocate` and nobody uses it any more, nor a graph that will be replayed.
     unsafe fn release(&self, pointer: DevicePointer);
 
-    /// Copies `bytes` to the device, and may wait: for loading and for tests. They were read when it
-    /// returns.
+    /// Copies to the device, in the order of the stream, the `bytes` bytes that `fill` writes, up to
+    /// [`UPLOAD_MAX`]; for loading and for tests. What `fill` finds there is anything, and all of it is
+    /// copied. It may write on many threads, but none of them may ask for an upload.
     ///
     /// # Safety
     /// The memory from `to` on is allocated and long enough.
-    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError>;
+    unsafe fn upload_with(
+        &self,
+        to: DevicePointer,
+        bytes: usize,
+        fill: &mut Fill<'_>,
+    ) -> Result<(), KernelError>;
+
+    /// Copies `bytes` to the device. They were read when it returns.
+    ///
+    /// # Safety
+    /// As for [`Self::upload_with`].
+    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError> {
+        for (index, chunk) in bytes.chunks(UPLOAD_MAX).enumerate() {
+            let mut fill = |place: &mut [u8]| {
+                place.copy_from_slice(chunk);
+                Ok(())
+            };
+            // SAFETY: a part of the memory that the caller promises.
+            unsafe { self.upload_with(to.offset(index * UPLOAD_MAX), chunk.len(), &mut fill) }?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of the host's memory that the driver keeps page-locked for itself.
+    fn page_locked_bytes(&self) -> usize {
+        0
+    }
 
     /// Waits for all that was asked for, then copies from the device: for tests.
     ///
@@ -278,6 +312,19 @@ impl DeviceBuffer {
         assert!(offset + bytes.len() <= self.bytes, "an upload beyond its buffer");
         // SAFETY: within the buffer.
         unsafe { self.driver.upload(self.pointer.offset(offset), bytes) }
+    }
+
+    /// Copies what `fill` writes, `bytes` bytes, to `offset`; see [`Driver::upload_with`]. Panics if they
+    /// do not fit: a length that the caller planned.
+    pub(crate) fn upload_with(
+        &self,
+        offset: usize,
+        bytes: usize,
+        fill: &mut Fill<'_>,
+    ) -> Result<(), KernelError> {
+        assert!(offset + bytes <= self.bytes, "an upload beyond its buffer");
+        // SAFETY: within the buffer.
+        unsafe { self.driver.upload_with(self.pointer.offset(offset), bytes, fill) }
     }
 
     /// Copies from `offset` on, once all that was asked for has run.

@@ -12,7 +12,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::driver::{
+    DevicePointer, Driver, Fill, GraphIndex, HostPointer, Launch, MarkIndex, UPLOAD_MAX,
+};
 use crate::cuda::emulated_map;
 use crate::cuda::emulated_stream::{Recorded, Stream, Work};
 use crate::cuda::source::Source;
@@ -168,10 +170,19 @@ impl Driver for Emulated {
         state.allocations.remove(&pointer.0);
     }
 
-    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError> {
+    unsafe fn upload_with(
+        &self,
+        to: DevicePointer,
+        bytes: usize,
+        fill: &mut Fill<'_>,
+    ) -> Result<(), KernelError> {
+        assert!(bytes <= UPLOAD_MAX, "an upload of {bytes} bytes");
+        // What nobody writes shows.
+        let mut place = vec![RED; bytes];
+        fill(&mut place)?;
         self.run_all(&mut self.state())?;
         // SAFETY: host memory by the caller's promise, and nothing runs.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(place.as_ptr(), to.0 as *mut u8, bytes) };
         Ok(())
     }
 

@@ -3,7 +3,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::driver::{
+    DevicePointer, Driver, Fill, GraphIndex, HostPointer, Launch, MarkIndex,
+};
 use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::device::Scratch;
 use crate::error::KernelError;
@@ -22,9 +24,10 @@ pub(crate) struct Measure {
 }
 
 impl Measure {
-    /// Chooses kernels as `driver` does.
+    /// Chooses kernels as `driver` does, whose own memory counts.
     pub(crate) fn of(driver: &dyn Driver) -> Self {
-        let (bytes, page_locked_bytes, is_capturing) = Default::default();
+        let (bytes, is_capturing) = Default::default();
+        let page_locked_bytes = AtomicU64::new(driver.page_locked_bytes() as u64);
         let shared_bytes_max = driver.shared_bytes_max();
         Measure { bytes, page_locked_bytes, is_capturing, shared_bytes_max }
     }
@@ -58,7 +61,12 @@ impl Driver for Measure {
 
     unsafe fn release(&self, _pointer: DevicePointer) {}
 
-    unsafe fn upload(&self, _to: DevicePointer, _bytes: &[u8]) -> Result<(), KernelError> {
+    unsafe fn upload_with(
+        &self,
+        _to: DevicePointer,
+        _bytes: usize,
+        _fill: &mut Fill<'_>,
+    ) -> Result<(), KernelError> {
         Err(nothing_runs())
     }
 

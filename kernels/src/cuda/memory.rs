@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
+use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, UPLOAD_MAX};
 use crate::cuda::linear::stride_of;
 use crate::cuda::quantized::{code_bytes, place_row, scale_bytes};
 use crate::device::KvSpec;
@@ -102,9 +102,6 @@ struct Weight {
     format: WeightFormat,
 }
 
-/// Bytes of a weight that are converted on the host at a time.
-const CHUNK_BYTES: usize = 16 << 20;
-
 impl CudaWeight {
     /// Packs `parts` as one matrix.
     pub(crate) fn pack(
@@ -129,6 +126,9 @@ impl CudaWeight {
         let bytes = product(&[experts, n, row_bytes(format, k)], what)?;
         if bytes == 0 {
             return Err(refused("no experts, or empty ones".to_owned()));
+        }
+        if row_bytes(format, k) > UPLOAD_MAX {
+            return Err(refused(format!("rows of {k} columns; {UPLOAD_MAX} bytes are the most")));
         }
         let buffer = DeviceBuffer::new(driver, bytes, &what())?;
         let scales = match format {
@@ -155,7 +155,7 @@ impl CudaWeight {
         if (n, k) != (weight.n, weight.k) || expert >= weight.experts {
             return Err(refused(format!("[{n}, {k}] as expert {expert} of {weight:?}")));
         }
-        let rows_at_once = (CHUNK_BYTES / row_bytes(weight.format, k)).max(1);
+        let rows_at_once = UPLOAD_MAX / row_bytes(weight.format, k);
         for first in (0..n).step_by(rows_at_once) {
             let rows = first..(first + rows_at_once).min(n);
             match weight.format {
@@ -194,7 +194,7 @@ impl CudaWeight {
 }
 
 impl Weight {
-    /// Rows of an expert's stacked parts.
+    /// Rows of an expert's stacked parts, put in place on all cores.
     fn pack_plain(
         &self,
         dtype: DType,
@@ -202,14 +202,16 @@ impl Weight {
         rows: Range<usize>,
         expert: usize,
     ) -> Result<(), KernelError> {
+        use rayon::prelude::*;
         let row_bytes = row_bytes(self.format, self.k);
-        let mut chunk = Vec::with_capacity(rows.len() * row_bytes);
-        for (index, row) in rows.clone().enumerate() {
-            let (part, part_row) = source_row(parts, stacking, row);
-            append_row(parts[part], part_row, dtype, &mut chunk);
-            chunk.resize((index + 1) * row_bytes, 0);
-        }
-        self.buffer.upload((expert * self.n + rows.start) * row_bytes, &chunk)
+        let first = (expert * self.n + rows.start) * row_bytes;
+        self.buffer.upload_with(first, rows.len() * row_bytes, &mut |place| {
+            place.par_chunks_exact_mut(row_bytes).enumerate().for_each(|(index, to)| {
+                let (part, row) = source_row(parts, stacking, rows.start + index);
+                write_row(parts[part], row, dtype, to);
+            });
+            Ok(())
+        })
     }
 
     /// Rows of an expert's stacked parts, quantized on all cores.
@@ -221,27 +223,32 @@ impl Weight {
         expert: usize,
     ) -> Result<(), KernelError> {
         use rayon::prelude::*;
-        let sizes = [code_bytes(quantization, self.k), scale_bytes(quantization, self.k)];
-        let [mut codes, mut scales] = sizes.map(|bytes| vec![0; rows.len() * bytes]);
-        let places =
-            codes.par_chunks_exact_mut(sizes[0]).zip(scales.par_chunks_exact_mut(sizes[1]));
-        places.enumerate().try_for_each_init(
-            || (vec![0.0; self.k], vec![0; quantization.row_bytes(self.k)]),
-            |(values, bytes), (index, (codes, scales))| {
-                let (part, row) = source_row(parts, stacking, rows.start + index);
-                parts[part].read_row(row, values);
-                quantize_row(quantization, values, bytes)
-                    .map_err(|refused| refused.in_row(part, row))?;
-                place_row(quantization, bytes, codes, scales);
-                Ok::<(), KernelError>(())
-            },
-        )?;
+        let [code_bytes, scale_bytes] =
+            [code_bytes(quantization, self.k), scale_bytes(quantization, self.k)];
+        let mut scales = vec![0; rows.len() * scale_bytes];
         let first = expert * self.n + rows.start;
-        self.buffer.upload(first * sizes[0], &codes)?;
+        self.buffer.upload_with(first * code_bytes, rows.len() * code_bytes, &mut |codes| {
+            let places = codes
+                .par_chunks_exact_mut(code_bytes)
+                .zip(scales.par_chunks_exact_mut(scale_bytes));
+            places.enumerate().try_for_each_init(
+                || (vec![0.0; self.k], vec![0; quantization.row_bytes(self.k)]),
+                |(values, bytes), (index, (codes, scales))| {
+                    let (part, row) = source_row(parts, stacking, rows.start + index);
+                    parts[part].read_row(row, values);
+                    quantize_row(quantization, values, bytes)
+                        .map_err(|refused| refused.in_row(part, row))?;
+                    // What pads a row is zeros.
+                    codes.fill(0);
+                    place_row(quantization, bytes, codes, scales);
+                    Ok::<(), KernelError>(())
+                },
+            )
+        })?;
         let Some(to) = &self.scales else {
             return Err(refused("a quantized weight without scales".to_owned()));
         };
-        to.upload(first * sizes[1], &scales)
+        to.upload(first * scale_bytes, &scales)
     }
 }
 
@@ -329,19 +336,22 @@ impl CacheShape for CudaKv {
     }
 }
 
-/// A row in `format`: its bytes where the type stays, rounded values otherwise.
-fn append_row(part: HostTensor<'_>, row: usize, format: DType, to: &mut Vec<u8>) {
+/// Writes a row in `format`: its bytes where the type stays, rounded values otherwise; then zeros.
+fn write_row(part: HostTensor<'_>, row: usize, format: DType, to: &mut [u8]) {
+    let element = format.bytes();
+    let (values, padding) = to.split_at_mut(part.cols * element);
+    padding.fill(0);
     if part.dtype == format {
-        let bytes = part.cols * format.bytes();
-        to.extend_from_slice(&part.bytes[row * bytes..(row + 1) * bytes]);
+        let bytes = part.cols * element;
+        values.copy_from_slice(&part.bytes[row * bytes..(row + 1) * bytes]);
         return;
     }
-    for col in 0..part.cols {
+    for (col, to) in values.chunks_exact_mut(element).enumerate() {
         let value = part.at(row, col);
         match format {
-            DType::F32 => to.extend_from_slice(&value.to_le_bytes()),
-            DType::Bf16 => to.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-            DType::F16 => to.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+            DType::F32 => to.copy_from_slice(&value.to_le_bytes()),
+            DType::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            DType::F16 => to.copy_from_slice(&f16::from_f32(value).to_le_bytes()),
         }
     }
 }

@@ -1,19 +1,22 @@
 //! A GPU behind [`Driver`]: its primary context, one stream, and all kernels loaded.
 //!
 //! Every call acts in the order of the stream; on Hopper a kernel's blocks may take their places while
-//! the kernel before it ends, and wait there. A fault of the device shows at the next call that
-//! waits, with the driver's name for it; nothing is tried again.
+//! the kernel before it ends, and wait there. A fault of the device shows at a later call, the next that
+//! waits at the latest, with the driver's name for it; nothing is tried again.
 
 use std::fmt;
 
 use super::api::{Context, Handle, Refused, Stream, check, enter, sys};
 use super::cubins::Cubin;
 use super::cublaslt::{Blas, CublasLt};
+use super::host_memory::{self, Uploads};
 use super::modules::Modules;
 use super::stream_marks::{Graphs, Marks};
 use super::system::{Gpu, System};
 use super::tensor_map::encode;
-use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::driver::{
+    DevicePointer, Driver, Fill, GraphIndex, HostPointer, Launch, MarkIndex,
+};
 use crate::cuda::product_library::ProductLibrary;
 use crate::cuda::tensor_map::{TensorMap, TensorMapSpec};
 use crate::device::DeviceMemory;
@@ -30,6 +33,7 @@ pub(crate) struct Nvidia {
     modules: Modules,
     marks: Marks,
     graphs: Graphs,
+    uploads: Uploads,
     blas: Option<Blas>,
 }
 
@@ -60,6 +64,7 @@ impl Nvidia {
             modules: Modules::default(),
             marks: Marks::default(),
             graphs: Graphs::default(),
+            uploads: Uploads::default(),
             blas: None,
         };
         nvidia.enter()?;
@@ -169,17 +174,19 @@ impl Driver for Nvidia {
         }
     }
 
-    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
+    unsafe fn upload_with(
+        &self,
+        to: DevicePointer,
+        bytes: usize,
+        fill: &mut Fill<'_>,
+    ) -> Result<(), KernelError> {
         self.enter()?;
-        // SAFETY: the caller's promise; the bytes stay until the wait below.
-        let code = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to.0, bytes.as_ptr().cast(), bytes.len(), self.stream.0)
-        };
-        check("cuMemcpyHtoDAsync", code)?;
-        self.wait_for_all()
+        // SAFETY: the caller's promise.
+        unsafe { self.uploads.send(self.stream, (to, bytes), fill) }
+    }
+
+    fn page_locked_bytes(&self) -> usize {
+        host_memory::UPLOAD_BYTES
     }
 
     unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), KernelError> {
@@ -242,29 +249,15 @@ impl Driver for Nvidia {
 
     fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError> {
         self.enter()?;
-        let mut pointer = std::ptr::null_mut();
-        let bytes = bytes.max(1);
-        // Never write-combined: the host reads results from it.
-        let flags = sys::CU_MEMHOSTALLOC_PORTABLE;
-        // SAFETY: writes one address. Whole pages: aligned to more than 256 bytes.
-        let code = unsafe { sys::cuMemHostAlloc(&raw mut pointer, bytes, flags) };
-        if code == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let reason = format!("the host has no {bytes} bytes of memory that can be page-locked");
-            return Err(KernelError::Unsupported(reason));
-        }
-        check("cuMemHostAlloc", code)?;
-        let pointer: *mut u8 = pointer.cast();
-        // SAFETY: allocated just now, and nobody else's.
-        unsafe { pointer.write_bytes(0, bytes) };
-        Ok(HostPointer(pointer))
+        host_memory::allocate(bytes.max(1))
     }
 
     unsafe fn release_host(&self, pointer: HostPointer) {
         if self.enter().is_ok() {
             // What still runs may use it.
             let _ = self.wait_for_all();
-            // SAFETY: the caller's promise.
-            let _ = unsafe { sys::cuMemFreeHost(pointer.0.cast()) };
+            // SAFETY: the caller's promise, and no copy runs.
+            unsafe { host_memory::release(pointer) };
         }
     }
 
@@ -354,6 +347,9 @@ impl Drop for Nvidia {
         // It works on the stream and in the context.
         self.blas = None;
         if self.enter().is_ok() && !self.stream.is_null() {
+            // A copy may still be on its way.
+            let _ = self.wait_for_all();
+            self.uploads.end();
             self.marks.release();
             // SAFETY: ours, and nobody launches any more.
             let _ = unsafe { sys::cuStreamDestroy_v2(self.stream.0) };

@@ -44,6 +44,9 @@ mod tensor_map;
 /// Loaded code.
 mod modules;
 
+/// Page-locked memory, and uploads through it.
+mod host_memory;
+
 /// Marks and graphs of a stream.
 mod stream_marks;
 

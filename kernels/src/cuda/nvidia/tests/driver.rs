@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::machine::Machine;
 use super::{open, open_with};
 use crate::cuda::GpuOptions;
-use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver, Grid, Launch, MarkIndex};
+use crate::cuda::driver::{
+    DeviceBuffer, DevicePointer, Driver, Grid, Launch, MarkIndex, UPLOAD_MAX,
+};
 use crate::cuda::emulated::Emulated;
 use crate::cuda::emulated_map::encode;
 use crate::cuda::host_buffer::HostBuffer;
@@ -128,9 +130,7 @@ fn a_call_that_fails_is_a_fault_with_the_names_of_call_and_error() {
         ("cuMemcpyHtoDAsync_v2", 1, "CUDA_ERROR_INVALID_VALUE (1)"),
         ("cuStreamSynchronize", 700, "CUDA_ERROR_ILLEGAL_ADDRESS (700): an illegal memory access"),
     ] {
-        // The third call: two uploads come first.
-        let after = if call == "cuStreamSynchronize" { 2 } else { 0 };
-        let machine = Machine::new(&format!("fail {call} {code} {after}"));
+        let machine = Machine::new(&format!("fail {call} {code} 0"));
         let driver = open(&machine);
         let reason = fault(normed(&driver));
         assert!(reason.contains(name), "{reason}");
@@ -312,6 +312,39 @@ fn every_call_may_be_the_first_of_its_thread() {
     on_a_new_thread(|| drop(host));
     on_a_new_thread(|| drop(out));
     assert_eq!(driver.memory().unwrap().unwrap().free, free + COLS as u64 * 4);
+}
+
+#[test]
+fn uploads_of_any_length_pass_through_two_pieces_and_wait_for_no_copy() {
+    let machine = Machine::new("log");
+    let driver = open(&machine);
+    let bytes: Vec<u8> = (0..3 * UPLOAD_MAX as u32 + 12_345)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    let buffer = DeviceBuffer::new(&driver, bytes.len() + 8, "a test").unwrap();
+    buffer.upload(8, &bytes).unwrap();
+    let mut short = |place: &mut [u8]| {
+        place.copy_from_slice(&[7; 8]);
+        Ok(())
+    };
+    buffer.upload_with(0, 8, &mut short).unwrap();
+    buffer.upload(0, &[]).unwrap();
+    // A refusal copies nothing, and the next upload is as ever.
+    let mut refuse = |place: &mut [u8]| {
+        place.fill(9);
+        Err(KernelError::Unsupported("a test".into()))
+    };
+    assert!(buffer.upload_with(0, 4, &mut refuse).is_err());
+    assert_eq!(machine.calls_of("cuMemHostAlloc").len(), 2);
+    assert_eq!(machine.calls_of("cuMemcpyHtoDAsync_v2").len(), 5);
+    assert_eq!(machine.calls_of("cuStreamSynchronize"), [""; 0]);
+    let mut read = vec![0; bytes.len() + 8];
+    buffer.download(0, &mut read).unwrap();
+    assert!(read[..8] == [7; 8] && read[8..] == bytes);
+    drop((buffer, driver));
+    let [allocated, freed] =
+        ["cuMemHostAlloc", "cuMemFreeHost"].map(|call| machine.calls_of(call).len());
+    assert_eq!(allocated, freed);
 }
 
 #[test]

@@ -165,8 +165,12 @@ fn compiled(name: &str, source: &str) -> PathBuf {
         let own = tempfile::tempdir_in(&folder).unwrap();
         let temporary = own.path().join(name);
         compile(&emulation.join(source), &temporary);
-        // Another process may have been faster: its library is as good.
-        std::fs::rename(&temporary, &library).unwrap();
+        // Another process may have been faster: its library is as good, and it may have it open, so its file
+        // must stay the one of this name.
+        match std::fs::hard_link(&temporary, &library) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            linked => linked.unwrap(),
+        }
     }
     library
 }

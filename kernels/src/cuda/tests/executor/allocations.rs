@@ -2,15 +2,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::machine::{Machine, Mode};
 use super::world::steps;
-use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::tests::silent::Silent;
 use crate::device::{Executor, Step};
 use crate::dtype::DType;
-use crate::error::KernelError;
 
 /// The system's allocator, and how often this thread asked it.
 struct Counting;
@@ -45,96 +43,6 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: the caller's promise.
         unsafe { System.realloc(pointer, layout, bytes) }
     }
-}
-
-/// A device that does nothing: what remains is the host's work.
-#[derive(Debug, Default)]
-struct Silent {
-    host: Mutex<HashMap<usize, Layout>>,
-}
-
-impl Driver for Silent {
-    fn name(&self) -> String {
-        "nothing".to_owned()
-    }
-
-    fn allocate(&self, _bytes: usize, _what: &str) -> Result<DevicePointer, KernelError> {
-        count();
-        Ok(DevicePointer(256))
-    }
-
-    unsafe fn release(&self, _pointer: DevicePointer) {}
-
-    unsafe fn upload(&self, _to: DevicePointer, _bytes: &[u8]) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    unsafe fn download(&self, _from: DevicePointer, _bytes: &mut [u8]) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    unsafe fn launch(&self, _launch: &Launch) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn allocate_host(&self, bytes: usize) -> Result<HostPointer, KernelError> {
-        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
-        // SAFETY: not empty.
-        let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
-        self.host.lock().unwrap().insert(pointer as usize, layout);
-        Ok(HostPointer(pointer))
-    }
-
-    unsafe fn release_host(&self, pointer: HostPointer) {
-        if let Some(layout) = self.host.lock().unwrap().remove(&(pointer.0 as usize)) {
-            // SAFETY: it was allocated with this layout.
-            unsafe { std::alloc::dealloc(pointer.0, layout) };
-        }
-    }
-
-    unsafe fn copy_in(
-        &self,
-        _to: DevicePointer,
-        _from: HostPointer,
-        _bytes: usize,
-    ) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    unsafe fn copy_out(
-        &self,
-        _to: HostPointer,
-        _from: DevicePointer,
-        _bytes: usize,
-    ) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn reserve_marks(&self, _count: u32) -> Result<MarkIndex, KernelError> {
-        Ok(MarkIndex(0))
-    }
-
-    fn mark(&self, _mark: MarkIndex) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn wait(&self, _mark: MarkIndex) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn begin_capture(&self) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn end_capture(&self) -> Result<GraphIndex, KernelError> {
-        Ok(GraphIndex(0))
-    }
-
-    unsafe fn replay(&self, _graph: GraphIndex) -> Result<(), KernelError> {
-        Ok(())
-    }
-
-    fn release_graph(&self, _graph: GraphIndex) {}
 }
 
 #[test]

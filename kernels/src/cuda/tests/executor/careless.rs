@@ -6,7 +6,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::machine::CUTS;
-use crate::cuda::driver::{DevicePointer, Driver, GraphIndex, HostPointer, Launch, MarkIndex};
+use crate::cuda::driver::{
+    DevicePointer, Driver, Fill, GraphIndex, HostPointer, Launch, MarkIndex,
+};
 use crate::cuda::emulated::Emulated;
 use crate::error::KernelError;
 
@@ -73,10 +75,15 @@ impl Driver for Careless {
         unsafe { self.inner.release(pointer) }
     }
 
-    unsafe fn upload(&self, to: DevicePointer, bytes: &[u8]) -> Result<(), KernelError> {
+    unsafe fn upload_with(
+        &self,
+        to: DevicePointer,
+        bytes: usize,
+        fill: &mut Fill<'_>,
+    ) -> Result<(), KernelError> {
         self.note("upload");
         // SAFETY: the caller's promise.
-        unsafe { self.inner.upload(to, bytes) }
+        unsafe { self.inner.upload_with(to, bytes, fill) }
     }
 
     unsafe fn download(&self, from: DevicePointer, bytes: &mut [u8]) -> Result<(), KernelError> {
