@@ -59,7 +59,7 @@ const fn part(
 
 /// All of them. Correctness comes before speed: a fast kernel that is wrong is worth nothing. Peers come
 /// last.
-pub static PARTS: [Part; 21] = [
+pub static PARTS: [Part; 22] = [
     part(
         ("wrappers", 5),
         "each PTX wrapper against the emulation: bit for bit, or within a stated bound",
@@ -72,9 +72,12 @@ pub static PARTS: [Part; 21] = [
         &HOPPER,
         |task| task.suite(suite::Part::Hopper),
     ),
-    part(("ops", 60), "random shapes of each op against float64", &KERNELS, |task| {
-        task.suite(suite::Part::Ops)
-    }),
+    part(
+        ("ops", 90),
+        "random shapes of each op against float64, and each of Hopper's kernels",
+        &KERNELS,
+        |task| task.suite(suite::Part::Ops),
+    ),
     part(
         ("ceilings", 10),
         "this card's own: read, copy, matrix and multiply-add rates, the cost of a launch",
@@ -87,12 +90,23 @@ pub static PARTS: [Part; 21] = [
         &ENGINE,
         goldens::run,
     ),
-    part(("demo", 20), "the built-in model's answers against the CPU's", &ENGINE, demo::run),
     part(
-        ("kernels", 90),
-        "each kernel's share of the ceilings over the shapes of 1B, 8B and 32B models",
+        ("demo", 25),
+        "the built-in model's answers against the CPU's; deterministic, alone and in a crowd",
+        &ENGINE,
+        demo::run,
+    ),
+    part(
+        ("kernels", 50),
+        "each kernel's share of the ceilings over the shapes of 1B, 8B and 32B models, in bf16",
         &KERNELS,
         |task| task.suite(suite::Part::Kernels),
+    ),
+    part(
+        ("formats", 70),
+        "the same in f16 and f32, over an fp8 cache, deterministic, as on a smaller card",
+        &KERNELS,
+        |task| task.suite(suite::Part::Formats),
     ),
     part(
         ("llama-8b", 120),
@@ -116,12 +130,12 @@ pub static PARTS: [Part; 21] = [
         opening::run,
     ),
     part(
-        ("sampling", 20),
+        ("sampling", 15),
         "the same as kernels for sampling over vocabularies",
         &KERNELS,
         |task| task.suite(suite::Part::Sampling),
     ),
-    part(("experts", 20), "the same for routing and the products of experts", &KERNELS, |task| {
+    part(("experts", 15), "the same for routing and the products of experts", &KERNELS, |task| {
         task.suite(suite::Part::Experts)
     }),
     part(("quantized", 60), "the same for q8_0, q4_0 and fp8, of packed bytes", &KERNELS, |task| {

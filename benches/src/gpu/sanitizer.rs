@@ -15,7 +15,10 @@ use super::part::Task;
 
 /// A tool of the checker, and the parts that it looks at: those whose kernels can break its rules.
 const RUNS: [(&str, &[&str]); 4] = [
-    ("memcheck", &["wrappers", "hopper", "ops", "kernels", "sampling", "experts", "quantized"]),
+    (
+        "memcheck",
+        &["wrappers", "hopper", "ops", "kernels", "formats", "sampling", "experts", "quantized"],
+    ),
     ("racecheck", &["wrappers", "hopper", "ops"]),
     ("synccheck", &["hopper", "ops"]),
     ("initcheck", &["ops"]),

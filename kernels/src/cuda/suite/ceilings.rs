@@ -52,7 +52,10 @@ impl Ceiling {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ceilings {
     pub(super) read: f64,
+    /// Of bf16 on the matrix units.
     pub(super) products: f64,
+    /// Of f32 one by one.
+    pub(super) multiply_adds: f64,
 }
 
 const THREADS: u32 = 256;
@@ -95,8 +98,14 @@ impl Ceilings {
         let warpgroups = probe.warpgroup_products()?;
         // The faster way binds all. Figures are in GB/s and TFLOP/s.
         let most = warpgroups.iter().map(|figure| figure.median).fold(products.median, f64::max);
-        let ceilings = Ceilings { read: read.median * 1e9, products: most * 1e12 };
-        for figure in [Some(read), Some(products), warpgroups].into_iter().flatten() {
+        let multiply_adds = probe.multiply_adds()?;
+        let ceilings = Ceilings {
+            read: read.median * 1e9,
+            products: most * 1e12,
+            multiply_adds: multiply_adds.median * 1e12,
+        };
+        let figures = [Some(read), Some(products), warpgroups, Some(multiply_adds)];
+        for figure in figures.into_iter().flatten() {
             (run.put)(Finding::Figure(figure));
         }
         Ok(ceilings)

@@ -30,6 +30,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
             (run.put)(Finding::Figure(figure));
         }
     }
+    let apart = partitions(run, &watch, NODES[at][1])?;
+    (run.put)(Finding::Figure(apart));
     for bytes in COPIES[at] {
         if !(run.keeps_going)() {
             return Ok(false);
@@ -65,6 +67,23 @@ fn graph(run: &Run<'_>, watch: &Stopwatch, nodes: usize) -> Result<[Figure; 3], 
         micros(&name, &whole),
         micros(&format!("{name}: host time of its launch"), &host),
     ])
+}
+
+/// The same of kernels of which every other wants half of the shared memory there is. A multiprocessor
+/// parts its memory between that and its first cache as the driver thinks best for a kernel, and one
+/// that wants other parts may have to wait until the one before it has left.
+fn partitions(run: &Run<'_>, watch: &Stopwatch, nodes: usize) -> Result<Figure, KernelError> {
+    let half = run.target.shared_bytes_max / 2;
+    let recorded = watch.record(nodes, &mut |call| {
+        let grid = Grid { blocks: [1, 1, 1], shared_bytes: call % 2 * half };
+        // SAFETY: the kernel looks at nothing.
+        unsafe { launch(&**run.driver, &NOTHING, grid, &Ceiling::nothing()) }
+    })?;
+    let whole = watch.time_asked(&mut |_| recorded.replay())?;
+    let each: Vec<f64> = whole.iter().map(|seconds| seconds / nodes as f64).collect();
+    let name =
+        format!("graph of {nodes} empty kernels, every other with much shared memory: a node");
+    Ok(micros(&name, &each))
 }
 
 /// Copies of `bytes` both ways between page-locked memory and the device.

@@ -41,8 +41,10 @@ pub enum Part {
     Ceilings,
     /// Nodes of graphs, copies from and to the host, marks.
     Costs,
-    /// Each kernel's share of the ceilings over the shapes of models.
+    /// Each kernel's share of the ceilings over the shapes of models, of those that bf16 takes.
     Kernels,
+    /// The same for other types, caches, sizes of heads and cards, and for one order of sums.
+    Formats,
     /// The same for sampling over vocabularies.
     Sampling,
     /// The same for routing and the products of experts.
@@ -122,6 +124,7 @@ impl Suite {
             Part::Ceilings => ceilings::run(&mut run),
             Part::Costs => costs::run(&mut run),
             Part::Kernels => shares::run(&mut run),
+            Part::Formats => shares::formats::run(&mut run),
             Part::Sampling => shares::sampling::run(&mut run),
             Part::Experts => shares::experts::run(&mut run),
             Part::Quantized => shares::quantized::run(&mut run),

@@ -5,17 +5,25 @@ use super::finding::{Check, Note};
 use super::{Finding, Run, Size};
 use crate::cuda::tests::dice::Dice;
 use crate::cuda::tests::{
-    Bed, Drawn, attention, embed, hopper, kv_copy, linear, linear_quantized, moe, norm, rope_store,
-    sample,
+    Bed, DrawNumbered, Drawn, Numbered, attention, embed, hopper, kv_copy, linear, linear_quantized,
+    moe, norm, rope_store, sample,
 };
 use crate::error::KernelError;
 
-/// An op: draws a case no larger than a number, and runs it.
+/// An op.
 struct Op {
     name: &'static str,
-    random: fn(&Bed, &mut Dice, usize) -> Drawn,
+    cases: Cases,
     /// The largest case on a card, and under emulation.
     most: [usize; 2],
+}
+
+/// What draws a case no larger than a number, and runs it.
+enum Cases {
+    /// Any that the op has.
+    Any(fn(&Bed, &mut Dice, usize) -> Drawn),
+    /// The one of a number, of so many that differ in what a draw would meet seldom.
+    Each(usize, DrawNumbered),
 }
 
 const fn op(
@@ -23,7 +31,11 @@ const fn op(
     random: fn(&Bed, &mut Dice, usize) -> Drawn,
     most: [usize; 2],
 ) -> Op {
-    Op { name, random, most }
+    Op { name, cases: Cases::Any(random), most }
+}
+
+const fn each(name: &'static str, (count, drawn): Numbered, most: [usize; 2]) -> Op {
+    Op { name, cases: Cases::Each(count, drawn), most }
 }
 
 const OPS: [Op; 9] = [
@@ -38,6 +50,13 @@ const OPS: [Op; 9] = [
     op("embedding and rows", embed::random, [8192, 100]),
 ];
 
+/// Kernels that Hopper alone has, each with every tiling, type, size of heads and end of a product.
+const HOPPER_OPS: [Op; 3] = [
+    each("linear on Hopper", linear::EACH_OF_HOPPER, [8_000_000, 20_000]),
+    each("quantized linear on Hopper", linear::EACH_QUANTIZED_OF_HOPPER, [8_000_000, 20_000]),
+    each("attention on Hopper", attention::EACH_OF_HOPPER, [40_000, 600]),
+];
+
 /// What suite_hopper.cu does: numbers of k, of tiles.
 const HOPPER: [Op; 3] = [
     op("tiles by the copy engine", hopper::random_tile, [0, 0]),
@@ -45,22 +64,27 @@ const HOPPER: [Op; 3] = [
     op("tiles through a ring", hopper::random_ring, [16, 4]),
 ];
 
-/// Cases of an op.
+/// Cases of an op that draws any.
 const CASES: [usize; 2] = [60, 2];
 
 pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
-    run_all(run, &OPS)
+    Ok(run_all(run, &OPS)? && run_where_hopper(run, "Hopper's kernels", &HOPPER_OPS)?)
 }
 
-/// The same for Hopper's instructions. Other cards have none of them, which is no fault.
+/// The same for Hopper's instructions.
 pub(super) fn run_hopper(run: &mut Run<'_>) -> Result<bool, KernelError> {
-    if !run.target.is_hopper {
-        let (major, minor) = run.driver.capability();
-        let why = format!("compute capability {major}.{minor} has none, only 9.0 has");
-        (run.put)(Finding::Note(Note::not_measured("Hopper's instructions", why)));
-        return Ok(true);
+    run_where_hopper(run, "Hopper's instructions", &HOPPER)
+}
+
+/// Other cards have none of them, which is no fault.
+fn run_where_hopper(run: &mut Run<'_>, what: &str, ops: &[Op]) -> Result<bool, KernelError> {
+    if run.target.is_hopper {
+        return run_all(run, ops);
     }
-    run_all(run, &HOPPER)
+    let (major, minor) = run.driver.capability();
+    let why = format!("compute capability {major}.{minor} has none, only 9.0 has");
+    (run.put)(Finding::Note(Note::not_measured(what, why)));
+    Ok(true)
 }
 
 fn run_all(run: &mut Run<'_>, ops: &[Op]) -> Result<bool, KernelError> {
@@ -70,12 +94,15 @@ fn run_all(run: &mut Run<'_>, ops: &[Op]) -> Result<bool, KernelError> {
         let mut dice = Dice(run.seed << 8 | index as u64);
         let mut check = Check::new(op.name);
         let mut ends = true;
-        for _ in 0..CASES[at] {
+        for number in op.cases.numbers(run) {
             ends = (run.keeps_going)();
             if !ends {
                 break;
             }
-            let (case, right) = (op.random)(&bed, &mut dice, op.most[at]);
+            let (case, right) = match op.cases {
+                Cases::Any(random) => random(&bed, &mut dice, op.most[at]),
+                Cases::Each(_, drawn) => drawn(&bed, &mut dice, op.most[at], number),
+            };
             check.add((!right?).then_some(case));
         }
         if check.cases > 0 {
@@ -86,4 +113,19 @@ fn run_all(run: &mut Run<'_>, ops: &[Op]) -> Result<bool, KernelError> {
         }
     }
     Ok(true)
+}
+
+impl Cases {
+    /// Those that are run: on a card all that there is one of each, under emulation a few by the seed.
+    fn numbers(&self, run: &Run<'_>) -> Vec<usize> {
+        match (self, run.size) {
+            (Cases::Any(_), Size::Full) => (0..CASES[0]).collect(),
+            (Cases::Any(_), Size::Tiny) => (0..CASES[1]).collect(),
+            (Cases::Each(count, _), Size::Full) => (0..*count).collect(),
+            (Cases::Each(count, _), Size::Tiny) => {
+                let first = run.seed as usize * CASES[1];
+                (first..first + CASES[1]).map(|number| number % count).collect()
+            }
+        }
+    }
 }

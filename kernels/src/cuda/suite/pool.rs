@@ -29,7 +29,7 @@ impl Pool {
         Pool::of(driver, bytes, &random_numbers(CHUNK_BYTES.min(bytes) / 2))
     }
 
-    /// `bytes` bytes of `chunk` after `chunk`, whole ones.
+    /// `bytes` bytes of `chunk` after `chunk`, the last one cut off where they end.
     pub(super) fn of(
         driver: &Arc<dyn Driver>,
         bytes: usize,
@@ -37,7 +37,7 @@ impl Pool {
     ) -> Result<Self, KernelError> {
         let buffer = DeviceBuffer::new(driver, bytes, "random numbers")?;
         for at in (0..bytes).step_by(chunk.len()) {
-            buffer.upload(at, chunk)?;
+            buffer.upload(at, &chunk[..chunk.len().min(bytes - at)])?;
         }
         Ok(Pool { buffer, bytes })
     }
@@ -51,6 +51,11 @@ impl Pool {
     pub(super) fn window(&self, bytes: usize, call: usize) -> DevicePointer {
         let windows = self.bytes / bytes.next_multiple_of(ALIGNMENT).max(ALIGNMENT);
         self.buffer.pointer().offset(call % windows.max(1) * bytes.next_multiple_of(ALIGNMENT))
+    }
+
+    /// Its first byte.
+    pub(super) fn pointer(&self) -> DevicePointer {
+        self.buffer.pointer()
     }
 
     /// All of it.

@@ -1,6 +1,8 @@
 //! Shapes of models, as published: what kernels are measured over, ours and others'.
 
 use super::Size;
+use crate::dtype::DType;
+use crate::ops::Heads;
 
 /// A decoder's layer, its head, and how many experts it has.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +73,12 @@ impl Product {
 }
 
 impl Shape {
+    /// Of its attention.
+    pub(super) fn heads(&self) -> Heads {
+        let Shape { num_q, num_kv, head_dim, .. } = *self;
+        Heads { num_q, num_kv, head_dim }
+    }
+
     /// Those that a suite of this size measures.
     pub(super) fn all(size: Size) -> &'static [Shape] {
         match size {
@@ -101,9 +109,27 @@ pub(super) fn rows(size: Size) -> &'static [usize] {
     }
 }
 
+/// Rows of a step in a type that few models are served in.
+pub(super) fn format_rows(size: Size, format: DType) -> &'static [usize] {
+    match (size, format) {
+        // One kernel each, and what cuts rows into tiles.
+        (Size::Full, DType::F32) => &[1, 2, 4, 8, 64],
+        (Size::Full, _) => &[1, 2, 4, 16, 32, 64, 512],
+        (Size::Tiny, _) => &[3],
+    }
+}
+
+/// Rows of a step whose bits may not depend on their number: where that costs most, and least.
+pub(super) fn deterministic_rows(size: Size) -> &'static [usize] {
+    match size {
+        Size::Full => &[1, 512],
+        Size::Tiny => &[2],
+    }
+}
+
 /// What a figure of attention is called.
-pub(super) fn attention_what(shape: &Shape, [seqs, keys, rows]: [usize; 3]) -> String {
-    format!("{} attention, {seqs} × {rows} rows over {keys} keys", shape.name)
+pub(super) fn attention_what(name: &str, [seqs, keys, rows]: [usize; 3]) -> String {
+    format!("{name} attention, {seqs} × {rows} rows over {keys} keys")
 }
 
 /// One figure of the suite that other programs can be asked for, too.
@@ -152,7 +178,7 @@ pub fn peer_tasks(size: Size) -> Vec<PeerTask> {
         }
         let &Shape { num_q, num_kv, head_dim, .. } = shape;
         tasks.extend(attentions(size).iter().map(|&[seqs, keys, rows]| {
-            let what = attention_what(shape, [seqs, keys, rows]);
+            let what = attention_what(shape.name, [seqs, keys, rows]);
             PeerTask::Attention { what, seqs, keys, rows, num_q, num_kv, head_dim }
         }));
     }
@@ -200,7 +226,7 @@ pub(super) fn expert_rows(size: Size) -> &'static [usize] {
 /// Rows of a step with quantized weights.
 pub(super) fn quantized_rows(size: Size) -> &'static [usize] {
     match size {
-        Size::Full => &[1, 2, 4, 8, 16, 64, 512],
+        Size::Full => &[1, 2, 4, 16, 32, 64, 512],
         Size::Tiny => &[3],
     }
 }
@@ -230,5 +256,29 @@ pub(super) fn attentions(size: Size) -> &'static [[usize; 3]] {
             [4, 8192, 512],
         ],
         Size::Tiny => &[[2, 70, 1], [1, 20, 20]],
+    }
+}
+
+/// A decode and a prompt: what shows an attention kernel of few rows, and one of many.
+pub(super) fn few_attentions(size: Size) -> &'static [[usize; 3]] {
+    match size {
+        Size::Full => &[[32, 4096, 1], [1, 2048, 2048]],
+        Size::Tiny => &[[2, 70, 1]],
+    }
+}
+
+const fn heads(num_q: usize, num_kv: usize, head_dim: usize) -> Heads {
+    Heads { num_q, num_kv, head_dim }
+}
+
+const OTHER_HEADS: [Heads; 4] =
+    [heads(32, 32, 80), heads(32, 32, 96), heads(32, 8, 112), heads(16, 8, 256)];
+const TINY_HEADS: [Heads; 1] = [heads(2, 1, 48)];
+
+/// Heads of sizes that the shapes above have not, and one that has no kernel of its own.
+pub(super) fn other_heads(size: Size) -> &'static [Heads] {
+    match size {
+        Size::Full => &OTHER_HEADS,
+        Size::Tiny => &TINY_HEADS,
     }
 }

@@ -1,61 +1,68 @@
 //! Each kernel's share of what binds it, over the shapes of models: bytes of the read bandwidth, or
-//! operations of the matrix rate, both measured just before.
-
-use std::collections::HashSet;
+//! operations of the matrix rate or of plain arithmetic, all measured just before.
+//!
+//! Here is what the engine runs in bf16; `formats` has other types and ways to take the card. A test
+//! holds that every kernel has a figure.
 
 use super::ceilings::Ceilings;
 use super::finding::Figure;
 use super::pool::Pool;
-use super::shapes::{Product, Shape, attentions, rows};
+use super::shapes::{Shape, attention_what, attentions, rows};
 use super::stopwatch::Stopwatch;
 use super::{Finding, Run};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
-use crate::cuda::embed::Embed;
-use crate::cuda::linear::{Linear, stride_of};
-use crate::cuda::linear_choice::ProductShape;
-use crate::cuda::norm::{Norm, Put};
-use crate::cuda::products::Products;
-use crate::cuda::rope_store::RopeStore;
+use crate::cuda::linear::stride_of;
+use crate::cuda::norm::Put;
+use crate::cuda::quantized::{code_bytes, scale_bytes};
 use crate::dtype::DType;
 use crate::error::KernelError;
-use crate::ops::{Activation, Epilogue};
 use crate::weight_format::WeightFormat;
 
 mod attention;
 pub(super) mod experts;
+pub(super) mod formats;
+mod products;
 pub(super) mod quantized;
+mod rows;
 pub(super) mod sampling;
+mod slots;
+
+use attention::{Attended, Step};
+use products::Multiplied;
 
 /// Tokens of a KV block.
 const BLOCK: usize = 64;
 
 pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
     let bench = Bench::new(run)?;
+    let (format, target, steps) = (DType::Bf16, run.target, rows(run.size));
+    let asked = Multiplied { prefix: "", format: format.into(), rows: steps, target };
+    if !bench.products(run, &asked)? {
+        return Ok(false);
+    }
     for shape in Shape::all(run.size) {
-        for &rows in rows(run.size) {
-            for product in shape.products() {
-                if !(run.keeps_going)() {
-                    return Ok(false);
-                }
-                if let Some(figure) = bench.product(shape, &product, rows)? {
-                    (run.put)(Finding::Figure(figure));
-                }
+        for &rows in steps {
+            if !(run.keeps_going)() {
+                return Ok(false);
             }
             for figure in [
-                bench.norm(run, shape, rows)?,
-                bench.rope_store(run, shape, rows)?,
-                bench.embed(run, shape, rows)?,
+                bench.norm(run, shape, rows, Put::Store)?,
+                bench.rope_store(run, shape, rows, format.into())?,
+                bench.embed(run, shape, rows, format.into())?,
+                bench.gather(run, shape, rows)?,
             ] {
                 (run.put)(Finding::Figure(figure));
             }
         }
+    }
+    for shape in Shape::all(run.size) {
         for &[seqs, keys, rows] in attentions(run.size) {
-            if !(run.keeps_going)() {
+            let what = attention_what(shape.name, [seqs, keys, rows]);
+            let step = Step { seqs, keys, rows };
+            let asked =
+                Attended { what, heads: shape.heads(), format: format.into(), target, step };
+            if !bench.attention(run, &asked)? {
                 return Ok(false);
-            }
-            let step = attention::Step { seqs, keys, rows };
-            if let Some(figure) = bench.attention(run, shape, step)? {
-                (run.put)(Finding::Figure(figure));
             }
         }
     }
@@ -70,9 +77,13 @@ struct Meter {
 }
 
 /// What a launch moves and computes at least.
+#[derive(Default)]
 struct Work {
     bytes: usize,
+    /// Operations of products that the matrix units have,
     flops: f64,
+    /// and of those that they have not: f32.
+    plain_flops: f64,
 }
 
 impl Meter {
@@ -86,20 +97,38 @@ impl Meter {
     fn figure(&self, what: String, seconds: Vec<f64>, work: &Work) -> Figure {
         let micros = seconds.into_iter().map(|seconds| seconds * 1e6).collect();
         let figure = Figure::new(what, "us", micros);
-        let read = work.bytes as f64 / self.ceilings.read;
-        let products = work.flops / self.ceilings.products;
-        let (floor, of) = if read >= products { (read, "read") } else { (products, "products") };
+        let Ceilings { read, products, multiply_adds } = self.ceilings;
+        let floors = [
+            (work.bytes as f64 / read, "read"),
+            (work.flops / products, "products"),
+            (work.plain_flops / multiply_adds, "multiply-adds"),
+        ];
+        let (floor, of) = floors
+            .into_iter()
+            .fold((0.0, "read"), |most, floor| if floor.0 > most.0 { floor } else { most });
         let share = floor / (figure.median / 1e6);
         figure.share(share, of)
     }
 }
 
-/// What plain kernels are measured with.
+impl Work {
+    /// Of products whose factor is stored in `format`.
+    fn of(bytes: usize, flops: f64, is_f32: bool) -> Self {
+        let (flops, plain_flops) = if is_f32 { (0.0, flops) } else { (flops, 0.0) };
+        Work { bytes, flops, plain_flops }
+    }
+
+    /// Of what computes next to nothing.
+    fn moving(bytes: usize) -> Self {
+        Work { bytes, ..Work::default() }
+    }
+}
+
+/// What kernels over the shapes of models are measured with.
 struct Bench {
     meter: Meter,
-    products: Products,
     /// Activations: in, and out.
-    x: DeviceBuffer,
+    x: Pool,
     out: DeviceBuffer,
 }
 
@@ -108,123 +137,40 @@ impl Bench {
         let meter = Meter::new(run)?;
         let floats = Shape::all(run.size).iter().map(|shape| floats_of(shape, run)).max();
         let (x, out) = both_activations(run, floats.unwrap_or(0))?;
-        let products = Products::new(run.driver, run.target, &product_shapes(run))?;
-        Ok(Bench { meter, products, x, out })
-    }
-
-    /// A product in bf16; `None` where the pool has no room for its weight.
-    fn product(
-        &self,
-        shape: &Shape,
-        product: &Product,
-        rows: usize,
-    ) -> Result<Option<Figure>, KernelError> {
-        let &Product { n, k, joins, .. } = product;
-        let weight_bytes = n * stride_of(k, DType::Bf16) * 2;
-        if !self.meter.pool.has(weight_bytes) {
-            return Ok(None);
-        }
-        let epilogue = if joins { Epilogue::Glu(Activation::Silu) } else { Epilogue::Store };
-        let seconds = self.meter.watch.time(&mut |call| {
-            let weight = self.meter.pool.window(weight_bytes, call);
-            let pointers = [self.x.pointer(), weight, self.out.pointer()];
-            let linear = Linear::plain(pointers, rows, (n, k), DType::Bf16).with_epilogue(epilogue);
-            // SAFETY: the pool holds the weight, activations hold the rows of any product.
-            unsafe { self.products.launch(&linear, DType::Bf16) }
-        })?;
-        let out_cols = if joins { n / 2 } else { n };
-        let bytes = weight_bytes + rows * (k + out_cols) * 4;
-        let work = Work { bytes, flops: 2.0 * (rows * n * k) as f64 };
-        Ok(Some(self.meter.figure(product.what(shape, rows), seconds, &work)))
-    }
-
-    fn norm(&self, run: &Run<'_>, shape: &Shape, rows: usize) -> Result<Figure, KernelError> {
-        let seconds = self.meter.watch.time(&mut |_| {
-            let norm = Norm {
-                x: self.x.pointer(),
-                weight: self.x.pointer(),
-                out: self.out.pointer(),
-                cols: shape.hidden as u32,
-                eps: 1e-5,
-            };
-            // SAFETY: activations hold the rows.
-            unsafe { norm.launch(&**run.driver, Put::Store, rows as u32) }
-        })?;
-        let work = Work { bytes: rows * shape.hidden * 8, flops: 0.0 };
-        Ok(self.meter.figure(format!("{} norm, {rows} rows", shape.name), seconds, &work))
-    }
-
-    fn rope_store(&self, run: &Run<'_>, shape: &Shape, rows: usize) -> Result<Figure, KernelError> {
-        let Shape { num_q, num_kv, head_dim, .. } = *shape;
-        let slots = words(run, (0..rows as u32).collect())?;
-        let plane_bytes = rows.div_ceil(BLOCK) * BLOCK * num_kv * head_dim * 2;
-        let plane = DeviceBuffer::new(run.driver, 2 * plane_bytes, "a cache")?;
-        let seconds = self.meter.watch.time(&mut |_| {
-            let store = RopeStore {
-                qkv: self.out.pointer(),
-                q_norm: DevicePointer::NULL,
-                k_norm: DevicePointer::NULL,
-                table: self.x.pointer(),
-                positions: slots.pointer(),
-                slots: slots.pointer(),
-                keys: plane.pointer(),
-                values: plane.pointer().offset(plane_bytes),
-                num_q: num_q as u32,
-                num_kv: num_kv as u32,
-                head_dim: head_dim as u32,
-                block_size: BLOCK as u32,
-                rotary_dim: head_dim as u32,
-                style: 0,
-                q_eps: 0.0,
-                k_eps: 0.0,
-            };
-            // SAFETY: activations hold the rows and a turn for each of their positions.
-            unsafe { store.launch(&**run.driver, DType::Bf16, rows as u32) }
-        })?;
-        let heads = 2 * num_q * 4 + 2 * num_kv * (4 + 2);
-        let work = Work { bytes: rows * heads * head_dim, flops: 0.0 };
-        Ok(self.meter.figure(format!("{} rope and store, {rows} rows", shape.name), seconds, &work))
-    }
-
-    /// Rows of an embedding in bf16, of tokens far apart.
-    fn embed(&self, run: &Run<'_>, shape: &Shape, rows: usize) -> Result<Figure, KernelError> {
-        let Shape { hidden, vocab, .. } = *shape;
-        let id = |row: usize| (row * 7919 + 13) % vocab;
-        let ids = words(run, (0..rows).map(|row| id(row) as u32).collect())?;
-        let table_bytes = vocab * stride_of(hidden, DType::Bf16) * 2;
-        let seconds = self.meter.watch.time(&mut |call| {
-            let embed = Embed {
-                table: self.meter.pool.window(table_bytes, call),
-                scales: DevicePointer::NULL,
-                ids: ids.pointer(),
-                // Of tokens that are not known yet, which there are none of.
-                row_seq: ids.pointer(),
-                seq_slot: ids.pointer(),
-                last_tokens: ids.pointer(),
-                x: self.out.pointer(),
-                cols: hidden as u32,
-                stride: stride_of(hidden, DType::Bf16) as u32,
-                scale: 1.0,
-            };
-            // SAFETY: the pool holds the table, activations hold the rows; ids are in the table.
-            unsafe { embed.launch(&**run.driver, WeightFormat::Plain(DType::Bf16), rows as u32) }
-        })?;
-        let work = Work { bytes: rows * hidden * 6, flops: 0.0 };
-        Ok(self.meter.figure(format!("{} embedding, {rows} rows", shape.name), seconds, &work))
+        Ok(Bench { meter, x, out })
     }
 }
 
-/// Products of all shapes, with the most rows of each.
-fn product_shapes(run: &Run<'_>) -> HashSet<ProductShape> {
-    let rows = rows(run.size).iter().max().copied().unwrap_or(0) as u32;
-    let products = Shape::all(run.size).iter().flat_map(Shape::products);
-    let shape = |product: Product| ProductShape {
-        rows,
-        n: product.n as u32,
-        k: product.k as u32,
-        format: DType::Bf16.into(),
-    };
-    products.map(shape).collect()
+/// A weight `[n, k]` in a window of the pool.
+struct Packed {
+    bytes: usize,
+    /// From a row to the next: in elements, in bytes of a quantized weight's codes.
+    stride: usize,
+    /// Where scales begin, which are a plane of their own.
+    scales: Option<usize>,
+}
+
+impl Packed {
+    fn new(format: WeightFormat, n: usize, k: usize) -> Self {
+        // Planes are aligned as allocations are.
+        const ALIGNMENT: usize = 256;
+        match format {
+            WeightFormat::Plain(dtype) => {
+                let stride = stride_of(k, dtype);
+                Packed { bytes: n * stride * dtype.bytes(), stride, scales: None }
+            }
+            WeightFormat::Quantized(quantization) => {
+                let stride = code_bytes(quantization, k);
+                let codes = (n * stride).next_multiple_of(ALIGNMENT);
+                let bytes = codes + n * scale_bytes(quantization, k);
+                Packed { bytes, stride, scales: Some(codes) }
+            }
+        }
+    }
+
+    fn scales(&self, weight: DevicePointer) -> DevicePointer {
+        self.scales.map_or(DevicePointer::NULL, |at| weight.offset(at))
+    }
 }
 
 /// Floats that the activations of any kernel take.
@@ -238,22 +184,17 @@ fn floats_of(shape: &Shape, run: &Run<'_>) -> usize {
 }
 
 /// Activations of numbers, and room for as many results.
-fn both_activations(
-    run: &Run<'_>,
-    floats: usize,
-) -> Result<(DeviceBuffer, DeviceBuffer), KernelError> {
-    let x = DeviceBuffer::new(run.driver, floats * 4, "activations")?;
-    x.upload(0, &activations(floats))?;
-    Ok((x, DeviceBuffer::new(run.driver, floats * 4, "results")?))
-}
-
-/// Numbers between −1 and 1, that no short pattern repeats.
-fn activations(count: usize) -> Vec<u8> {
+fn both_activations(run: &Run<'_>, floats: usize) -> Result<(Pool, DeviceBuffer), KernelError> {
+    // Numbers between −1 and 1, that no short pattern repeats.
+    const CHUNK: usize = 4 << 20;
     let number = |index: usize| {
         let scattered = (index as u32).wrapping_mul(2_654_435_761);
         (scattered as f32 / u32::MAX as f32 - 0.5) * 2.0
     };
-    (0..count).flat_map(|index| number(index).to_le_bytes()).collect()
+    let chunk: Vec<u8> =
+        (0..floats.min(CHUNK)).flat_map(|index| number(index).to_le_bytes()).collect();
+    let x = Pool::of(run.driver, floats * 4, &chunk)?;
+    Ok((x, DeviceBuffer::new(run.driver, floats * 4, "results")?))
 }
 
 /// Words on the device.

@@ -5,8 +5,8 @@ use super::*;
 use crate::cuda::CudaOptions;
 use crate::cuda::linear::Linear;
 use crate::cuda::linear_choice::{Cut, Method, ProductShape, Target, choose, is_in_bytes};
-use crate::cuda::linear_hopper::{HopperTiling, narrowed_bytes};
-use crate::cuda::linear_hopper_quantized::placed_bytes;
+use crate::cuda::linear_hopper::{HOPPER_TILINGS, HopperTiling, narrowed_bytes};
+use crate::cuda::linear_hopper_quantized::{QUANTIZED_TILINGS, placed_bytes};
 use crate::cuda::linear_tensor::{Meeting, TensorLinear};
 use crate::cuda::products::Products;
 use crate::cuda::quantize_rows::{ByteRows, byte_rows_bytes};
@@ -24,8 +24,10 @@ pub(in crate::cuda) struct Case {
     pub(in crate::cuda) biased: bool,
     pub(in crate::cuda) epilogue: Epilogue,
     pub(in crate::cuda) method: Method,
-    /// Of the device: with few of them a block takes several turns.
-    pub(in crate::cuda) multiprocessors: u32,
+    /// Multiprocessors of the device: with few of them a block that stays takes several turns.
+    pub(in crate::cuda) blocks: u32,
+    /// Of so many rows one is compared, since float64 takes its time.
+    pub(in crate::cuda) one_in: usize,
 }
 
 /// A product and its buffers.
@@ -52,7 +54,7 @@ impl Case {
     ) -> Self {
         let (biased, epilogue, method) = (false, Epilogue::Store, Method::Rows);
         let format = format.into();
-        Case { rows, n, k, format, biased, epilogue, method, multiprocessors: 3 }
+        Case { rows, n, k, format, biased, epilogue, method, blocks: 3, one_in: 1 }
     }
 
     fn out_cols(&self) -> usize {
@@ -74,12 +76,10 @@ impl Case {
                 let placed = bed.poison(placed_bytes(self.rows, self.k) / 4);
                 let placed = (placed.pointer(), quantization);
                 // SAFETY: buffers of these shapes.
-                unsafe { tiling.launch(&*bed.driver, linear, placed, 3) }
+                unsafe { tiling.launch(&*bed.driver, linear, placed, self.blocks) }
             }
             // SAFETY: buffers of these shapes.
-            Method::Rows => unsafe {
-                linear.launch_few(&*bed.driver, self.format, self.multiprocessors)
-            },
+            Method::Rows => unsafe { linear.launch_few(&*bed.driver, self.format, self.blocks) },
             // SAFETY: as above.
             Method::Tiled => unsafe { linear.launch_tiled(&*bed.driver) },
             Method::Tensor(cut) => self.run_cut(bed, *linear, &cut),
@@ -154,9 +154,9 @@ impl Case {
         format: DType,
     ) -> Result<(), KernelError> {
         let bytes = narrowed_bytes(self.rows, linear.stride as usize, format);
-        let narrowed = bed.poison(bytes / 4);
+        let narrowed = bed.poison(bytes.div_ceil(4));
         // SAFETY: buffers of these shapes.
-        unsafe { tiling.launch(&*bed.driver, linear, (narrowed.pointer(), format), 3) }
+        unsafe { tiling.launch(&*bed.driver, linear, (narrowed.pointer(), format), self.blocks) }
     }
 
     pub(super) fn reference(&self) -> Vec<f64> {
@@ -177,6 +177,7 @@ impl Case {
         }
         x.chunks(k)
             .zip(before.chunks(self.out_cols()))
+            .step_by(self.one_in)
             .flat_map(|(x, before)| {
                 let bias = self.biased.then_some(bias.as_slice());
                 let values = reference::linear(x, &weight, bias, format);
@@ -193,12 +194,17 @@ impl Case {
     ) -> Result<bool, KernelError> {
         // SAFETY: buffers of these shapes, for which there is room.
         let multiply = |linear: &Linear| unsafe { products.launch(linear, self.format) };
-        let got = self.run_by(bed, &self.x(), multiply)?;
-        Ok(error(&got, &self.reference()) < 2e-5)
+        Ok(self.matches(&self.run_by(bed, &self.x(), multiply)?))
     }
 
     pub(super) fn is_right(&self, bed: &Bed) -> Result<bool, KernelError> {
-        Ok(error(&self.run(bed)?, &self.reference()) < 2e-5)
+        Ok(self.matches(&self.run(bed)?))
+    }
+
+    fn matches(&self, got: &[f32]) -> bool {
+        let rows = got.chunks(self.out_cols()).step_by(self.one_in);
+        let compared: Vec<f32> = rows.flatten().copied().collect();
+        got.iter().all(|value| value.is_finite()) && error(&compared, &self.reference()) < 2e-5
     }
 }
 
@@ -228,11 +234,64 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn 
     let format = dice.of(&FORMATS);
     // As a small device and a large one would choose, and with chunks that are joined.
     let options = CudaOptions { deterministic: dice.once_in(2) };
-    let target = Target { options, ..Target::of(&*bed.driver, dice.of(&[8, 132])) };
+    let blocks = dice.of(&[8, 132]);
+    let target = Target { options, ..Target::of(&*bed.driver, blocks) };
     let shape = ProductShape { rows: rows as u32, n: n as u32, k: k as u32, format };
     let method = choose(&target, shape);
     let biased = dice.once_in(2);
-    let case = Case { biased, epilogue, method, ..Case::plain(rows, n, k, format) };
+    let case = Case { biased, epilogue, method, blocks, ..Case::plain(rows, n, k, format) };
+    (format!("{case:?}"), case.is_right(bed))
+}
+
+/// What becomes of results, where each of Hopper's kernels meets all.
+const ENDS: [Epilogue; 4] = [
+    Epilogue::Store,
+    Epilogue::Add,
+    Epilogue::Glu(Activation::Silu),
+    Epilogue::Scale { scale: 0.3, soft_cap: Some(0.5) },
+];
+
+/// Every tiling of linear_hopper.cu with every type and end.
+pub(in crate::cuda) const EACH_OF_HOPPER: Numbered =
+    (2 * HOPPER_TILINGS.len() * ENDS.len(), |bed, dice, most, number| {
+        let format = [DType::Bf16, DType::F16][number % 2];
+        let tiling = HOPPER_TILINGS[number / 2 % HOPPER_TILINGS.len()];
+        let epilogue = ENDS[number / 2 / HOPPER_TILINGS.len()];
+        on_hopper(bed, dice, most, (format.into(), Method::Hopper(tiling, format), epilogue))
+    });
+
+/// Every tiling of linear_hopper_quantized.cu with every format and end.
+pub(in crate::cuda) const EACH_QUANTIZED_OF_HOPPER: Numbered =
+    (3 * QUANTIZED_TILINGS.len() * ENDS.len(), |bed, dice, most, number| {
+        let format = Quantization::ALL[number % 3];
+        let tiling = QUANTIZED_TILINGS[number / 3 % QUANTIZED_TILINGS.len()];
+        let epilogue = ENDS[number / 3 / QUANTIZED_TILINGS.len()];
+        on_hopper(
+            bed,
+            dice,
+            most,
+            (format.into(), Method::HopperQuantized(tiling, format), epilogue),
+        )
+    });
+
+/// A product of many rows with a weight of `most` elements, in up to some three turns of all blocks.
+fn on_hopper(
+    bed: &Bed,
+    dice: &mut Dice,
+    most: usize,
+    (format, method, epilogue): (WeightFormat, Method, Epilogue),
+) -> Drawn {
+    // A card's, or as few as a small case keeps busy.
+    let blocks = (most / 60_000).clamp(3, 132);
+    let k = 1 + dice.below(4096.min(most / 256));
+    let n = 2 * (1 + dice.below(4096.min(most / k / 2)));
+    // Of tiles of 128 rows and 256 columns, or of as many elements.
+    let rows = 1 + dice.below((3 * blocks * 128 * 256 / n).clamp(200, 10 * blocks + 170));
+    // Odd, so that rows of every place in a tile are met.
+    let one_in = rows.div_ceil(12) | 1;
+    let plain = Case::plain(rows, n, k, format);
+    let (biased, blocks) = (dice.once_in(2), blocks as u32);
+    let case = Case { biased, epilogue, method, blocks, one_in, ..plain };
     (format!("{case:?}"), case.is_right(bed))
 }
 
@@ -273,13 +332,13 @@ fn biases_and_epilogues() {
 #[test]
 fn a_rows_bits_depend_neither_on_its_company_nor_on_the_device() {
     for format in FORMATS {
-        let case = |rows, multiprocessors| {
-            let case = Case { multiprocessors, ..Case::plain(rows, 27, 520, format) };
+        let case = |rows, blocks| {
+            let case = Case { blocks, ..Case::plain(rows, 27, 520, format) };
             case.run(&Bed::new(9, None)).unwrap()
         };
         let all = case(17, 2);
-        for (rows, multiprocessors) in [(1, 1), (2, 0), (3, 16), (8, 1), (16, 3)] {
-            assert_eq!(case(rows, multiprocessors), all[..rows * 27], "{rows} {format:?}");
+        for (rows, blocks) in [(1, 1), (2, 0), (3, 16), (8, 1), (16, 3)] {
+            assert_eq!(case(rows, blocks), all[..rows * 27], "{rows} {format:?}");
         }
     }
 }
@@ -307,7 +366,7 @@ pub(super) fn few(format: impl Into<WeightFormat>) -> impl Fn(&Bed) -> Result<bo
     let format = format.into();
     let plain = |rows, n, k| Case { biased: true, ..Case::plain(rows, n, k, format) };
     let cases =
-        [plain(3, 11, 1101), Case { multiprocessors: 1, ..plain(1, 75, 1101) }, plain(5, 7, 45)];
+        [plain(3, 11, 1101), Case { blocks: 1, ..plain(1, 75, 1101) }, plain(5, 7, 45)];
     move |bed| {
         let mut right = cases.iter().map(|case| case.is_right(bed));
         right.try_fold(true, |all, right| Ok(all && right?))

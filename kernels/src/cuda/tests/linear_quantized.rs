@@ -15,9 +15,9 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn 
     let n = dice.size(8192.min(most / rows / k)).next_multiple_of(2);
     let (epilogue, biased) = (dice.of(&EPILOGUES), dice.once_in(2));
     let quantization = dice.of(&Quantization::ALL);
-    let multiprocessors = dice.of(&[1, 8, 132]);
+    let blocks = dice.of(&[1, 8, 132]);
     let plain = Case::plain(rows, n, k, quantization);
-    let case = Case { biased, epilogue, multiprocessors, ..plain };
+    let case = Case { biased, epilogue, blocks, ..plain };
     (format!("{case:?}"), case.is_right(bed))
 }
 
@@ -28,8 +28,8 @@ fn shapes_formats_and_rows() {
             [(1, 1, 1), (1, 9, 300), (2, 16, 64), (3, 7, 1100), (8, 33, 40), (19, 10, 136)]
         {
             for seed in SEEDS {
-                let multiprocessors = seed as u32 - 1;
-                let case = Case { multiprocessors, ..Case::plain(rows, n, k, quantization) };
+                let blocks = seed as u32 - 1;
+                let case = Case { blocks, ..Case::plain(rows, n, k, quantization) };
                 assert!(case.is_right(&Bed::new(seed, None)).unwrap(), "{case:?}");
             }
         }

@@ -41,6 +41,8 @@ mod normed_linear;
 pub(in crate::cuda) mod rope_store;
 pub(in crate::cuda) mod sample;
 #[cfg(test)]
+pub(in crate::cuda) mod silent;
+#[cfg(test)]
 mod staging;
 
 use std::path::PathBuf;
@@ -69,6 +71,10 @@ pub(crate) fn folder() -> PathBuf {
 
 /// A case that was drawn, and whether the device had it right.
 pub(in crate::cuda) type Drawn = (String, Result<bool, KernelError>);
+
+/// What draws the case of a number, no larger than another, and runs it; and how many such cases there are.
+pub(in crate::cuda) type Numbered = (usize, DrawNumbered);
+pub(in crate::cuda) type DrawNumbered = fn(&Bed, &mut dice::Dice, usize, usize) -> Drawn;
 
 /// A device under test.
 pub(in crate::cuda) struct Bed {

@@ -1,17 +1,17 @@
 //! Attention's share: a step of sequences of one length, their blocks scattered over a cache.
 
-use super::super::Run;
-use super::super::finding::Figure;
-use super::super::shapes::{Shape, attention_what};
+use super::super::{Finding, Run};
 use super::{BLOCK, Bench, Work, words};
 use crate::batch::Batch;
 use crate::cuda::attention::{Attention, AttentionKernels};
 use crate::cuda::attention_plan::AttentionPlan;
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
+use crate::cuda::linear_choice::Target;
 use crate::cuda::plain::bytes_of;
 use crate::device::Limits;
 use crate::dtype::DType;
 use crate::error::KernelError;
+use crate::kv_format::KvFormat;
 use crate::ops::Heads;
 
 /// A step: sequences, keys and last rows of each.
@@ -66,6 +66,18 @@ impl Step {
     }
 }
 
+/// A layer's attention in one step.
+pub(super) struct Attended {
+    /// The figure's name.
+    pub(super) what: String,
+    pub(super) heads: Heads,
+    /// Of the cache.
+    pub(super) format: KvFormat,
+    /// What kernels are chosen for.
+    pub(super) target: Target,
+    pub(super) step: Step,
+}
+
 /// What a plan needs on the device.
 struct Planned {
     plan: AttentionPlan,
@@ -78,10 +90,10 @@ struct Planned {
 }
 
 impl Planned {
-    fn new(run: &Run<'_>, heads: Heads, step: Step) -> Result<Self, KernelError> {
-        let kernels = AttentionKernels::new(heads, DType::Bf16, &run.target)?;
+    fn new(run: &Run<'_>, asked: &Attended) -> Result<Self, KernelError> {
+        let kernels = AttentionKernels::new(asked.heads, asked.format, &asked.target)?;
         let shape = kernels.plan_shape(None);
-        let (batch, limits) = (step.batch(), step.limits());
+        let (batch, limits) = (asked.step.batch(), asked.step.limits());
         let mut plan = AttentionPlan::with_room(shape, &limits);
         plan.make(&batch, &batch.groups[0]);
         let room = shape.room(&limits);
@@ -102,20 +114,21 @@ impl Planned {
 }
 
 impl Bench {
-    /// One layer's attention in bf16; `None` where the pool has no room for its cache.
+    /// Says a figure of it, unless the pool has no room for its cache. Returns whether there was time.
     pub(super) fn attention(
         &self,
-        run: &Run<'_>,
-        shape: &Shape,
-        step: Step,
-    ) -> Result<Option<Figure>, KernelError> {
-        let Shape { num_q, num_kv, head_dim, .. } = *shape;
-        let plane_rows = step.blocks() * BLOCK * num_kv;
-        let plane_bytes = plane_rows * head_dim * 2;
-        if !self.meter.pool.has(2 * plane_bytes) {
-            return Ok(None);
+        run: &mut Run<'_>,
+        asked: &Attended,
+    ) -> Result<bool, KernelError> {
+        if !(run.keeps_going)() {
+            return Ok(false);
         }
-        let planned = Planned::new(run, Heads { num_q, num_kv, head_dim }, step)?;
+        let Attended { heads: Heads { num_q, num_kv, head_dim }, format, step, .. } = *asked;
+        let plane_bytes = step.blocks() * num_kv * format.head_bytes(BLOCK, head_dim);
+        if !self.meter.pool.has(2 * plane_bytes) {
+            return Ok(true);
+        }
+        let planned = Planned::new(run, asked)?;
         let seconds = self.meter.watch.time(&mut |call| {
             let keys = self.meter.pool.window(2 * plane_bytes, call);
             let attention = Attention {
@@ -138,15 +151,17 @@ impl Bench {
                 scale: (head_dim as f32).powf(-0.5),
                 soft_cap: 0.0,
             };
+            let plane_rows = step.blocks() * BLOCK * num_kv;
             // SAFETY: the pool holds both planes, activations the rows; the plan is this step's.
             unsafe { attention.launch(&**run.driver, &planned.kernels, &planned.plan, plane_rows) }
         })?;
         let rows = step.seqs * step.rows;
-        let cache = 2 * step.seqs * step.keys * num_kv * head_dim * 2;
+        let cache = 2 * step.seqs * step.keys * num_kv * format.head_bytes(1, head_dim);
         let bytes = cache + 2 * rows * num_q * head_dim * 4;
         let flops = 4.0 * (num_q * head_dim) as f64 * step.pairs();
-        let Step { seqs, keys, rows } = step;
-        let what = attention_what(shape, [seqs, keys, rows]);
-        Ok(Some(self.meter.figure(what, seconds, &Work { bytes, flops })))
+        let work = Work::of(bytes, flops, format == KvFormat::Plain(DType::F32));
+        let figure = self.meter.figure(asked.what.clone(), seconds, &work);
+        (run.put)(Finding::Figure(figure));
+        Ok(true)
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 
 use super::super::finding::Figure;
+use super::super::pool::Pool;
 use super::super::shapes::{ExpertShape, expert_rows, experts};
 use super::super::{Finding, Run};
 use super::{Meter, Work, both_activations, words};
@@ -35,7 +36,7 @@ struct Layer {
     meter: Meter,
     shape: ExpertShape,
     products: ExpertProducts,
-    x: DeviceBuffer,
+    x: Pool,
     out: DeviceBuffer,
     /// What routing gives, which no product reads: those have the drawn experts.
     routed: DeviceBuffer,
@@ -117,7 +118,7 @@ impl Layer {
             // SAFETY: activations hold the scores, and there is room for each row's choices.
             unsafe { route.launch(&**run.driver, rows as u32) }
         })?;
-        let work = Work { bytes: rows * (num_experts + 2 * num_chosen) * 4, flops: 0.0 };
+        let work = Work::moving(rows * (num_experts + 2 * num_chosen) * 4);
         Ok(self.meter.figure(self.what("routing", rows), seconds, &work))
     }
 
@@ -127,7 +128,7 @@ impl Layer {
             return Ok(None);
         }
         let seconds = self.meter.watch.time(&mut |_| self.prepare(chosen).map(drop))?;
-        let work = Work { bytes: 2 * chosen.rows * self.shape.num_chosen * 4, flops: 0.0 };
+        let work = Work::moving(2 * chosen.rows * self.shape.num_chosen * 4);
         let what = self.what("order by expert", chosen.rows);
         Ok(Some(self.meter.figure(what, seconds, &work)))
     }
@@ -171,7 +172,7 @@ impl Layer {
         })?;
         let (rows_in, columns_out) = if joins { (chosen.rows, n / 2) } else { (pairs, n) };
         let bytes = chosen.met * expert_bytes + (rows_in * k + pairs * columns_out) * 4;
-        let work = Work { bytes, flops: 2.0 * (pairs * n * k) as f64 };
+        let work = Work::of(bytes, 2.0 * (pairs * n * k) as f64, false);
         let name = format!("{name} of {} experts", chosen.met);
         Ok(Some(self.meter.figure(self.what(&name, chosen.rows), seconds, &work)))
     }
@@ -189,7 +190,7 @@ impl Layer {
             // SAFETY: activations hold the rows of all pairs.
             unsafe { combine.launch(&**run.driver, rows as u32) }
         })?;
-        let work = Work { bytes: rows * (num_chosen + 2) * hidden * 4, flops: 0.0 };
+        let work = Work::moving(rows * (num_chosen + 2) * hidden * 4);
         Ok(self.meter.figure(self.what("sum of experts", rows), seconds, &work))
     }
 }

@@ -1,4 +1,5 @@
-//! Sampling's share of reading its logits once: greedy, and the usual ways to leave tokens out.
+//! Sampling's share of reading its logits once: greedy, the usual ways to leave tokens out, and the
+//! log-probabilities of those who ask.
 
 use std::sync::Arc;
 
@@ -6,11 +7,11 @@ use super::super::finding::Figure;
 use super::super::pool::Pool;
 use super::super::shapes::samplings;
 use super::super::{Finding, Run, Size};
-use super::{Meter, Work, words};
+use super::{Meter, Work, slots, words};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
 use crate::cuda::plain::bytes_of;
 use crate::cuda::sample::{Argmax, LogitsRow, Sample, padded, parts_of};
-use crate::cuda::sample_slots::{Room, SlotTable};
+use crate::cuda::sample_slots::{Room, SlotTable, max_top};
 use crate::cuda::tests::dice::Dice;
 use crate::device::Limits;
 use crate::error::KernelError;
@@ -48,10 +49,17 @@ pub(in crate::cuda::suite) fn run(run: &mut Run<'_>) -> Result<bool, KernelError
                 let figure = step.figure(run, &meter, &logits)?;
                 (run.put)(Finding::Figure(figure));
             }
+            let step = Step::new(run, vocab, rows, &GREEDY)?;
+            let figures =
+                [step.described(run, &meter, &logits)?, slots::figure(run, &meter, vocab, rows)?];
+            figures.into_iter().for_each(|figure| (run.put)(Finding::Figure(figure)));
         }
     }
     Ok(true)
 }
+
+/// Entries of the lists of log-probabilities.
+const TOP: usize = 20;
 
 /// Logits of one copy after another: about 0, few far from it.
 fn logits(run: &Run<'_>) -> Result<Pool, KernelError> {
@@ -79,6 +87,8 @@ struct Step<'a> {
     bests: DeviceBuffer,
     last_tokens: DeviceBuffer,
     out: DeviceBuffer,
+    top: DeviceBuffer,
+    max_top: u32,
 }
 
 impl<'a> Step<'a> {
@@ -89,7 +99,7 @@ impl<'a> Step<'a> {
             max_logits_rows: rows,
             vocab,
             max_model_len: 1,
-            max_top: 0,
+            max_top: TOP,
         };
         let room = Room::new(&limits)?;
         let mut table = SlotTable::new(&limits);
@@ -118,6 +128,8 @@ impl<'a> Step<'a> {
             bests: buffer(room.bests)?,
             last_tokens: buffer(room.last_tokens)?,
             out: buffer(room.out)?,
+            top: buffer(room.top)?,
+            max_top: max_top(&limits) as u32,
         })
     }
 
@@ -125,20 +137,34 @@ impl<'a> Step<'a> {
     fn figure(&self, run: &Run<'_>, meter: &Meter, pool: &Pool) -> Result<Figure, KernelError> {
         let Step { vocab, rows, .. } = *self;
         let bytes = rows * vocab * 4;
-        let (driver, parts) = (&**run.driver, parts_of(vocab) as u32);
-        let seconds = meter.watch.time(&mut |call| {
-            let logits = pool.window(bytes, call);
-            let (vocab, stride) = (vocab as u32, vocab as u32);
-            let (bests, at) = (self.bests.pointer(), self.logits_rows.pointer());
-            let argmax = Argmax { logits, rows: at, bests, vocab, stride, parts };
-            // SAFETY: the pool holds the logits; buffers are of the sizes in `Room`.
-            unsafe {
-                argmax.launch(driver, rows as u32)?;
-                self.sample(logits).launch_rows(driver, rows as u32)
-            }
-        })?;
+        let seconds = meter.watch.time(&mut |call| self.launch(run, pool.window(bytes, call)))?;
         let what = format!("sampling, {}, {rows} rows of {vocab}", self.way.name);
-        Ok(meter.figure(what, seconds, &Work { bytes, flops: 0.0 }))
+        Ok(meter.figure(what, seconds, &Work::moving(bytes)))
+    }
+
+    fn launch(&self, run: &Run<'_>, logits: DevicePointer) -> Result<(), KernelError> {
+        let (vocab, parts) = (self.vocab as u32, parts_of(self.vocab) as u32);
+        let (bests, rows) = (self.bests.pointer(), self.logits_rows.pointer());
+        let argmax = Argmax { logits, rows, bests, vocab, stride: vocab, parts };
+        // SAFETY: the pool holds the logits; buffers are of the sizes in `Room`.
+        unsafe {
+            argmax.launch(&**run.driver, self.rows as u32)?;
+            self.sample(logits).launch_rows(&**run.driver, self.rows as u32)
+        }
+    }
+
+    /// The launch behind them for rows that ask for log-probabilities.
+    fn described(&self, run: &Run<'_>, meter: &Meter, pool: &Pool) -> Result<Figure, KernelError> {
+        let Step { vocab, rows, .. } = *self;
+        let bytes = rows * vocab * 4;
+        self.launch(run, pool.window(bytes, 0))?;
+        let seconds = meter.watch.time(&mut |call| {
+            let sample = self.sample(pool.window(bytes, call));
+            // SAFETY: the pool holds the logits; buffers are of the sizes in `Room`.
+            unsafe { sample.launch_describe(&**run.driver, rows as u32) }
+        })?;
+        let what = format!("log-probabilities, {TOP} listed, {rows} rows of {vocab}");
+        Ok(meter.figure(what, seconds, &Work::moving(bytes)))
     }
 
     fn sample(&self, logits: DevicePointer) -> Sample {
@@ -153,12 +179,12 @@ impl<'a> Step<'a> {
             adjusted: self.adjusted.pointer(),
             last_tokens: self.last_tokens.pointer(),
             out: self.out.pointer(),
-            top: DevicePointer::NULL,
+            top: self.top.pointer(),
             vocab: self.vocab as u32,
             stride: self.vocab as u32,
             padded: padded(self.vocab) as u32,
             parts: parts_of(self.vocab) as u32,
-            max_top: 0,
+            max_top: self.max_top,
         }
     }
 }
@@ -167,12 +193,14 @@ impl Way {
     fn params(&self, slot: u32) -> Arc<SamplerParams> {
         let Way { temperature, top_k, top_p, min_p, .. } = *self;
         let seed = u64::from(slot);
+        let num_logprobs = Some(TOP as u32);
         Arc::new(SamplerParams {
             temperature,
             top_k,
             top_p,
             min_p,
             seed,
+            num_logprobs,
             ..SamplerParams::default()
         })
     }
