@@ -110,16 +110,18 @@ pub fn request(seed: usize, prompt: usize, max_tokens: u32) -> Request {
 /// Token ids.
 pub type Prompt = Vec<u32>;
 
-/// Greedy answers to `prompts`, asked together: the tokens of each.
+/// Answers to `prompts`, asked together: the tokens of each.
 pub fn answers(
     handle: &EngineHandle,
     prompts: &[Prompt],
     max_tokens: u32,
+    sampler: &SamplerParams,
 ) -> Result<Vec<Vec<u32>>> {
     let ends = handle.info().eos_token_ids.clone();
     let asked = |prompt: &Prompt| {
         let mut request = request(0, 0, max_tokens);
         request.input = vec![Segment::Tokens(prompt.clone())];
+        request.sampler.clone_from(sampler);
         request.stop.eos_token_ids.clone_from(&ends);
         Ok(handle.submit(request)?)
     };

@@ -22,6 +22,12 @@ pub enum KvBudget {
 
 /// Left alone beside everything that is planned: stacks, text, connections. Bodies and events of
 /// unusual loads may take more, up to budgets of their own.
+///
+/// Of a device's own memory it is for what the driver takes beside what it is asked for: allocations are
+/// rounded up to pages of 2 MiB, of which steps' scratch and the KV cache have some dozens, and threads of
+/// kernels that spill have a stack (24 bytes at most on Hopper, tests/cuda/kernels.toml, for as many
+/// threads as run at once: 7 MB on an H200). Weights' own rounding is no part of it, since free memory is
+/// asked for when they are there; nor are graphs, which the device counts in its scratch, 64 KiB a launch.
 const RESERVE_BYTES: u64 = 192 << 20;
 
 /// What a model takes beside its KV cache, in bytes.

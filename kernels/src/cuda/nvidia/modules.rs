@@ -119,6 +119,11 @@ fn parameter_bytes(function: api::Function) -> Option<usize> {
 }
 
 /// Lets a function ask for all shared memory there is. Gives how much that is.
+///
+/// How a multiprocessor parts its memory between shared memory and its first cache is left to the driver,
+/// which goes by what a launch asks for. To ask for all of it everywhere would keep that as it is from
+/// one kernel to the next, and leave those that stream weights the least cache to hold what is under way: which
+/// costs more is the card's to say (part `costs` of the hardware suite).
 fn allow(function: api::Function, shared_bytes_max: usize) -> Result<usize, Refused> {
     use sys::CUfunction_attribute as Attribute;
     let mut declared: c_int = 0;

@@ -46,7 +46,10 @@ impl Marks {
         Ok(check("cuEventRecord", code)?)
     }
 
-    /// Returns when the device has passed `mark`.
+    /// Returns when the device has passed `mark`. Until then the thread looks at it again and again, as
+    /// long as the process has no more contexts than the machine has cores: an event that blocks would
+    /// wake it by an interrupt, tens of microseconds late, in every step. So the engine thread takes a
+    /// core of its own whenever it waits for a step, and none when there is nothing to do.
     pub(super) fn wait(&self, mark: MarkIndex) -> Result<(), KernelError> {
         let event = self.event(mark)?;
         // SAFETY: an event of ours.
