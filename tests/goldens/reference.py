@@ -4,43 +4,55 @@ It reads a checkpoint folder as any loader would. In float64 it shows how far fl
 FAULTS planted it shows that the goldens notice that fault.
 """
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from safetensors.torch import load_file
+
+import layouts
 
 
 def load_weights(folder, dtype):
-    weights = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        weights |= {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
-    return weights
+    return layouts.read_weights(folder, dtype)
 
 
 def load_settings(folder, max_len):
     """Everything in which a loader can be wrong, by name, so that a fault is one assignment."""
-    c = json.loads((Path(folder) / "config.json").read_text())
+    c = layouts.read_config(folder)
+    traits = c["traits"]
     head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     query, kv, layers = c["num_attention_heads"], c["num_key_value_heads"], c["num_hidden_layers"]
-    kinds = c.get("layer_types") or ["full_attention"] * layers
+    default_kind = "sliding_attention" if c.get("sliding_window") and "layer_types" not in c else "full_attention"
+    kinds = c.get("layer_types") or [default_kind] * layers
+    window = c.get("sliding_window") or math.inf
     sparse, dense = c.get("decoder_sparse_step", 1), c.get("mlp_only_layers") or []
     experts = c.get("num_experts") or c.get("num_local_experts") or 0
-    s = SimpleNamespace(
-        layers=layers, head_dim=head_dim, query=query, kv=kv, scale=head_dim**-0.5, max_len=max_len,
+    ropes = c["rope_parameters"]
+    by_kind = "full_attention" in ropes
+    log_base = c.get("query_log_base")
+    if ropes.get("trained", 0) >= max_len:  # nothing to stretch
+        ropes, log_base = ropes | dict(rope_type="default"), None
+    return SimpleNamespace(
+        layers=layers, head_dim=head_dim, query=query, kv=kv, max_len=max_len,
+        scale=(c.get("query_pre_attn_scalar") or head_dim) ** -0.5,
         max_position=c["max_position_embeddings"], hidden=c["hidden_size"],
-        eps=c["rms_norm_eps"], qk_eps=c["rms_norm_eps"], final_eps=c["rms_norm_eps"],
-        rope=dict(c["rope_parameters"]), rope_style="halves", query_shift=0, bias=True, angle=torch.float64,
+        original=c.get("original_max_position_embeddings"),
+        eps=c["rms_norm_eps"], qk_eps=c["rms_norm_eps"], post_eps=c["rms_norm_eps"], final_eps=c["rms_norm_eps"],
+        rope=dict(ropes["full_attention"] if by_kind else ropes),
+        window_rope=dict(ropes["sliding_attention"]) if by_kind else None,
+        rope_style=traits.get("rope_style", "halves"), query_shift=0, bias=True, angle=torch.float64,
+        query_log_base=log_base,
         kv_head=[h // (query // kv) for h in range(query)],
-        windows=[c["sliding_window"] if kind == "sliding_attention" else None for kind in kinds],
-        qk_norm="before" if "qwen3" in c["model_type"] else "none", swap=False,
+        windows=[window if kind == "sliding_attention" and window < max_len else None for kind in kinds],
+        qk_norm=traits.get("qk_norm", "none"), post_norms=True, swap=False,
+        norm_offset=traits.get("norm_offset", 0.0), embed_scale=c.get("embed_scale", 1.0),
+        activation=traits.get("activation", "silu"),
+        attn_cap=c.get("attn_logit_softcapping"), logit_cap=c.get("final_logit_softcapping"),
         moe=[experts > 0 and i not in dense and (i + 1) % sparse == 0 for i in range(layers)],
-        experts=experts, top_k=c.get("num_experts_per_tok"), renormalise=c.get("norm_topk_prob"),
+        experts=experts, top_k=c.get("num_experts_per_tok"),
+        renormalise=traits.get("renormalise", c.get("norm_topk_prob")),
         seen=SimpleNamespace(logit_std=[], router_gap=[]),
     )
-    return s
 
 
 def norm(x, weight, eps):
@@ -49,15 +61,23 @@ def norm(x, weight, eps):
 
 # Rope: inverse frequencies and a factor on cos and sin, resolved once for the maximum length.
 
-def inverse_frequencies(s):
+def rotary_dim(s, rope):
+    return int(s.head_dim * rope.get("partial_rotary_factor", 1.0))
+
+
+def inverse_frequencies(s, rope):
     """(frequencies, attention factor) in float64."""
-    rope, kind, d = s.rope, s.rope["rope_type"], s.head_dim
+    s = SimpleNamespace(**vars(s) | dict(rope=rope))
+    kind, d = rope["rope_type"], rotary_dim(s, rope)
     theta, steps = rope["rope_theta"], torch.arange(0, d, 2, dtype=torch.float64) / d
     if kind == "dynamic":
         length = max(s.max_len, s.max_position)
         theta *= (rope["factor"] * length / s.max_position - (rope["factor"] - 1)) ** (d / (d - 2))
+    if kind == "stepped":
+        doublings = math.ceil(math.log2(s.max_len / rope["trained"]) + 1)
+        theta *= max(2**doublings - 1, 1) ** (d / (d - 2))
     plain = theta**-steps
-    if kind in ("default", "dynamic"):
+    if kind in ("default", "dynamic", "stepped"):
         return plain, 1.0
     if kind == "linear":
         return plain / rope["factor"], 1.0
@@ -85,23 +105,34 @@ def yarn(s, plain):
 
 
 def longrope(s, plain):
-    old = s.rope["original_max_position_embeddings"]
+    old = s.rope.get("original_max_position_embeddings") or s.original
     factors = s.rope["long_factor" if s.max_len > old else "short_factor"]
     ratio = s.rope.get("factor") or s.max_position / old
     attention = s.rope.get("attention_factor") or math.sqrt(1 + math.log(ratio) / math.log(old))
     return plain / torch.tensor(factors, dtype=torch.float64), attention
 
 
-def rotate(s, x, positions):
-    """x[T, heads, d] turned by its positions."""
-    frequencies, factor = inverse_frequencies(s)
+def rotate(s, rope, x, positions):
+    """x[T, heads, d] turned by its positions; what lies behind the share that turns passes."""
+    frequencies, factor = inverse_frequencies(s, rope)
     angle = (positions.to(s.angle)[:, None] * frequencies.to(s.angle))[:, None, :].double()
     cos, sin = (angle.cos() * factor).to(x.dtype), (angle.sin() * factor).to(x.dtype)
+    x, rest = x[..., : 2 * len(frequencies)], x[..., 2 * len(frequencies) :]
     if s.rope_style == "pairs":
         a, b = x[..., ::2], x[..., 1::2]
-        return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        return torch.cat((torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2), rest), -1)
     a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+
+def query_growth(s, positions):
+    """What a query is multiplied by: the logarithm of its position, beyond the length of training."""
+    length = (positions + 1).double()
+    return (length.log() / math.log(s.query_log_base)).clamp(min=1.0)[:, None, None]
+
+
+def capped(x, cap):
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def visible(rows, window):
@@ -123,16 +154,20 @@ def attention(s, w, i, x):
     position = torch.arange(rows)
 
     def qk_norm(q, k):
-        return norm(q, w[prefix + ".q_norm.weight"], s.qk_eps), norm(k, w[prefix + ".k_norm.weight"], s.qk_eps)
+        return (norm(q, w[prefix + ".q_norm.weight"] + s.norm_offset, s.qk_eps),
+                norm(k, w[prefix + ".k_norm.weight"] + s.norm_offset, s.qk_eps))
 
     if s.qk_norm == "before":
         q, k = qk_norm(q, k)
-    q, k = rotate(s, q, position + s.query_shift), rotate(s, k, position)
+    rope = s.window_rope if s.window_rope and s.windows[i] else s.rope
+    q, k = rotate(s, rope, q, position + s.query_shift), rotate(s, rope, k, position)
     if s.qk_norm == "after":
         q, k = qk_norm(q, k)
+    if s.query_log_base:
+        q = q * query_growth(s, position).to(q.dtype)
     mask, out = visible(rows, s.windows[i]), []
     for h, g in enumerate(s.kv_head):
-        logits = q[:, h] @ k[:, g].T * s.scale
+        logits = capped(q[:, h] @ k[:, g].T * s.scale, s.attn_cap)
         s.seen.logit_std.append(logits[mask].std().item() if rows > 1 else 0.0)
         out.append(logits.masked_fill(~mask, -math.inf).softmax(-1) @ v[:, g])
     return torch.cat(out, -1) @ w[prefix + ".o_proj.weight"].T
@@ -142,7 +177,9 @@ def dense(s, w, prefix, x):
     gate, up = (x @ w[f"{prefix}.{name}_proj.weight"].T for name in ("gate", "up"))
     if s.swap:
         gate, up = up, gate
-    return (torch.nn.functional.silu(gate) * up) @ w[prefix + ".down_proj.weight"].T
+    silu, gelu = torch.nn.functional.silu, torch.nn.functional.gelu
+    act = silu(gate) if s.activation == "silu" else gelu(gate, approximate="tanh")
+    return (act * up) @ w[prefix + ".down_proj.weight"].T
 
 
 def moe(s, w, prefix, x):
@@ -158,14 +195,24 @@ def moe(s, w, prefix, x):
 
 def log_probs(s, w, tokens):
     """log p(next token) after every position: [T, V]."""
-    x = w["model.embed_tokens.weight"][torch.tensor(tokens)]
+
+    def normed(x, name, eps):
+        return norm(x, w[name + ".weight"] + s.norm_offset, eps)
+
+    def post_normed(x, name):
+        return normed(x, name, s.post_eps) if s.post_norms and name + ".weight" in w else x
+
+    x = w["model.embed_tokens.weight"][torch.tensor(tokens)] * s.embed_scale
     for i in range(s.layers):
         layer = f"model.layers.{i}"
-        x = x + attention(s, w, i, norm(x, w[layer + ".input_layernorm.weight"], s.eps))
+        mixed = attention(s, w, i, normed(x, layer + ".attn_norm", s.eps))
+        x = x + post_normed(mixed, layer + ".attn_post_norm")
         mlp = moe if s.moe[i] else dense
-        x = x + mlp(s, w, layer + ".mlp", norm(x, w[layer + ".post_attention_layernorm.weight"], s.eps))
-    x = norm(x, w["model.norm.weight"], s.final_eps)
-    return (x @ w.get("lm_head.weight", w["model.embed_tokens.weight"]).T).log_softmax(-1)
+        mixed = mlp(s, w, layer + ".mlp", normed(x, layer + ".mlp_norm", s.eps))
+        x = x + post_normed(mixed, layer + ".mlp_post_norm")
+    x = normed(x, "model.norm", s.final_eps)
+    logits = capped(x @ w.get("lm_head.weight", w["model.embed_tokens.weight"]).T, s.logit_cap)
+    return logits.log_softmax(-1)
 
 
 # Faults: each returns changed settings, or nothing where the case cannot have it.
@@ -175,7 +222,16 @@ def change(**new):
 
 
 def change_rope(**new):
-    return lambda s: SimpleNamespace(**vars(s) | dict(rope=s.rope | new))
+    """In layers of every kind."""
+    def changed(s):
+        window_rope = s.window_rope and s.window_rope | new
+        return SimpleNamespace(**vars(s) | dict(rope=s.rope | new, window_rope=window_rope))
+    return changed
+
+
+def halve_theta(s):
+    halved = [rope and rope | dict(rope_theta=rope["rope_theta"] * 0.5) for rope in (s.rope, s.window_rope)]
+    return SimpleNamespace(**vars(s) | dict(rope=halved[0], window_rope=halved[1]))
 
 
 def only_if(test, fault):
@@ -207,11 +263,11 @@ def kind_is(*kinds):
 
 
 FAULTS = {
-    "rope style": change(rope_style="pairs"),
-    "theta x0.5": lambda s: change_rope(rope_theta=s.rope["rope_theta"] * 0.5)(s),
+    "rope style": lambda s: change(rope_style="pairs" if s.rope_style == "halves" else "halves")(s),
+    "theta x0.5": halve_theta,
     "query position +1": change(query_shift=1),
     "query position -1": change(query_shift=-1),
-    "eps x10": scale_field(10, "eps", "qk_eps", "final_eps"),
+    "eps x10": scale_field(10, "eps", "qk_eps", "post_eps", "final_eps"),
     "eps x10, layer norms": scale_field(10, "eps"),
     "eps x10, QK norm": only_if(has_qk_norm, scale_field(10, "qk_eps")),
     "eps x10, final norm": scale_field(10, "final_eps"),
@@ -220,10 +276,26 @@ FAULTS = {
     "window +1": only_if(windowed, shift_window(1)),
     "window -1": only_if(windowed, shift_window(-1)),
     "no window": only_if(windowed, lambda s: change(windows=[None] * s.layers)(s)),
-    "window in every layer": only_if(windowed, lambda s: change(windows=[s.windows[-1]] * s.layers)(s)),
+    "window in every layer": only_if(lambda s: windowed(s) and not all(s.windows),
+                                     lambda s: change(windows=[max(filter(None, s.windows))] * s.layers)(s)),
     "gate and up swapped": change(swap=True),
+    "eps x10, post norms": only_if(lambda s: s.has_post_norms, scale_field(10, "post_eps")),
+    "no post norms": only_if(lambda s: s.has_post_norms, change(post_norms=False)),
+    "no norm offset": only_if(lambda s: s.norm_offset, change(norm_offset=0.0)),
+    "no embedding scale": only_if(lambda s: s.embed_scale != 1, change(embed_scale=1.0)),
+    "silu, not gelu": only_if(lambda s: s.activation == "gelu", change(activation="silu")),
+    "no cap on attention": only_if(lambda s: s.attn_cap, change(attn_cap=None)),
+    "no cap on logits": only_if(lambda s: s.logit_cap, change(logit_cap=None)),
+    "scale of the head size": only_if(lambda s: s.scale != s.head_dim**-0.5,
+                                      lambda s: change(scale=s.head_dim**-0.5)(s)),
+    "one rope for all layers": only_if(lambda s: s.window_rope, change(window_rope=None)),
+    "ropes exchanged": only_if(lambda s: s.window_rope,
+                               lambda s: change(rope=s.window_rope, window_rope=s.rope)(s)),
+    "all of each head turns": only_if(lambda s: rotary_dim(s, s.rope) < s.head_dim,
+                                      lambda s: change_rope(rope_type="default", partial_rotary_factor=1.0)(s)),
+    "queries do not grow": only_if(lambda s: s.query_log_base, change(query_log_base=None)),
     "no softmax scale": change(scale=1.0),
-    "scale of hidden/heads": only_if(lambda s: s.hidden // s.query != s.head_dim,
+    "scale of hidden/heads": only_if(lambda s: s.hidden // s.query not in (s.head_dim, round(s.scale**-2)),
                                      lambda s: change(scale=(s.hidden // s.query) ** -0.5)(s)),
     "kv head = head % kv": only_if(lambda s: 1 < s.kv < s.query,
                                    lambda s: change(kv_head=[h % s.kv for h in range(s.query)])(s)),
@@ -231,6 +303,6 @@ FAULTS = {
     "no rope scaling": only_if(lambda s: s.rope["rope_type"] != "default", no_rope_scaling),
     "no attention factor": only_if(kind_is("yarn", "longrope"), change_rope(attention_factor=1.0)),
     "short factors": only_if(kind_is("longrope"), change(max_len=1)),
-    "resolved at max_position_embeddings": only_if(kind_is("dynamic"), change(max_len=1)),
+    "resolved at max_position_embeddings": only_if(kind_is("dynamic", "stepped"), change(max_len=1)),
     "router renormalisation flipped": only_if(lambda s: any(s.moe), lambda s: change(renormalise=not s.renormalise)(s)),
 }
