@@ -15,7 +15,8 @@ struct RopeStore {
     float* qkv;            // [T, (num_q + 2 * num_kv) * head_dim]
     const float* q_norm;   // [head_dim] or null
     const float* k_norm;   // [head_dim] or null
-    const float* table;    // [positions, rotary_dim]: cosines, then sines; or null
+    const float* q_table;  // [positions, rotary_dim]: cosines, then sines; or null
+    const float* k_table;  // the same, or equal to it
     const u32* positions;  // [T]
     const u32* slots;      // [T] block * block_size + offset, or NO_SLOT
     void* keys;            // this layer's plane
@@ -100,7 +101,8 @@ __device__ void rope_store(const RopeStore& p) {
     if (!is_value) {
         const float* norm = is_query ? p.q_norm : p.k_norm;
         if (norm) head_norm(values, norm, p.head_dim, is_query ? p.q_eps : p.k_eps);
-        if (p.table) turn(values, p.table + (u64)p.positions[row] * p.rotary_dim, p.rotary_dim, p.style);
+        const float* table = is_query ? p.q_table : p.k_table;
+        if (table) turn(values, table + (u64)p.positions[row] * p.rotary_dim, p.rotary_dim, p.style);
     }
     if (is_query) {
         for (u32 i = lane_index(); i < p.head_dim; i += WARP) source[i] = values[i];

@@ -214,11 +214,13 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// Rotary embedding from one table, resolved at load for every scaling there is.
+/// Rotary embedding from tables, resolved at load for every scaling there is.
 pub struct Rope<O: Ops + ?Sized> {
     /// `[max_len, rotary_dim]`: for each position rotary_dim/2 cosines, then rotary_dim/2 sines,
     /// an attention factor already multiplied in.
-    pub table: O::Vector,
+    pub keys: O::Vector,
+    /// The same for queries, where they grow with their position: else the same handle.
+    pub queries: O::Vector,
     /// Elements of each head that turn; the rest passes.
     pub rotary_dim: usize,
     /// Which elements form a pair.

@@ -235,8 +235,9 @@ where
             self.check_norm("qk_rope_store", norm, op.heads.head_dim);
         }
         if let Some(rope) = &op.rope {
-            let (dim, len) = (rope.rotary_dim, rope.table.len());
-            let fits = dim > 0 && dim % 2 == 0 && dim <= op.heads.head_dim && len % dim == 0;
+            let (dim, len) = (rope.rotary_dim, rope.keys.len());
+            let is_whole = dim > 0 && dim % 2 == 0 && dim <= op.heads.head_dim && len % dim == 0;
+            let fits = is_whole && rope.queries.len() == len;
             self.check("qk_rope_store", fits, format_args!("rope {dim} with a table of {len}"));
             self.bounds.positions = self.bounds.positions.min(len / dim.max(1));
         }

@@ -35,6 +35,8 @@ pub(super) enum Use {
     Gathered,
     /// Logits.
     Logits,
+    /// What attention or MLP give, before it is normed.
+    Projected,
 }
 
 /// Rows of each buffer by use and columns.
@@ -54,6 +56,9 @@ fn shapes(spec: &ModelSpec, limits: &Limits) -> Shapes {
         let heads = attention.heads;
         shapes.insert((Use::Qkv, (heads.num_q + 2 * heads.num_kv) * heads.head_dim), tokens);
         shapes.insert((Use::Attended, heads.num_q * heads.head_dim), tokens);
+        if layer.post_norm.is_some() {
+            shapes.insert((Use::Projected, spec.hidden), tokens);
+        }
         match &layer.mlp {
             MlpSpec::Dense { intermediate, .. } => {
                 shapes.insert((Use::Inner, *intermediate), tokens);
@@ -73,10 +78,10 @@ fn shapes(spec: &ModelSpec, limits: &Limits) -> Shapes {
 
 /// Bytes of all buffers and tables together.
 pub(super) fn activation_bytes(spec: &ModelSpec, limits: &Limits) -> u64 {
-    let bytes = |cols: usize, rows: usize| (cols as u64).saturating_mul(rows as u64);
+    let elements = |cols: usize, rows: usize| (cols as u64).saturating_mul(rows as u64);
     let shapes = shapes(spec, limits);
-    let activations = shapes.iter().map(|((_, cols), rows)| bytes(*cols, *rows));
-    let ropes = spec.ropes.iter().map(|rope| bytes(rope.rotary_dim, limits.max_model_len));
+    let activations = shapes.iter().map(|((_, cols), rows)| elements(*cols, *rows));
+    let ropes = spec.ropes.iter().map(|rope| rope.table_elements(limits.max_model_len as u32));
     activations.chain(ropes).fold(0, u64::saturating_add).saturating_mul(4)
 }
 
@@ -84,7 +89,13 @@ pub(super) fn activation_bytes(spec: &ModelSpec, limits: &Limits) -> u64 {
 pub(super) struct Buffers<D: Device> {
     activations: BTreeMap<(Use, usize), Tensor<D>>,
     /// One for each of the spec's ropes.
-    pub(super) ropes: Vec<Vector<D>>,
+    pub(super) ropes: Vec<RopeTables<D>>,
+}
+
+/// The tables of a rope; one where they are equal.
+pub(super) struct RopeTables<D: Device> {
+    pub(super) keys: Vector<D>,
+    pub(super) queries: Vector<D>,
 }
 
 impl<D: Device> Buffers<D> {
@@ -92,8 +103,16 @@ impl<D: Device> Buffers<D> {
     pub(super) fn new(device: &D, spec: &ModelSpec, limits: &Limits) -> Result<Self, KernelError> {
         let allocate = |((key, cols), rows)| Ok(((key, cols), device.tensor(rows, cols)?));
         let activations = shapes(spec, limits).into_iter().map(allocate);
-        let table = |rope: &RopeSpec| device.vector(&rope.table(limits.max_model_len as u32));
-        let ropes = spec.ropes.iter().map(table).collect::<Result<_, _>>()?;
+        let tables = |rope: &RopeSpec| {
+            let len = limits.max_model_len as u32;
+            let keys = device.vector(&rope.table(len))?;
+            let queries = match rope.query_table(len) {
+                Some(table) => device.vector(&table)?,
+                None => keys.clone(),
+            };
+            Ok(RopeTables { keys, queries })
+        };
+        let ropes = spec.ropes.iter().map(tables).collect::<Result<_, KernelError>>()?;
         Ok(Buffers { activations: activations.collect::<Result<_, KernelError>>()?, ropes })
     }
 

@@ -16,7 +16,7 @@ use pagoda_kernels::dtype::DType;
 use pagoda_kernels::ops::{Activation, Heads};
 
 use self::fields::{Fields, parse_object};
-use self::rope::{RopeContext, read_rope};
+use self::rope::{RopeContext, read_rope, read_window_rope};
 use super::families::{self, AttentionBias, Family};
 use super::rope::RopeSpec;
 
@@ -45,8 +45,16 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// How positions turn queries and keys.
     pub rope: RopeSpec,
+    /// How they do in layers with a window, if otherwise.
+    pub window_rope: Option<RopeSpec>,
     /// A layer's window; one entry a layer.
     pub windows: Vec<Option<u32>>,
+    /// Multiplies q·k.
+    pub attention_scale: f32,
+    /// `cap · tanh(s / cap)` of the scaled q·k.
+    pub attention_soft_cap: Option<f32>,
+    /// The same of logits.
+    pub logit_soft_cap: Option<f32>,
     /// Experts, if the checkpoint has any.
     pub experts: Option<Experts>,
     /// Whether query, key and value projections have biases.
@@ -69,32 +77,46 @@ const MAX_INTERMEDIATE: u32 = 1 << 20;
 const MAX_VOCAB: u32 = 1 << 22;
 /// The longest sequence that anything here is asked to reckon with.
 const MAX_POSITIONS: u32 = 1 << 26;
+const SOFT_CAPS: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 
 /// Reads config.json. `file` names it in errors.
 pub fn read_config(file: &str, bytes: &[u8]) -> Result<ModelConfig, ConfigError> {
     let map = parse_object(file, bytes)?;
-    let config = Fields::new(file, &map);
-    let family = read_family(&config)?;
-    refuse_unsupported(&config)?;
+    let whole = Fields::new(file, &map);
+    let family = read_family(&whole)?;
+    let defaults = family.default_values();
+    let config = whole.of_family(family, &defaults)?;
+    refuse_unsupported(&config, family)?;
     let hidden = config.need_size("hidden_size", 1..=MAX_HIDDEN)?;
     let num_layers = config.need_size("num_hidden_layers", 1..=MAX_LAYERS)?;
     let max_position = config.need_size("max_position_embeddings", 2..=MAX_POSITIONS)?;
     let vocab = config.need_size("vocab_size", 2..=MAX_VOCAB)?;
     let heads = read_heads(&config, hidden)?;
-    let context =
-        RopeContext { head_dim: heads.head_dim as u32, max_position, style: family.rope_style };
+    let context = RopeContext {
+        head_dim: heads.head_dim as u32,
+        max_position,
+        style: family.rope_style,
+        may_be_partial: family.partial_rotary,
+        stretched_positions: family.stretched_positions,
+    };
     let stated_bias = config.flag("attention_bias")?.unwrap_or(false);
+    let soft_cap = |field| Ok(config.number(field, SOFT_CAPS)?.map(|cap| cap as f32));
+    let scalar = config.number("query_pre_attn_scalar", 1e-6..=1e9)?;
     Ok(ModelConfig {
         family,
         hidden: hidden as usize,
         num_layers: num_layers as usize,
         heads,
-        intermediate: config.need_size("intermediate_size", 1..=MAX_INTERMEDIATE)? as usize,
+        intermediate: read_intermediate(&config, family)?,
         vocab: vocab as usize,
         norm_eps: config.need_number("rms_norm_eps", 1e-12..=1.0)? as f32,
-        activation: read_activation(&config)?,
-        rope: read_rope(&config, &context)?,
+        activation: read_activation(&config, family)?,
+        rope: read_rope(&config, &context, family.window_rope)?,
+        window_rope: read_window_rope(&config, &context, family.window_rope)?,
         windows: layers::read_windows(&config, family.windows, num_layers)?,
+        attention_scale: scalar.unwrap_or(heads.head_dim as f64).sqrt().recip() as f32,
+        attention_soft_cap: soft_cap("attn_logit_softcapping")?,
+        logit_soft_cap: soft_cap("final_logit_softcapping")?,
         experts: layers::read_experts(&config, family.sparse, num_layers)?,
         qkv_bias: family.bias == AttentionBias::QkvOnly || stated_bias,
         output_bias: family.bias == AttentionBias::ByConfig && stated_bias,
@@ -110,14 +132,15 @@ fn read_family(config: &Fields<'_>) -> Result<&'static Family, ConfigError> {
     let known = names.iter().filter_map(|name| name.as_str()).find_map(families::find);
     known.ok_or_else(|| {
         let named: Vec<_> = names.iter().map(|name| name.as_str().unwrap_or("?")).collect();
+        let supported: Vec<_> = families::architectures().collect();
         let reason =
-            format!("{} is not supported (supported: {})", named.join(", "), families::supported());
+            format!("{} is not supported (supported: {})", named.join(", "), supported.join(", "));
         config.error(FIELD, reason)
     })
 }
 
-/// Settings that change the arithmetic and that no family here has.
-fn refuse_unsupported(config: &Fields<'_>) -> Result<(), ConfigError> {
+/// Settings that change the arithmetic to what is not here.
+fn refuse_unsupported(config: &Fields<'_>, family: &Family) -> Result<(), ConfigError> {
     for field in ["quantization_config", "compression_config"] {
         if config.get(field).is_some() {
             return Err(config.error(field, "quantized checkpoints are not supported"));
@@ -126,6 +149,11 @@ fn refuse_unsupported(config: &Fields<'_>) -> Result<(), ConfigError> {
     if config.flag("mlp_bias")? == Some(true) {
         return Err(config.error("mlp_bias", "biases in the MLP are not supported"));
     }
+    for (field, only) in family.only {
+        if config.flag(field)?.is_some_and(|flag| flag != *only) {
+            return Err(config.error(field, format!("other than {only} is not supported")));
+        }
+    }
     Ok(())
 }
 
@@ -133,7 +161,8 @@ fn read_heads(config: &Fields<'_>, hidden: u32) -> Result<Heads, ConfigError> {
     let num_q = config.need_size("num_attention_heads", 1..=MAX_HEADS)?;
     let num_kv = config.size("num_key_value_heads", 1..=MAX_HEADS)?.unwrap_or(num_q);
     if !num_q.is_multiple_of(num_kv) {
-        let reason = format!("{num_kv} does not divide num_attention_heads, which is {num_q}");
+        let queries = config.name("num_attention_heads");
+        let reason = format!("{num_kv} does not divide {queries}, which is {num_q}");
         return Err(config.error("num_key_value_heads", reason));
     }
     let head_dim = match config.size("head_dim", 4..=MAX_HEAD_DIM)? {
@@ -152,9 +181,22 @@ fn read_heads(config: &Fields<'_>, hidden: u32) -> Result<Heads, ConfigError> {
     Ok(Heads { num_q: num_q as usize, num_kv: num_kv as usize, head_dim: head_dim as usize })
 }
 
-fn read_activation(config: &Fields<'_>) -> Result<Activation, ConfigError> {
+fn read_intermediate(config: &Fields<'_>, family: &Family) -> Result<usize, ConfigError> {
+    const FIELD: &str = "intermediate_size";
+    let size = config.need_size(FIELD, 1..=MAX_INTERMEDIATE)?;
+    if !family.doubled_intermediate {
+        return Ok(size as usize);
+    }
+    if !size.is_multiple_of(2) {
+        return Err(config.error(FIELD, format!("{size} is not even")));
+    }
+    Ok(size as usize / 2)
+}
+
+fn read_activation(config: &Fields<'_>, family: &Family) -> Result<Activation, ConfigError> {
     match config.text("hidden_act")?.unwrap_or("silu") {
         "silu" | "swish" => Ok(Activation::Silu),
+        "gelu" if family.gelu_is_tanh => Ok(Activation::GeluTanh),
         "gelu" => Ok(Activation::Gelu),
         "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
         other => {

@@ -3,10 +3,11 @@
 //! embed → (attn_input → attention → attn_output → mlp | moe) for each layer → head → sample →
 //! advance. It follows the spec and never asks which family it runs; a step replays the program.
 
-use pagoda_kernels::device::{Device, Kv, Tensor};
+use pagoda_kernels::device::{Device, Kv, Tensor, Vector};
 use pagoda_kernels::error::KernelError;
 use pagoda_kernels::ops::{
-    Attention, AttnInput, AttnOutput, Embed, Head, Mlp, Moe, Norm, Ops, QkRopeStore, Rope, Sample,
+    Attention, AttnInput, AttnOutput, Embed, Head, Mlp, Moe, Norm, Ops, PostNorm, QkRopeStore,
+    Rope, Sample,
 };
 
 use super::buffers::{Buffers, Use};
@@ -33,7 +34,7 @@ impl<D: Device> Decoder<'_, D> {
         let mut recorder = Recorder { ops: device.program(), spec, kv, buffers, x };
         let x = recorder.x.clone();
         let table = weights.embed.clone();
-        recorder.ops.embed(Embed { table, scale: spec.embed_scale, x });
+        recorder.ops.embed(Embed { table, scale: weights.embed_scale, x });
         for (layer, weights) in spec.layers.iter().zip(&weights.layers) {
             let Mixer::Attention(attention) = &layer.mixer;
             recorder.attention(layer, attention, &weights.attention)?;
@@ -70,7 +71,8 @@ impl<D: Device> Recorder<'_, D> {
             None => (None, None),
         };
         let rope = spec.rope.map(|index| Rope {
-            table: self.buffers.ropes[index].clone(),
+            keys: self.buffers.ropes[index].keys.clone(),
+            queries: self.buffers.ropes[index].queries.clone(),
             rotary_dim: self.spec.ropes[index].rotary_dim,
             style: self.spec.ropes[index].style,
         });
@@ -109,10 +111,21 @@ impl<D: Device> Recorder<'_, D> {
             attended,
             weight: weights.output.clone(),
             bias: weights.output_bias.clone(),
-            post_norm: None,
+            post_norm: self.post_norm(layer, weights.post_norm.as_ref())?,
             x: self.x.clone(),
         });
         Ok(())
+    }
+
+    /// The norm of what is added to the residual stream, if there is one.
+    fn post_norm(
+        &self,
+        layer: &LayerSpec,
+        weight: Option<&Vector<D>>,
+    ) -> Result<Option<PostNorm<D::Program>>, KernelError> {
+        let Some((eps, weight)) = layer.post_norm.zip(weight) else { return Ok(None) };
+        let projected = self.buffers.get(Use::Projected, self.spec.hidden)?;
+        Ok(Some(PostNorm { norm: norm(weight, eps), projected }))
     }
 
     fn mlp(&mut self, layer: &LayerSpec, weights: &LayerWeights<D>) -> Result<(), KernelError> {
@@ -129,14 +142,16 @@ impl<D: Device> Recorder<'_, D> {
                     activation: *activation,
                     inner: self.buffers.get(Use::Inner, *intermediate)?,
                     down: down.clone(),
-                    post_norm: None,
+                    post_norm: self.post_norm(layer, weights.mlp_post_norm.as_ref())?,
                 });
             }
-            (MlpSpec::Moe(spec), MlpWeights::Moe(weights)) => {
-                self.moe(spec, weights, before, normed)?;
+            (MlpSpec::Moe(spec), MlpWeights::Moe(experts)) if weights.mlp_post_norm.is_none() => {
+                self.moe(spec, experts, before, normed)?;
             }
             _ => {
-                let reason = "weights of another kind than the layer's MLP".to_owned();
+                let reason =
+                    "weights of another kind than the layer's MLP, or experts normed behind"
+                        .to_owned();
                 return Err(KernelError::Shape { op: "decoder", reason });
             }
         }

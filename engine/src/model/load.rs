@@ -176,6 +176,12 @@ where
     let kv_dtype = options.kv_dtype.unwrap_or(KvFormat::Plain(dtype));
     let formats = Formats { dtype, quantization: options.quantization };
     fits_at_all(device, spec, (&limits, formats))?;
+    if let Some(part) = config.family.nested {
+        tracing::info!(
+            part,
+            "the checkpoint holds more than a text model: only that part is loaded"
+        );
+    }
     let weights = pack(device, spec, tensors.as_ref(), formats, progress)?;
     drop(tensors);
 

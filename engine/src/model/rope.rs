@@ -21,8 +21,13 @@ pub struct RopeSpec {
     pub style: RopeStyle,
     /// `max_position_embeddings` of the checkpoint.
     pub max_position: u32,
+    /// Whether that is the length with the scaling.
+    pub stretched_positions: bool,
     /// What makes longer contexts possible.
     pub scaling: RopeScaling,
+    /// From this length n on, the query at position p is multiplied by the logarithm of p + 1 to
+    /// the base n. All of a head turns then.
+    pub query_log_base: Option<u32>,
 }
 
 /// The published ways to stretch a rope. Factors are at least 1, lengths at least 1.
@@ -39,6 +44,11 @@ pub enum RopeScaling {
     Dynamic {
         /// Of the published formula.
         factor: f64,
+    },
+    /// NTK-aware: theta grows whenever the length doubles beyond `trained_len`.
+    SteppedNtk {
+        /// Length of the training, at least 2.
+        trained_len: u32,
     },
     /// Llama 3: low frequencies divided, high ones kept, a ramp between.
     Llama3 {
@@ -84,7 +94,8 @@ impl RopeSpec {
     pub fn promised_len(&self) -> Option<u32> {
         let stretched = |len: u32, factor: f64| (f64::from(len) * factor) as u32;
         match &self.scaling {
-            RopeScaling::Dynamic { .. } => None,
+            _ if self.stretched_positions => Some(self.max_position),
+            RopeScaling::Dynamic { .. } | RopeScaling::SteppedNtk { .. } => None,
             RopeScaling::Linear { factor } => Some(stretched(self.max_position, *factor)),
             RopeScaling::Yarn { factor, original_len, .. } => {
                 Some(self.max_position.max(stretched(*original_len, *factor)))
@@ -111,6 +122,24 @@ impl RopeSpec {
         table
     }
 
+    /// The table of queries, where it is another than that of keys for some position.
+    pub fn query_table(&self, max_model_len: u32) -> Option<Vec<f32>> {
+        let base = self.query_log_base.filter(|base| *base < max_model_len)?;
+        let mut table = self.table(max_model_len);
+        let rows = table.chunks_exact_mut(self.rotary_dim).enumerate().skip(base as usize);
+        for (position, row) in rows {
+            let factor = (position as f64 + 1.0).ln() / f64::from(base).ln();
+            row.iter_mut().for_each(|value| *value = (f64::from(*value) * factor) as f32);
+        }
+        Some(table)
+    }
+
+    /// Elements of both tables.
+    pub fn table_elements(&self, max_model_len: u32) -> u64 {
+        let grows = self.query_log_base.is_some_and(|base| base < max_model_len);
+        u64::from(max_model_len) * self.rotary_dim as u64 * (1 + u64::from(grows))
+    }
+
     /// Radians per position of each pair, and the factor on cosine and sine.
     fn frequencies(&self, max_model_len: u32) -> (Vec<f64>, f64) {
         match &self.scaling {
@@ -121,8 +150,11 @@ impl RopeSpec {
             RopeScaling::Dynamic { factor } => {
                 let len = f64::from(max_model_len.max(self.max_position));
                 let stretch = factor * len / f64::from(self.max_position) - (factor - 1.0);
-                let dim = self.rotary_dim as f64;
-                (self.plain(self.theta * stretch.powf(dim / (dim - 2.0))), 1.0)
+                (self.ntk(stretch), 1.0)
+            }
+            RopeScaling::SteppedNtk { trained_len } => {
+                let doublings = (f64::from(max_model_len) / f64::from(*trained_len)).log2().ceil();
+                (self.ntk((doublings + 1.0).exp2().max(2.0) - 1.0), 1.0)
             }
             RopeScaling::Llama3 { .. } => (self.llama3(), 1.0),
             RopeScaling::Yarn { attention_factor, .. } => (self.yarn(), *attention_factor),
@@ -140,6 +172,12 @@ impl RopeSpec {
     fn plain(&self, theta: f64) -> Vec<f64> {
         let dim = self.rotary_dim as f64;
         (0..self.rotary_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / dim)).collect()
+    }
+
+    /// Frequencies of which the slowest is divided by `stretch`, the fastest not at all.
+    fn ntk(&self, stretch: f64) -> Vec<f64> {
+        let dim = self.rotary_dim as f64;
+        self.plain(self.theta * stretch.powf(dim / (dim - 2.0)))
     }
 
     fn llama3(&self) -> Vec<f64> {
@@ -194,7 +232,9 @@ mod tests {
             rotary_dim: 64,
             style: RopeStyle::Halves,
             max_position: 512,
+            stretched_positions: false,
             scaling,
+            query_log_base: None,
         }
     }
 
@@ -219,6 +259,31 @@ mod tests {
         assert_eq!(stretched[0], 1.0);
         assert!(stretched[31] < short[31] / 2.0);
         assert_eq!(dynamic.promised_len(), None);
+    }
+
+    #[test]
+    fn a_stepped_rope_slows_down_whenever_the_length_doubles() {
+        let stepped = spec(RopeScaling::SteppedNtk { trained_len: 512 });
+        let slowest = |len: u32| stepped.frequencies(len).0[31];
+        let plain = stepped.plain(stepped.theta)[31];
+        for (len, stretch) in [(1, 1.0), (512, 1.0), (513, 3.0), (1024, 3.0), (1025, 7.0)] {
+            assert!((plain / slowest(len) / stretch - 1.0).abs() < 1e-12, "{len}");
+            assert_eq!(stepped.frequencies(len).0[0], 1.0);
+        }
+        assert_eq!(stepped.promised_len(), None);
+    }
+
+    #[test]
+    fn queries_grow_beyond_their_length_alone() {
+        let plain = spec(RopeScaling::Default);
+        let grown = RopeSpec { query_log_base: Some(16), ..plain.clone() };
+        assert_eq!((plain.query_table(20), grown.query_table(16)), (None, None));
+        assert_eq!((plain.table_elements(20), grown.table_elements(20)), (20 * 64, 2 * 20 * 64));
+        let (keys, queries) = (grown.table(20), grown.query_table(20).unwrap());
+        assert_eq!((&keys, &keys[..16 * 64]), (&plain.table(20), &queries[..16 * 64]));
+        // Position 16 is the seventeenth token.
+        let factor = (17f64.ln() / 16f64.ln()) as f32;
+        assert!((queries[16 * 64] / keys[16 * 64] - factor).abs() < 1e-6);
     }
 
     #[test]

@@ -33,8 +33,9 @@ impl Size {
     fn add_layer(&mut self, layer: &LayerSpec, hidden: usize) {
         let Mixer::Attention(attention) = &layer.mixer;
         self.add_attention(attention, hidden);
-        // Norms before mixer and MLP.
-        self.add_vector(2 * hidden);
+        // Norms before mixer and MLP, and behind them.
+        let norms = if layer.post_norm.is_some() { 4 } else { 2 };
+        self.add_vector(norms * hidden);
         match &layer.mlp {
             MlpSpec::Dense { intermediate, .. } => self.add_mlps(1, *intermediate, hidden),
             MlpSpec::Moe(moe) => {
@@ -85,6 +86,8 @@ impl Size {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use crate::memory::KvBudget;
     use crate::model::files::{Checkpoint, ModelSource};
     use crate::model::load::load_checkpoint;
@@ -117,43 +120,24 @@ mod tests {
         (spec, load_checkpoint(checkpoint, &options, &|_| ()).unwrap())
     }
 
+    /// The configurations of all goldens: every family.
+    fn configurations() -> Vec<serde_json::Value> {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+        let folders = std::fs::read_dir(goldens).unwrap().map(|entry| entry.unwrap().path());
+        let files = folders.map(|folder| folder.join("config.json")).filter(|file| file.exists());
+        files.map(|file| serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()).collect()
+    }
+
     #[test]
     fn the_sum_is_what_a_load_packs() {
-        let shape = serde_json::json!({
-            "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-            "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-            "hidden_act": "silu", "torch_dtype": "bfloat16",
-        });
-        for (family, more) in [
-            ("llama", serde_json::json!({"tie_word_embeddings": true})),
-            ("llama", serde_json::json!({"tie_word_embeddings": false})),
-            ("qwen2", serde_json::json!({})),
-            ("qwen3", serde_json::json!({})),
-            (
-                "qwen3_moe",
-                serde_json::json!({
-                    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-                    "decoder_sparse_step": 1, "mlp_only_layers": [0], "norm_topk_prob": true,
-                }),
-            ),
-        ] {
-            let mut config = shape.clone();
-            let fields = config.as_object_mut().unwrap();
-            fields.extend(more.as_object().unwrap().clone());
-            fields.insert("model_type".into(), family.into());
-            let name = match family {
-                "llama" => "LlamaForCausalLM",
-                "qwen2" => "Qwen2ForCausalLM",
-                "qwen3" => "Qwen3ForCausalLM",
-                _ => "Qwen3MoeForCausalLM",
-            };
-            fields.insert("architectures".into(), serde_json::json!([name]));
-            let quantizations = Quantization::ALL.map(Some);
-            for quantization in quantizations.into_iter().chain([None]) {
+        let configurations = configurations();
+        assert!(configurations.len() > 20);
+        for config in configurations {
+            for quantization in [None, Some(Quantization::Q4_0)] {
                 let formats = Formats { dtype: DType::Bf16, quantization };
                 let (spec, model) = loaded(&config, quantization);
                 let bytes = spec.weight_bytes(formats);
+                let family = &config["architectures"];
                 assert_eq!(bytes, model.info.weight_bytes, "{family} {quantization:?}");
             }
         }

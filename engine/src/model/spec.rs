@@ -18,8 +18,10 @@ pub struct ModelSpec {
     pub hidden: usize,
     /// V.
     pub vocab: usize,
-    /// Multiplies embeddings.
+    /// Multiplies embeddings, once rounded to the type they are loaded in.
     pub embed_scale: f32,
+    /// Added to each weight of a norm, at load.
+    pub norm_offset: f32,
     /// From the embedding to the final norm.
     pub layers: Vec<LayerSpec>,
     /// Ropes that layers name by index.
@@ -34,7 +36,7 @@ pub struct ModelSpec {
     pub tensors: TensorNames,
 }
 
-/// One layer: `x += mixer(norm(x)); x += mlp(norm(x))`.
+/// One layer: `x += mixer(norm(x)); x += mlp(norm(x))`, each sum possibly normed before it is added.
 #[derive(Clone, Debug)]
 pub struct LayerSpec {
     /// How rows look at each other.
@@ -43,6 +45,8 @@ pub struct LayerSpec {
     pub mlp: MlpSpec,
     /// eps of the norms before mixer and MLP.
     pub eps: f32,
+    /// eps of the norms of what they give, if it is normed.
+    pub post_norm: Option<f32>,
 }
 
 /// How rows of a sequence look at each other.
@@ -141,38 +145,49 @@ impl ModelSpec {
             .map(|index| {
                 let window = config.windows[index].filter(|window| *window < max_model_len);
                 let (group, layer_in_group) = join_group(&mut groups, window, config.heads);
+                // A window that no sequence outgrows still turns as the checkpoint has it.
+                let has_window_rope =
+                    config.window_rope.is_some() && config.windows[index].is_some();
                 let attention = AttentionSpec {
                     heads: config.heads,
-                    scale: (config.heads.head_dim as f32).sqrt().recip(),
+                    scale: config.attention_scale,
                     window,
-                    soft_cap: None,
-                    rope: Some(0),
+                    soft_cap: config.attention_soft_cap,
+                    rope: Some(usize::from(has_window_rope)),
                     qk_norm: config.family.qk_norm.then_some(config.norm_eps),
                     qkv_bias: config.qkv_bias,
                     output_bias: config.output_bias,
                     group,
                     layer_in_group,
                 };
-                let mixer = Mixer::Attention(attention);
-                LayerSpec { mixer, mlp: plan_mlp(config, index), eps: config.norm_eps }
+                LayerSpec {
+                    mixer: Mixer::Attention(attention),
+                    mlp: plan_mlp(config, index),
+                    eps: config.norm_eps,
+                    post_norm: config.family.tensors.post_norms.map(|_| config.norm_eps),
+                }
             })
             .collect();
+        let embed_scale =
+            if config.family.scaled_embedding { (config.hidden as f32).sqrt() } else { 1.0 };
+        let soft_cap = config.logit_soft_cap;
         ModelSpec {
             hidden: config.hidden,
             vocab: config.vocab,
-            embed_scale: 1.0,
+            embed_scale,
+            norm_offset: config.family.norm_offset,
             layers,
-            ropes: vec![config.rope.clone()],
+            ropes: std::iter::once(&config.rope).chain(&config.window_rope).cloned().collect(),
             groups,
             final_eps: config.norm_eps,
-            head: HeadSpec { tied: config.tied, scale: 1.0, soft_cap: None },
+            head: HeadSpec { tied: config.tied, scale: 1.0, soft_cap },
             tensors: config.family.tensors,
         }
     }
 
     /// Name of the embedding, whose type is taken for the checkpoint's.
     pub(crate) fn embedding_name(&self) -> String {
-        format!("{}.weight", self.tensors.embed)
+        format!("{}.weight", self.tensors.once(self.tensors.embed))
     }
 }
 

@@ -6,15 +6,20 @@
 
 use std::collections::BTreeSet;
 
+use half::{bf16, f16};
 use pagoda_kernels::device::{Device, Experts, Vector, Weight};
-use pagoda_kernels::dtype::{DType, HostTensor};
+use pagoda_kernels::dtype::DType;
 use pagoda_kernels::error::KernelError;
 use pagoda_kernels::ops::Stacking;
 use pagoda_kernels::weight_format::{Quantization, WeightFormat};
 
+use self::part::{Part, bias, weight};
 use super::error::LoadError;
-use super::source::{SourceError, Tensor, TensorSource};
+use super::source::TensorSource;
 use super::spec::{AttentionSpec, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec};
+
+/// Rows of tensors that a weight is made of.
+mod part;
 
 /// How far a load has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub struct Weights<D: Device> {
     pub final_norm: Vector<D>,
     /// `[V, H]`; the embedding itself when tied.
     pub head: Weight<D>,
+    /// Multiplies embeddings: the spec's factor in the type of the table, as its family multiplies.
+    pub embed_scale: f32,
     /// Bytes of all of them, without the device's padding.
     pub bytes: u64,
 }
@@ -47,6 +54,8 @@ pub struct LayerWeights<D: Device> {
     pub attention: AttentionWeights<D>,
     /// `[H]` before the MLP.
     pub mlp_norm: Vector<D>,
+    /// `[H]` behind it.
+    pub mlp_post_norm: Option<Vector<D>>,
     /// Of the MLP.
     pub mlp: MlpWeights<D>,
 }
@@ -65,6 +74,8 @@ pub struct AttentionWeights<D: Device> {
     pub output: Weight<D>,
     /// `[H]`.
     pub output_bias: Option<Vector<D>>,
+    /// `[H]` behind the output projection.
+    pub post_norm: Option<Vector<D>>,
 }
 
 /// Packed weights of an MLP.
@@ -121,135 +132,125 @@ pub fn pack<D: Device>(
     formats: Formats,
     progress: &dyn Fn(Progress),
 ) -> Result<Weights<D>, LoadError> {
-    let mut packer =
-        Packer { device, source, formats, hidden: spec.hidden, bytes: 0, used: BTreeSet::new() };
+    let mut packer = Packer { device, source, formats, spec, bytes: 0, used: BTreeSet::new() };
     let names = &spec.tensors;
-    let table = [(weight(names.embed), spec.vocab, spec.hidden)];
+    let table = [Part::whole(weight(&names.once(names.embed)), spec.vocab, spec.hidden)];
     // The largest come first, while little else is in memory.
     let (embed, head) = if spec.head.tied {
         let tied = packer.product(&table, Stacking::Stack)?;
         (tied.clone(), tied)
     } else {
-        let head = [(weight(names.head), spec.vocab, spec.hidden)];
+        let head = [Part::whole(weight(&names.once(names.head)), spec.vocab, spec.hidden)];
         (packer.matrix(&table, formats.plain())?, packer.product(&head, Stacking::Stack)?)
     };
     let mut layers = Vec::with_capacity(spec.layers.len());
     for (index, layer) in spec.layers.iter().enumerate() {
-        layers.push(packer.layer(spec, layer, index)?);
+        layers.push(packer.layer(layer, index)?);
         let (layers_done, layers) = (index + 1, spec.layers.len());
         progress(Progress { layers_done, layers, bytes: packer.bytes });
     }
-    let final_norm = packer.vector(&[(weight(names.final_norm), spec.hidden)])?;
+    let final_norm = packer.norm(&names.once(names.final_norm), spec.hidden)?;
     packer.log_unused();
-    Ok(Weights { embed, layers, final_norm, head, bytes: packer.bytes })
+    let embed_scale = rounded(spec.embed_scale, formats.dtype);
+    Ok(Weights { embed, layers, final_norm, head, embed_scale, bytes: packer.bytes })
 }
 
-/// A tensor's name with its rows and columns.
-type Part = (String, usize, usize);
+/// `value` as a number of type `dtype`.
+fn rounded(value: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => value,
+        DType::Bf16 => bf16::from_f32(value).to_f32(),
+        DType::F16 => f16::from_f32(value).to_f32(),
+    }
+}
 
 struct Packer<'a, D> {
     device: &'a D,
     source: &'a dyn TensorSource,
     formats: Formats,
-    hidden: usize,
+    spec: &'a ModelSpec,
     bytes: u64,
     used: BTreeSet<String>,
 }
 
-fn weight(name: &str) -> String {
-    format!("{name}.weight")
-}
-
-fn bias(name: &str) -> String {
-    format!("{name}.bias")
-}
-
 impl<D: Device> Packer<'_, D> {
-    fn layer(
-        &mut self,
-        spec: &ModelSpec,
-        layer: &LayerSpec,
-        index: usize,
-    ) -> Result<LayerWeights<D>, LoadError> {
-        let named = |pattern: &str| pattern.replace("{layer}", &index.to_string());
+    fn layer(&mut self, layer: &LayerSpec, index: usize) -> Result<LayerWeights<D>, LoadError> {
+        let spec = self.spec;
+        let (names, hidden) = (&spec.tensors, spec.hidden);
+        let named = |pattern: &str| names.of_layer(pattern, index);
         let Mixer::Attention(attention) = &layer.mixer;
-        let attention = self.attention(spec, attention, &named)?;
-        let mlp_norm = self.vector(&[(weight(&named(spec.tensors.mlp_norm)), self.hidden)])?;
+        let post_norms = layer.post_norm.and(names.post_norms);
+        let [attn_post_norm, mlp_post_norm] = [
+            post_norms.map(|post| self.norm(&named(post.attn), hidden)).transpose()?,
+            post_norms.map(|post| self.norm(&named(post.mlp), hidden)).transpose()?,
+        ];
+        let attention = self.attention(attention, attn_post_norm, index)?;
+        let mlp_norm = self.norm(&named(names.mlp_norm), hidden)?;
         let mlp = match &layer.mlp {
-            MlpSpec::Dense { intermediate, .. } => self.dense(spec, *intermediate, &named)?,
-            MlpSpec::Moe(moe) => self.moe(spec, moe, &named)?,
+            MlpSpec::Dense { intermediate, .. } => self.dense(*intermediate, index)?,
+            MlpSpec::Moe(moe) => self.moe(moe, index)?,
         };
-        Ok(LayerWeights { attention, mlp_norm, mlp })
+        Ok(LayerWeights { attention, mlp_norm, mlp_post_norm, mlp })
     }
 
     fn attention(
         &mut self,
-        spec: &ModelSpec,
         attention: &AttentionSpec,
-        named: &dyn Fn(&str) -> String,
+        post_norm: Option<Vector<D>>,
+        layer: usize,
     ) -> Result<AttentionWeights<D>, LoadError> {
-        let (names, hidden, heads) = (&spec.tensors, self.hidden, attention.heads);
-        let (q_rows, kv_rows) = (heads.num_q * heads.head_dim, heads.num_kv * heads.head_dim);
-        let stacked = [(names.query, q_rows), (names.key, kv_rows), (names.value, kv_rows)]
-            .map(|(pattern, rows)| (named(pattern), rows));
-        let matrices = stacked.each_ref().map(|(name, rows)| (weight(name), *rows, hidden));
-        let biases = stacked.each_ref().map(|(name, rows)| (bias(name), *rows));
+        let spec = self.spec;
+        let (names, hidden, heads) = (&spec.tensors, spec.hidden, attention.heads);
+        let named = |pattern: &str| names.of_layer(pattern, layer);
+        let q_cols = heads.num_q * heads.head_dim;
         let output = named(names.output);
         let qk_norm = match attention.qk_norm {
             None => None,
             Some(_) => {
-                let query = self.vector(&[(weight(&named(names.query_norm)), heads.head_dim)])?;
-                let key = self.vector(&[(weight(&named(names.key_norm)), heads.head_dim)])?;
+                let query = self.norm(&named(names.query_norm), heads.head_dim)?;
+                let key = self.norm(&named(names.key_norm), heads.head_dim)?;
                 Some((query, key))
             }
         };
-        let optional = |wanted: bool, packer: &mut Self, parts: &[(String, usize)]| {
-            wanted.then(|| packer.vector(parts)).transpose()
-        };
+        let output_bias = [Part::vector(bias(&output), hidden)];
         Ok(AttentionWeights {
-            norm: self.vector(&[(weight(&named(names.attn_norm)), hidden)])?,
-            qkv: self.product(&matrices, Stacking::Stack)?,
-            qkv_bias: optional(attention.qkv_bias, self, &biases)?,
+            norm: self.norm(&named(names.attn_norm), hidden)?,
+            qkv: self.product(&part::qkv(names, layer, heads, hidden), Stacking::Stack)?,
+            qkv_bias: self.optional(attention.qkv_bias, &part::qkv_bias(names, layer, heads))?,
             qk_norm,
-            output: self.product(&[(weight(&output), hidden, q_rows)], Stacking::Stack)?,
-            output_bias: optional(attention.output_bias, self, &[(bias(&output), hidden)])?,
+            output: self
+                .product(&[Part::whole(weight(&output), hidden, q_cols)], Stacking::Stack)?,
+            output_bias: self.optional(attention.output_bias, &output_bias)?,
+            post_norm,
         })
     }
 
-    fn dense(
-        &mut self,
-        spec: &ModelSpec,
-        intermediate: usize,
-        named: &dyn Fn(&str) -> String,
-    ) -> Result<MlpWeights<D>, LoadError> {
-        let names = &spec.tensors;
-        let gate_up =
-            [names.gate, names.up].map(|name| (weight(&named(name)), intermediate, self.hidden));
-        let down = [(weight(&named(names.down)), self.hidden, intermediate)];
+    fn dense(&mut self, intermediate: usize, layer: usize) -> Result<MlpWeights<D>, LoadError> {
+        let spec = self.spec;
+        let (names, hidden) = (&spec.tensors, spec.hidden);
+        let gate_up = part::gate_up(names, layer, intermediate, hidden);
+        let down = weight(&names.of_layer(names.down, layer));
         Ok(MlpWeights::Dense {
             gate_up: self.product(&gate_up, Stacking::InterleavePairs)?,
-            down: self.product(&down, Stacking::Stack)?,
+            down: self.product(&[Part::whole(down, hidden, intermediate)], Stacking::Stack)?,
         })
     }
 
-    fn moe(
-        &mut self,
-        spec: &ModelSpec,
-        moe: &MoeSpec,
-        named: &dyn Fn(&str) -> String,
-    ) -> Result<MlpWeights<D>, LoadError> {
-        let (names, hidden) = (&spec.tensors, self.hidden);
+    fn moe(&mut self, moe: &MoeSpec, layer: usize) -> Result<MlpWeights<D>, LoadError> {
+        let spec = self.spec;
+        let (names, hidden) = (&spec.tensors, spec.hidden);
         let MoeSpec { num_experts, intermediate, .. } = *moe;
-        let expert = |pattern: &str, expert: usize| {
-            weight(&named(pattern).replace("{expert}", &expert.to_string()))
+        let part = |pattern: &str, expert: usize, rows: usize, cols: usize| {
+            Part::whole(weight(&names.of_expert(pattern, layer, expert)), rows, cols)
         };
-        let gate_up = |e: usize| {
+        let gate_up = |expert: usize| {
             [names.expert_gate, names.expert_up]
-                .map(|name| (expert(name, e), intermediate, hidden))
+                .map(|pattern| part(pattern, expert, intermediate, hidden))
                 .to_vec()
         };
-        let down = |e: usize| vec![(expert(names.expert_down, e), hidden, intermediate)];
-        let router = [(weight(&named(names.router)), num_experts, hidden)];
+        let down = |expert: usize| vec![part(names.expert_down, expert, hidden, intermediate)];
+        let router = weight(&names.of_layer(names.router, layer));
+        let router = [Part::whole(router, num_experts, hidden)];
         Ok(MlpWeights::Moe(MoeWeights {
             router: self.matrix(&router, self.formats.plain())?,
             gate_up: self.experts(num_experts, gate_up, Stacking::InterleavePairs)?,
@@ -273,8 +274,8 @@ impl<D: Device> Packer<'_, D> {
         stacking: Stacking,
         format: WeightFormat,
     ) -> Result<Weight<D>, LoadError> {
-        let tensors = self.read(parts)?;
-        let hosts = as_hosts(parts, &tensors)?;
+        let tensors = part::read(self.source, parts)?;
+        let hosts = part::as_hosts(parts, &tensors)?;
         let packed = self.device.pack(&hosts, stacking, format).map_err(refusal(parts))?;
         self.finish(parts, format);
         Ok(packed)
@@ -288,14 +289,14 @@ impl<D: Device> Packer<'_, D> {
         stacking: Stacking,
     ) -> Result<Experts<D>, LoadError> {
         let first = parts_of(0);
-        let shape = (first.iter().map(|(_, rows, _)| rows).sum(), first[0].2);
+        let shape = (first.iter().map(|part| part.rows.len()).sum(), first[0].cols);
         let format = self.formats.product();
         let room = self.device.experts(num_experts, shape, format);
-        let mut experts = room.map_err(LoadError::device(format!("making {}", first[0].0)))?;
+        let mut experts = room.map_err(LoadError::device(format!("making {}", first[0].name)))?;
         for expert in 0..num_experts {
             let parts = parts_of(expert);
-            let tensors = self.read(&parts)?;
-            let hosts = as_hosts(&parts, &tensors)?;
+            let tensors = part::read(self.source, &parts)?;
+            let hosts = part::as_hosts(&parts, &tensors)?;
             let packed = self.device.pack_expert(&mut experts, expert, &hosts, stacking);
             packed.map_err(refusal(&parts))?;
             self.finish(&parts, format);
@@ -303,31 +304,36 @@ impl<D: Device> Packer<'_, D> {
         Ok(experts)
     }
 
-    /// Vectors one after another, as f32.
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<Vector<D>, LoadError> {
-        let mut values = Vec::new();
-        for (name, len) in parts {
-            let tensor = self.source.tensor(name, &[*len])?;
-            let host = tensor.as_host().ok_or_else(|| mismatch(name))?;
-            values.extend((0..host.cols).map(|col| host.at(0, col)));
-        }
-        let vector = self.device.vector(&values);
-        let vector = vector.map_err(LoadError::device(format!("loading {}", parts[0].0)))?;
-        let parts: Vec<Part> = parts.iter().map(|(name, len)| (name.clone(), 1, *len)).collect();
-        self.finish(&parts, DType::F32.into());
-        Ok(vector)
+    /// The weights of a norm.
+    fn norm(&mut self, name: &str, len: usize) -> Result<Vector<D>, LoadError> {
+        self.vector(&[Part::vector(weight(name), len)], self.spec.norm_offset)
     }
 
-    fn read(&self, parts: &[Part]) -> Result<Vec<Tensor<'_>>, SourceError> {
-        parts.iter().map(|(name, rows, cols)| self.source.tensor(name, &[*rows, *cols])).collect()
+    /// A bias, if there is one.
+    fn optional(&mut self, wanted: bool, parts: &[Part]) -> Result<Option<Vector<D>>, LoadError> {
+        wanted.then(|| self.vector(parts, 0.0)).transpose()
+    }
+
+    /// Vectors one after another, as f32, and `offset` added to each element.
+    fn vector(&mut self, parts: &[Part], offset: f32) -> Result<Vector<D>, LoadError> {
+        let mut values = Vec::new();
+        for part in parts {
+            let tensor = self.source.tensor(&part.name, &[part.cols])?;
+            let host = tensor.as_host().ok_or_else(|| part.mismatch())?;
+            values.extend((0..host.cols).map(|col| host.at(0, col) + offset));
+        }
+        let vector = self.device.vector(&values);
+        let vector = vector.map_err(LoadError::device(format!("loading {}", parts[0].name)))?;
+        self.finish(parts, DType::F32.into());
+        Ok(vector)
     }
 
     /// Counts what was packed and gives its pages back.
     fn finish(&mut self, parts: &[Part], format: WeightFormat) {
-        for (name, rows, cols) in parts {
-            self.source.release(name);
-            self.bytes += (rows * format.row_bytes(*cols)) as u64;
-            self.used.insert(name.clone());
+        for part in parts {
+            self.source.release(&part.name);
+            self.bytes += (part.rows.len() * format.row_bytes(part.cols)) as u64;
+            self.used.insert(part.name.clone());
         }
     }
 
@@ -344,15 +350,6 @@ impl<D: Device> Packer<'_, D> {
     }
 }
 
-fn as_hosts<'t>(
-    parts: &[Part],
-    tensors: &'t [Tensor<'_>],
-) -> Result<Vec<HostTensor<'t>>, LoadError> {
-    let host =
-        |(tensor, part): (&'t Tensor<'_>, &Part)| tensor.as_host().ok_or_else(|| mismatch(&part.0));
-    tensors.iter().zip(parts).map(host).collect()
-}
-
 /// Names the tensor that a device could not pack.
 fn refusal(parts: &[Part]) -> impl FnOnce(KernelError) -> LoadError {
     |error| {
@@ -360,12 +357,7 @@ fn refusal(parts: &[Part]) -> impl FnOnce(KernelError) -> LoadError {
             KernelError::Unquantizable { part, .. } => part,
             _ => 0,
         };
-        let name = parts.get(part).map_or("", |(name, ..)| name);
+        let name = parts.get(part).map_or("", |part| &part.name);
         LoadError::device(format!("packing {name}"))(error)
     }
-}
-
-/// A source that broke its promise about a shape.
-fn mismatch(name: &str) -> LoadError {
-    SourceError::new("the source of weights", Some(name), "gave bytes of another shape").into()
 }

@@ -4,6 +4,7 @@
 //! nothing else, so prefill, decode and a prefix hit see the same numbers.
 
 use crate::batch::{Batch, NO_SLOT};
+use crate::cpu::buffer::Parameters;
 use crate::cpu::command::WorkerCtx;
 use crate::cpu::kv::Plane;
 use crate::cpu::program::CpuProgram;
@@ -12,6 +13,10 @@ use crate::ops::{Norm, QkRopeStore, Rope, RopeStyle};
 /// Runs this worker's share of the (row, head) pairs: query heads first, then KV heads.
 pub(crate) fn run(op: &QkRopeStore<CpuProgram>, ctx: &WorkerCtx<'_>, batch: &Batch) {
     let heads = op.heads;
+    let turns = |table: fn(&Rope<CpuProgram>) -> &Parameters| {
+        op.rope.as_ref().map(|rope| Turn { table: table(rope), rope })
+    };
+    let (of_query, of_key) = (turns(|rope| &rope.queries), turns(|rope| &rope.keys));
     let per_row = heads.num_q + heads.num_kv;
     let slots = &batch.groups[op.group].slots;
     for item in ctx.team.share(batch.num_tokens() * per_row) {
@@ -24,10 +29,10 @@ pub(crate) fn run(op: &QkRopeStore<CpuProgram>, ctx: &WorkerCtx<'_>, batch: &Bat
         };
         let q_or_k = segment(head);
         if head < heads.num_q {
-            turn(q_or_k, op.q_norm.as_ref(), op.rope.as_ref(), position);
+            turn(q_or_k, op.q_norm.as_ref(), of_query.as_ref(), position);
             continue;
         }
-        turn(q_or_k, op.k_norm.as_ref(), op.rope.as_ref(), position);
+        turn(q_or_k, op.k_norm.as_ref(), of_key.as_ref(), position);
         let slot = slots[row];
         if slot == NO_SLOT {
             continue;
@@ -43,11 +48,17 @@ pub(crate) fn run(op: &QkRopeStore<CpuProgram>, ctx: &WorkerCtx<'_>, batch: &Bat
     }
 }
 
+/// A rope with the table of queries or of keys.
+struct Turn<'a> {
+    table: &'a Parameters,
+    rope: &'a Rope<CpuProgram>,
+}
+
 /// Norm, then rope, of one head.
 fn turn(
     head: &mut [f32],
     norm: Option<&Norm<CpuProgram>>,
-    rope: Option<&Rope<CpuProgram>>,
+    turn: Option<&Turn<'_>>,
     position: usize,
 ) {
     if let Some(norm) = norm {
@@ -57,9 +68,9 @@ fn turn(
             *x = *x * inverse * weight;
         }
     }
-    let Some(rope) = rope else { return };
+    let Some(Turn { table, rope }) = turn else { return };
     let half = rope.rotary_dim / 2;
-    let table = &rope.table.values()[position * rope.rotary_dim..][..rope.rotary_dim];
+    let table = &table.values()[position * rope.rotary_dim..][..rope.rotary_dim];
     let (cos, sin) = table.split_at(half);
     match rope.style {
         RopeStyle::Halves => {

@@ -1,12 +1,15 @@
 //! Typed, bounded access to one JSON object of a checkpoint.
 //!
-//! Every read names the field and its bounds, so that each refusal can say file, field and reason.
+//! Every read names the field and its bounds, so that each refusal can say file, field and reason:
+//! a field is asked for by our name, found under the family's, and refused under the file's own.
 //! `null` counts as absent, as in the files that transformers writes. Never panics and never
 //! converts silently: a number that is not whole is not a size.
 
 use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
+
+use crate::model::families::Family;
 
 /// A checkpoint's file says something that cannot be served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +29,23 @@ pub(crate) struct Fields<'a> {
     file: &'a str,
     parent: Option<&'a str>,
     map: &'a Map<String, Value>,
+    /// The object around a nested one; what it says of [`OF_THE_WHOLE`] counts.
+    outer: Option<&'a Map<String, Value>>,
+    /// Fields that the file calls otherwise: our name, then the file's.
+    names: &'static [(&'static str, &'static str)],
+    /// What fields mean that the file does not have, by our names.
+    defaults: Option<&'a Map<String, Value>>,
 }
+
+/// What a file that describes more than a decoder says once, of all of it.
+const OF_THE_WHOLE: [&str; 6] = [
+    "dtype",
+    "torch_dtype",
+    "eos_token_id",
+    "tie_word_embeddings",
+    "quantization_config",
+    "compression_config",
+];
 
 /// Parses a whole file that must hold an object.
 pub(crate) fn parse_object(file: &str, bytes: &[u8]) -> Result<Map<String, Value>, ConfigError> {
@@ -44,18 +63,53 @@ pub(crate) fn parse_object(file: &str, bytes: &[u8]) -> Result<Map<String, Value
 
 impl<'a> Fields<'a> {
     pub(crate) fn new(file: &'a str, map: &'a Map<String, Value>) -> Self {
-        Fields { file, parent: None, map }
+        Fields { file, parent: None, map, outer: None, names: &[], defaults: None }
+    }
+
+    /// The object that describes the decoder in a family's files, read in the family's words.
+    pub(crate) fn of_family(
+        self,
+        family: &'static Family,
+        defaults: &'a Map<String, Value>,
+    ) -> Result<Self, ConfigError> {
+        let inner = match family.nested {
+            None => self,
+            Some(name) => {
+                let inner = self.object(name)?;
+                let inner = inner.ok_or_else(|| self.error(name, "is missing"))?;
+                Fields { outer: Some(self.map), ..inner }
+            }
+        };
+        Ok(Fields { names: family.fields, defaults: Some(defaults), ..inner })
+    }
+
+    /// What the file calls a field.
+    pub(crate) fn name<'n>(&self, field: &'n str) -> &'n str {
+        let alias = self.names.iter().find(|(ours, _)| *ours == field);
+        alias.map_or(field, |(_, name)| name)
     }
 
     /// The value, unless it is absent or null.
     pub(crate) fn get(&self, field: &str) -> Option<&'a Value> {
-        self.map.get(field).filter(|value| !value.is_null())
+        let name = self.name(field);
+        let value = match self.of_the_whole(name) {
+            Some(value) => Some(value),
+            None => self.map.get(name).or_else(|| self.defaults?.get(field)),
+        };
+        value.filter(|value| !value.is_null())
+    }
+
+    /// What the object around this one says, if the field is a matter of both.
+    fn of_the_whole(&self, name: &str) -> Option<&'a Value> {
+        let outer = self.outer.filter(|_| OF_THE_WHOLE.contains(&name))?;
+        outer.get(name).filter(|value| !value.is_null())
     }
 
     pub(crate) fn error(&self, field: &str, reason: impl Into<String>) -> ConfigError {
-        let field = match self.parent {
-            Some(parent) => format!("{parent}.{field}"),
-            None => field.to_owned(),
+        let name = self.name(field);
+        let field = match self.parent.filter(|_| self.of_the_whole(name).is_none()) {
+            Some(parent) => format!("{parent}.{name}"),
+            None => name.to_owned(),
         };
         ConfigError { file: self.file.to_owned(), field, reason: reason.into() }
     }
@@ -69,7 +123,7 @@ impl<'a> Fields<'a> {
         match self.get(field) {
             None => Ok(None),
             Some(Value::Object(map)) => {
-                Ok(Some(Fields { file: self.file, parent: Some(field), map }))
+                Ok(Some(Fields { parent: Some(field), ..Fields::new(self.file, map) }))
             }
             Some(other) => Err(self.wrong(field, other, "an object")),
         }

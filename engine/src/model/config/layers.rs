@@ -34,11 +34,11 @@ pub(super) fn read_windows(
     let types = read_layer_types(config, num_layers)?;
     let window = match windows {
         Windows::Never => None,
-        Windows::Always => window,
+        Windows::Always | Windows::AllButEach(_) => window,
         Windows::UpperLayers | Windows::Switched => window.filter(|_| switched_on),
     };
     let windowed: Vec<bool> = match (windows, types) {
-        (Windows::UpperLayers, Some(types)) => {
+        (Windows::UpperLayers | Windows::AllButEach(_), Some(types)) => {
             if window.is_none() && types.contains(&true) {
                 let reason = "has sliding_attention, but there is no sliding_window in use";
                 return Err(config.error("layer_types", reason));
@@ -48,6 +48,10 @@ pub(super) fn read_windows(
         (Windows::UpperLayers, None) => {
             let first = config.size("max_window_layers", 0..=u32::MAX)?.unwrap_or(num_layers);
             (0..num_layers).map(|layer| layer >= first).collect()
+        }
+        (Windows::AllButEach(nth), None) => {
+            let nth = config.size("sliding_window_pattern", 1..=u32::MAX)?.unwrap_or(nth);
+            (1..=num_layers).map(|layer| !layer.is_multiple_of(nth)).collect()
         }
         (Windows::Never | Windows::Always | Windows::Switched, types) => {
             if types.is_some_and(|types| types.contains(&window.is_none())) {
@@ -67,7 +71,8 @@ fn read_layer_types(
     const FIELD: &str = "layer_types";
     let Some(types) = config.list(FIELD, num_layers as usize)? else { return Ok(None) };
     if types.len() != num_layers as usize {
-        let reason = format!("has {} entries, num_hidden_layers is {num_layers}", types.len());
+        let layers = config.name("num_hidden_layers");
+        let reason = format!("has {} entries, {layers} is {num_layers}", types.len());
         return Err(config.error(FIELD, reason));
     }
     let windowed = |kind: &Value| match kind.as_str() {

@@ -4,6 +4,8 @@ use pagoda_kernels::ops::RopeStyle;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
+mod published;
+
 use super::*;
 use crate::model::info::KvGroupKind;
 use crate::model::rope::RopeScaling;
@@ -56,7 +58,7 @@ fn refusals_name_their_field() {
         (json!({"mlp_bias": true}), "mlp_bias: biases"),
         (json!({"eos_token_id": 331}), "eos_token_id: 331 is not a token id"),
         (json!({"rms_norm_eps": 0}), "rms_norm_eps: is 0"),
-        (json!({"rope_scaling": {"type": "su"}}), "rope_scaling.rope_type: \"su\""),
+        (json!({"rope_scaling": {"type": "ntk"}}), "rope_scaling.rope_type: \"ntk\""),
         (json!({"rope_scaling": {"type": "linear"}}), "rope_scaling.factor: is missing"),
         (json!({"rope_scaling": {"type": "linear", "factor": 0.5}}), "factor: is 0.5"),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor: other than 1"),

@@ -2,4 +2,4 @@
 
 use super::{Family, PLAIN};
 
-pub(super) const FAMILY: Family = Family { architecture: "LlamaForCausalLM", ..PLAIN };
+pub(super) const FAMILY: Family = Family { architectures: &["LlamaForCausalLM"], ..PLAIN };

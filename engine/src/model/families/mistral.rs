@@ -3,4 +3,4 @@
 use super::{Family, PLAIN, Windows};
 
 pub(super) const FAMILY: Family =
-    Family { architecture: "MistralForCausalLM", windows: Windows::Always, ..PLAIN };
+    Family { architectures: &["MistralForCausalLM"], windows: Windows::Always, ..PLAIN };

@@ -3,7 +3,7 @@
 use super::{AttentionBias, Family, PLAIN, Windows};
 
 pub(super) const FAMILY: Family = Family {
-    architecture: "Qwen2ForCausalLM",
+    architectures: &["Qwen2ForCausalLM"],
     bias: AttentionBias::QkvOnly,
     windows: Windows::UpperLayers,
     ..PLAIN

@@ -3,7 +3,7 @@
 use super::{Family, PLAIN, Windows};
 
 pub(super) const FAMILY: Family = Family {
-    architecture: "Qwen3ForCausalLM",
+    architectures: &["Qwen3ForCausalLM"],
     qk_norm: true,
     windows: Windows::UpperLayers,
     ..PLAIN

@@ -3,7 +3,7 @@
 use super::{Family, PLAIN, Windows};
 
 pub(super) const FAMILY: Family = Family {
-    architecture: "Qwen3MoeForCausalLM",
+    architectures: &["Qwen3MoeForCausalLM"],
     qk_norm: true,
     windows: Windows::Switched,
     sparse: true,

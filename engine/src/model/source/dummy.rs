@@ -39,7 +39,7 @@ impl TensorSource for Dummy {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| refuse(format!("no memory for {len} bytes")))?;
         bytes.resize(len, 0);
-        let is_norm = name.ends_with("norm.weight");
+        let is_norm = shape.len() == 1 && name.ends_with(".weight");
         let key = mix(self.seed ^ hash(name));
         bytes.par_chunks_mut(CHUNK * size).enumerate().for_each(|(chunk, bytes)| {
             for (offset, element) in bytes.chunks_exact_mut(size).enumerate() {

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::batch::GroupBatch;
-use crate::cpu::buffer::Parameters;
 use crate::cpu::command::ScratchPlan;
 use crate::cpu::isa::Isa;
 use crate::cpu::kv::KvCache;
@@ -48,6 +47,15 @@ fn table(rotary_dim: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Queries grow, as they may.
+fn query_table(rotary_dim: usize) -> Vec<f32> {
+    table(rotary_dim)
+        .iter()
+        .enumerate()
+        .map(|(at, x)| x * (1.0 + (at / rotary_dim) as f32 / 8.0))
+        .collect()
+}
+
 fn norm_weight(which: usize) -> Vec<f32> {
     (0..HEADS.head_dim).map(|i| 1.0 + noise(which, 0, i) / 2.0).collect()
 }
@@ -71,7 +79,8 @@ impl Case {
             q_norm: norm(10),
             k_norm: norm(11),
             rope: self.rope.map(|(rotary_dim, style)| Rope {
-                table: Parameters::new(&table(rotary_dim)).unwrap(),
+                keys: Parameters::new(&table(rotary_dim)).unwrap(),
+                queries: Parameters::new(&query_table(rotary_dim)).unwrap(),
                 rotary_dim,
                 style,
             }),
@@ -91,8 +100,10 @@ impl Case {
         }
         if let Some((rotary_dim, style)) = self.rope {
             let at = AT[row] as usize * rotary_dim;
+            let table =
+                if head < HEADS.num_q { query_table(rotary_dim) } else { table(rotary_dim) };
             let table: Vec<f64> =
-                table(rotary_dim)[at..at + rotary_dim].iter().map(|&x| f64::from(x)).collect();
+                table[at..at + rotary_dim].iter().map(|&x| f64::from(x)).collect();
             reference::rope(&mut x, &table, style);
         }
         x
@@ -236,7 +247,7 @@ fn a_wrong_position_is_seen() {
     let op = case.run(1);
     let q = test_team::rows(&op.qkv, ROWS)[1][..HEADS.head_dim].to_vec();
     let mut shifted: Vec<f64> = (0..HEADS.head_dim).map(|i| f64::from(noise(9, 1, i))).collect();
-    let next: Vec<f64> = table(12)[8 * 12..9 * 12].iter().map(|&x| f64::from(x)).collect();
+    let next: Vec<f64> = query_table(12)[8 * 12..9 * 12].iter().map(|&x| f64::from(x)).collect();
     reference::rope(&mut shifted, &next, RopeStyle::Halves);
     assert!(reference::error(&q, &shifted) > 0.05);
     assert!(reference::error(&q, &case.reference(1, 0, 10)) < 2e-6);

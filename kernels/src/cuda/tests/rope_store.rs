@@ -47,21 +47,26 @@ impl Case {
         let (rows, heads) = (SLOTS.len(), num_q + 2 * num_kv);
         let qkv = noises(1, rows * heads * head_dim);
         let (q_norm, k_norm) = (noises(2, head_dim), noises(3, head_dim));
-        let table = noises(4, 32 * rotary_dim);
+        let tables = [noises(4, 32 * rotary_dim), noises(5, 32 * rotary_dim)];
         let plane = BLOCKS * num_kv * BLOCK * head_dim;
         let cache = vec![0.5; plane];
         let on_qkv = bed.floats(&qkv);
         let norms = [bed.floats(&q_norm), bed.floats(&k_norm)];
         let [keys, values] = [(); 2].map(|()| self.plane(bed, &cache));
-        let rest = [bed.floats(&table), bed.words(&POSITIONS), bed.words(&SLOTS)];
+        let on_tables = tables.each_ref().map(|table| bed.floats(table));
+        let rest = [bed.words(&POSITIONS), bed.words(&SLOTS)];
+        let table = |at: usize| {
+            if rotary_dim > 0 { on_tables[at].pointer() } else { DevicePointer::NULL }
+        };
         let norm = |at: usize| if self.normed { norms[at].pointer() } else { DevicePointer::NULL };
         let store = RopeStore {
             qkv: on_qkv.pointer(),
             q_norm: norm(0),
             k_norm: norm(1),
-            table: if rotary_dim > 0 { rest[0].pointer() } else { DevicePointer::NULL },
-            positions: rest[1].pointer(),
-            slots: rest[2].pointer(),
+            q_table: table(0),
+            k_table: table(1),
+            positions: rest[0].pointer(),
+            slots: rest[1].pointer(),
             keys: keys.pointer(),
             values: values.pointer(),
             num_q: num_q as u32,
@@ -85,7 +90,9 @@ impl Case {
                 let is_query = head < num_q;
                 let is_value = head >= num_q + num_kv;
                 if !is_value {
-                    self.turn(&mut x, &table, POSITIONS[row], is_query, [&q_norm, &k_norm]);
+                    let which = usize::from(!is_query);
+                    let norm = [&q_norm, &k_norm][which];
+                    self.turn(&mut x, &tables[which], POSITIONS[row], (norm, EPS[which]));
                 }
                 if is_query {
                     want_qkv[at..at + head_dim].copy_from_slice(&x);
@@ -141,17 +148,9 @@ impl Case {
         elements
     }
 
-    fn turn(
-        &self,
-        x: &mut Vec<f64>,
-        table: &[f32],
-        position: u32,
-        is_query: bool,
-        norms: [&[f32]; 2],
-    ) {
+    fn turn(&self, x: &mut Vec<f64>, table: &[f32], position: u32, (norm, eps): (&[f32], f32)) {
         if self.normed {
-            let which = usize::from(!is_query);
-            *x = reference::rms_norm(x, &wide(norms[which]), f64::from(EPS[which]));
+            *x = reference::rms_norm(x, &wide(norm), f64::from(eps));
         }
         if self.rotary_dim > 0 {
             let from = position as usize * self.rotary_dim;
@@ -210,6 +209,8 @@ fn planted_faults_show() {
         Fault { from: "p.positions[row] * p.rotary_dim", to: "row * p.rotary_dim" },
         Fault { from: "slot % p.block_size", to: "0" },
         Fault { from: "if (slot == NO_SLOT) return;", to: "if (slot == NO_SLOT) slot = 0;" },
+        Fault { from: "is_query ? p.q_table : p.k_table", to: "p.k_table" },
+        Fault { from: "is_query ? p.q_table : p.k_table", to: "p.q_table" },
         Fault { from: "is_query ? p.q_eps : p.k_eps", to: "p.q_eps" },
         Fault { from: "is_value ? p.values : p.keys", to: "p.keys" },
         Fault { from: "    sync_warp();\n\n    bool", to: "\n    bool" },
@@ -267,7 +268,8 @@ fn has_the_right_bytes(bed: &Bed) -> Result<bool, KernelError> {
         qkv: qkv.pointer(),
         q_norm: DevicePointer::NULL,
         k_norm: DevicePointer::NULL,
-        table: DevicePointer::NULL,
+        q_table: DevicePointer::NULL,
+        k_table: DevicePointer::NULL,
         positions: slots.pointer(),
         slots: slots.pointer(),
         keys: on_device[0].pointer(),

@@ -287,13 +287,14 @@ impl Recorder<'_> {
         let qkv_cols = (HEADS.num_q + 2 * HEADS.num_kv) * HEADS.head_dim;
         let attended_cols = HEADS.num_q * HEADS.head_dim;
         let (qkv, attended) = (self.tensor(qkv_cols), self.tensor(attended_cols));
-        let (table, style) = (self.table.clone(), RopeStyle::Halves);
+        let (keys, style) = (self.table.clone(), RopeStyle::Halves);
+        let queries = keys.clone();
         let store = QkRopeStore {
             qkv: qkv.clone(),
             heads: HEADS,
             q_norm: None,
             k_norm: None,
-            rope: Some(Rope { table, rotary_dim: HEADS.head_dim, style }),
+            rope: Some(Rope { keys, queries, rotary_dim: HEADS.head_dim, style }),
             kv: kv.clone(),
             group,
             layer: 0,

@@ -1,0 +1,11 @@
+//! Gemma 3 beside a vision tower: the same decoder, described in an object of its own. Only it is
+//! loaded.
+
+use super::{Family, TensorNames, gemma3};
+
+pub(super) const FAMILY: Family = Family {
+    architectures: &["Gemma3ForConditionalGeneration"],
+    nested: Some("text_config"),
+    tensors: TensorNames { root: "language_model.", ..gemma3::FAMILY.tensors },
+    ..gemma3::FAMILY
+};

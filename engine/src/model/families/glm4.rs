@@ -1,0 +1,15 @@
+//! GLM-4-0414: GLM-4 with norms on both sides of attention and MLP.
+
+use super::{Family, PostNorms, TensorNames, glm};
+
+pub(super) const FAMILY: Family = Family {
+    architectures: &["Glm4ForCausalLM"],
+    tensors: TensorNames {
+        post_norms: Some(PostNorms {
+            attn: "model.layers.{layer}.post_self_attn_layernorm",
+            mlp: "model.layers.{layer}.post_mlp_layernorm",
+        }),
+        ..glm::FAMILY.tensors
+    },
+    ..glm::FAMILY
+};
