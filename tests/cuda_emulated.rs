@@ -57,7 +57,10 @@ fn golden_distance(case: &str, seed: u64) -> anyhow::Result<f32> {
 
 #[test]
 fn goldens_hold_on_the_emulated_device() {
-    for (seed, case) in ["qwen3", "qwen2_window", "qwen3_moe", "llama3"].into_iter().enumerate() {
+    // Between them also: heads of 256, soft caps and norms behind (gemma2), two ropes (gemma3_nested),
+    // pairs of neighbours in half of each head (glm4).
+    let cases = ["qwen3", "qwen2_window", "qwen3_moe", "llama3", "gemma2", "gemma3_nested", "glm4"];
+    for (seed, case) in cases.into_iter().enumerate() {
         let distance = golden_distance(case, seed as u64).unwrap();
         assert!(distance <= TOLERANCE, "{case}: {distance}");
     }

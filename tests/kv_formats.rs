@@ -5,7 +5,9 @@
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
-use pagoda_engine::model::LoadOptions;
+use pagoda_engine::model::config::ModelConfig;
+use pagoda_engine::model::files::Checkpoint;
+use pagoda_engine::model::{LoadOptions, ModelSource};
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_tests::golden::{CASES, Golden, folder};
@@ -21,6 +23,10 @@ fn logprobs(case: &str, kv_dtype: KvFormat) -> Vec<f32> {
     first_logprobs(&Golden::read(case).unwrap(), &folder(case), LEN, options)
 }
 
+fn read_config(case: &str) -> ModelConfig {
+    Checkpoint::open(&ModelSource::Folder(folder(case))).unwrap().config
+}
+
 #[test]
 fn a_cache_of_eight_bits_moves_logprobs_by_no_more_than_its_bound() {
     for case in CASES {
@@ -29,12 +35,15 @@ fn a_cache_of_eight_bits_moves_logprobs_by_no_more_than_its_bound() {
             .map(|format| distance(&logprobs(case, format), &wide));
         println!("{case:18} rms and largest: fp8 {fp8:.4?}, bf16 {bf16:.4?}");
         let (rms, largest) = fp8;
-        if case.starts_with("qwen3_moe") {
+        if case.starts_with("qwen3_moe") || case == "mixtral" {
             // A choice of experts may tip, which moves a value as far as another expert does.
             assert!(rms <= 0.6 && largest <= 4.0, "{case}: {fp8:?}");
             continue;
         }
-        assert!(rms <= 0.12 && largest <= 0.8, "{case}: {fp8:?}");
+        // Errors of more layers add up, as those of chance do.
+        let layers = read_config(case).num_layers as f64;
+        let most = 0.12 * (layers / 3.0).sqrt().max(1.0);
+        assert!(rms <= most && largest <= 0.8, "{case}: {fp8:?}");
         // Four bits of precision fewer than bf16: sixteen times its errors, no more and no less.
         assert!((8.0..32.0).contains(&(rms / bf16.0)), "{case}: {fp8:?} and {bf16:?}");
     }

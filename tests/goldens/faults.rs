@@ -1,16 +1,16 @@
 //! The faults that goldens must notice, each as one change of a spec, a batch or a weight.
 
-use std::borrow::Cow;
-
+use pagoda_engine::model::families::GateUp;
 use pagoda_engine::model::info::KvGroupKind;
 use pagoda_engine::model::rope::{RopeScaling, RopeSpec};
+use pagoda_engine::model::source::TensorSource;
 use pagoda_engine::model::source::dummy::Dummy;
-use pagoda_engine::model::source::{SourceError, Tensor, TensorSource};
 use pagoda_engine::model::spec::{AttentionSpec, LayerSpec, Mixer, MlpSpec};
 use pagoda_kernels::dtype::DType;
-use pagoda_kernels::ops::{Heads, RopeStyle};
+use pagoda_kernels::ops::{Activation, RopeStyle};
 
 use super::Case;
+use super::rewritten::{PermutedHeads, SwappedHalves};
 
 /// A mistake that a decoder could make.
 pub(super) struct Fault {
@@ -26,7 +26,14 @@ const fn fault(name: &'static str, plant: fn(&mut Case) -> bool) -> Fault {
 }
 
 pub(super) const FAULTS: &[Fault] = &[
-    fault("rope style", |case| ropes(case, |rope| rope.style = RopeStyle::Interleaved)),
+    fault("rope style", |case| {
+        ropes(case, |rope| {
+            rope.style = match rope.style {
+                RopeStyle::Halves => RopeStyle::Interleaved,
+                RopeStyle::Interleaved => RopeStyle::Halves,
+            }
+        })
+    }),
     fault("theta × 0.5", |case| ropes(case, |rope| rope.theta *= 0.5)),
     Fault { name: "query position + 1", plant: |_| true, last_position_shift: 1 },
     Fault { name: "query position − 1", plant: |_| true, last_position_shift: -1 },
@@ -42,11 +49,49 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("window + 1", |case| windows(case, |w| Some(w + 1))),
     fault("window − 1", |case| windows(case, |w| Some(w - 1))),
     fault("no window", |case| windows(case, |_| None)),
-    fault("gate and up swapped", |case| {
-        let names = &mut case.spec.tensors;
-        std::mem::swap(&mut names.gate, &mut names.up);
-        std::mem::swap(&mut names.expert_gate, &mut names.expert_up);
-        true
+    fault("gate and up swapped", gate_and_up_swapped),
+    fault("no norm offset", |case| std::mem::take(&mut case.spec.norm_offset) != 0.0),
+    fault("no embedding scale", |case| std::mem::replace(&mut case.spec.embed_scale, 1.0) != 1.0),
+    fault("no post norms", |case| {
+        let mut had = false;
+        layers(case, |layer| had |= layer.post_norm.take().is_some());
+        had
+    }),
+    fault("eps × 10, post norms", |case| {
+        let mut had = false;
+        layers(case, |layer| had |= layer.post_norm.as_mut().map(|eps| *eps *= 10.0).is_some());
+        had
+    }),
+    fault("SiLU for GELU", |case| {
+        let mut had = false;
+        layers(case, |layer| {
+            if let MlpSpec::Dense { activation, .. } = &mut layer.mlp {
+                had |= std::mem::replace(activation, Activation::Silu) != Activation::Silu;
+            }
+        });
+        had
+    }),
+    fault("no cap on attention", |case| attention(case, |a| a.soft_cap.take().is_some())),
+    fault("no cap on logits", |case| case.spec.head.soft_cap.take().is_some()),
+    fault("scale of the head size", |case| {
+        attention(case, |a| {
+            let usual = (a.heads.head_dim as f32).sqrt().recip();
+            (std::mem::replace(&mut a.scale, usual) / usual - 1.0).abs() > 1e-3
+        })
+    }),
+    fault("one rope for all layers", |case| {
+        attention(case, |a| a.rope.replace(0).is_some_and(|rope| rope != 0))
+    }),
+    fault("all of each head turns", |case| {
+        let head_dim = case.checkpoint.config.heads.head_dim;
+        let is_partial = case.spec.ropes.iter().any(|rope| rope.rotary_dim < head_dim);
+        for rope in &mut case.spec.ropes {
+            (rope.rotary_dim, rope.scaling) = (head_dim, RopeScaling::Default);
+        }
+        is_partial
+    }),
+    fault("queries do not grow", |case| {
+        case.spec.ropes.iter_mut().any(|rope| rope.query_log_base.take().is_some_and(beyond))
     }),
     fault("no softmax scale", |case| {
         attention(case, |a| {
@@ -57,7 +102,11 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("KV head = head mod KV heads", wrong_head_map),
     fault("no QKV bias", |case| attention(case, |a| std::mem::take(&mut a.qkv_bias))),
     fault("no rope scaling", |case| {
-        let is_scaled = case.spec.ropes[0].scaling != RopeScaling::Default;
+        let is_scaled = match &case.spec.ropes[0].scaling {
+            RopeScaling::Default => false,
+            RopeScaling::SteppedNtk { trained_len } => beyond(*trained_len),
+            _ => true,
+        };
         ropes(case, |rope| rope.scaling = RopeScaling::Default) && is_scaled
     }),
     fault("no attention factor", |case| match &mut case.spec.ropes[0].scaling {
@@ -79,6 +128,11 @@ pub(super) const FAULTS: &[Fault] = &[
         is_sparse
     }),
 ];
+
+/// Whether the goldens' sequences outgrow this length.
+fn beyond(len: u32) -> bool {
+    len < 2048
+}
 
 fn ropes(case: &mut Case, change: fn(&mut RopeSpec)) -> bool {
     case.spec.ropes.iter_mut().for_each(change);
@@ -117,68 +171,30 @@ fn windows(case: &mut Case, change: fn(u32) -> Option<u32>) -> bool {
     changed
 }
 
-/// Query head h reads KV head h mod Nkv: the same as query and output weights with their heads in
-/// another order, since the kernels go by h / (Nq / Nkv).
+/// Query head h reads KV head h mod Nkv.
 fn wrong_head_map(case: &mut Case) -> bool {
     let heads = case.checkpoint.config.heads;
     if heads.num_kv == 1 || heads.num_kv == heads.num_q {
         return false;
     }
-    let nothing = Box::new(Dummy { seed: 0, dtype: DType::F32 });
-    let inner = std::mem::replace(&mut case.checkpoint.tensors, nothing);
-    case.checkpoint.tensors = Box::new(PermutedHeads { inner, heads });
+    rewrite(case, |inner| Box::new(PermutedHeads { inner, heads }));
     true
 }
 
-/// A checkpoint whose query heads stand in another order.
-struct PermutedHeads {
-    inner: Box<dyn TensorSource>,
-    heads: Heads,
+/// The up projection is taken for the gate.
+fn gate_and_up_swapped(case: &mut Case) -> bool {
+    let names = &mut case.spec.tensors;
+    std::mem::swap(&mut names.expert_gate, &mut names.expert_up);
+    match &mut names.gate_up {
+        GateUp::Apart { gate, up } => std::mem::swap(gate, up),
+        GateUp::Fused(_) => rewrite(case, |inner| Box::new(SwappedHalves { inner })),
+    }
+    true
 }
 
-impl PermutedHeads {
-    /// Elements in their new order, where heads lie along rows or along columns.
-    fn permute(&self, tensor: &Tensor<'_>, along_rows: bool) -> Vec<u8> {
-        let Heads { num_q, num_kv, head_dim } = self.heads;
-        let source_of = |place: usize| {
-            let (head, offset) = (place / head_dim, place % head_dim);
-            let group = num_q / num_kv;
-            ((head % group) * num_kv + head / group) * head_dim + offset
-        };
-        let size = tensor.dtype.bytes();
-        let mut bytes = Vec::with_capacity(tensor.bytes.len());
-        for row in 0..tensor.rows {
-            for col in 0..tensor.cols {
-                let (row, col) =
-                    if along_rows { (source_of(row), col) } else { (row, source_of(col)) };
-                let at = (row * tensor.cols + col) * size;
-                bytes.extend_from_slice(&tensor.bytes[at..at + size]);
-            }
-        }
-        bytes
-    }
-}
-
-impl TensorSource for PermutedHeads {
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, SourceError> {
-        let mut tensor = self.inner.tensor(name, shape)?;
-        let along_rows = name.ends_with("q_proj.weight");
-        // A bias is one row, so its heads lie along columns as those of the output weight do.
-        if along_rows || name.ends_with("o_proj.weight") || name.ends_with("q_proj.bias") {
-            tensor.bytes = Cow::Owned(self.permute(&tensor, along_rows));
-        }
-        Ok(tensor)
-    }
-
-    fn stored_dtype(&self, name: &str) -> Option<DType> {
-        self.inner.stored_dtype(name)
-    }
-
-    fn release(&self, name: &str) {
-        self.inner.release(name);
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.inner.names()
-    }
+/// Puts another source of tensors around the case's own.
+fn rewrite(case: &mut Case, around: impl FnOnce(Box<dyn TensorSource>) -> Box<dyn TensorSource>) {
+    let nothing = Box::new(Dummy { seed: 0, dtype: DType::F32 });
+    let inner = std::mem::replace(&mut case.checkpoint.tensors, nothing);
+    case.checkpoint.tensors = around(inner);
 }

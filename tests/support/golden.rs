@@ -1,4 +1,4 @@
-//! The golden checkpoints of tests/goldens, and the comparison with what transformers computes.
+//! The golden checkpoints of tests/goldens, and the comparison with what others compute from them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,42 @@ use anyhow::Context;
 use crate::prompts::PromptValues;
 
 /// Every case there is.
-pub const CASES: [&str; 11] = [
+pub const CASES: [&str; 25] = [
     "llama2",
     "llama3",
     "llama_linear",
     "llama_dynamic",
     "llama_yarn",
     "llama_longrope",
+    "mistral",
+    "mixtral",
+    "qwen",
+    "qwen_long",
     "qwen2",
     "qwen2_window",
     "qwen3",
     "qwen3_moe",
     "qwen3_moe_sharded",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_nested",
+    "phi3",
+    "phi4_mini",
+    "chatglm3",
+    "glm4_first",
+    "glm",
+    "glm4",
 ];
+
+/// Who computed a case's values.
+pub fn computed_by(case: &str) -> &'static str {
+    match case {
+        "qwen" | "chatglm3" | "glm4_first" => "llama.cpp",
+        "qwen_long" => "its authors' decoder",
+        _ => "transformers",
+    }
+}
 
 /// golden.json of a case; its README.md says what the fields mean.
 #[derive(Debug, serde::Deserialize)]

@@ -39,8 +39,8 @@ macro_rules! case {
     };
 }
 
-/// One of each family, and of each rope and window that kernels see.
-static CASES: [Case; 7] = [
+/// Of each shape of heads, rope, window and norm that kernels see.
+static CASES: [Case; 11] = [
     case!("qwen3"),
     case!("llama3"),
     case!("qwen3_moe"),
@@ -48,6 +48,10 @@ static CASES: [Case; 7] = [
     case!("qwen2"),
     case!("llama2"),
     case!("llama_yarn"),
+    case!("gemma2"),
+    case!("gemma3"),
+    case!("glm4"),
+    case!("phi4_mini"),
 ];
 
 /// Largest distance from transformers, in f32.

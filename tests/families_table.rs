@@ -1,0 +1,148 @@
+//! README.md's table of families, written from what the tests have of each.
+//!
+//! A row names a family as people do. Every architecture that the engine knows is in one row; every
+//! row has goldens, which `goldens.rs` holds it to. `tests/goldens/tokenizers` has the strings and
+//! the chats of tokenizers and templates. The table in README.md must be the one made here:
+//! `PAGODA_WRITE=1 cargo nextest run -p pagoda-tests --test families_table` writes it anew.
+
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pagoda_engine::model::families;
+use pagoda_tests::golden::{CASES, computed_by, folder};
+use serde_json::Value;
+
+/// A row: what people call it, its architectures, and the folders of its tokenizers and templates.
+struct Row {
+    family: &'static str,
+    architectures: &'static [&'static str],
+    texts: &'static [&'static str],
+}
+
+const fn row(
+    family: &'static str,
+    architectures: &'static [&'static str],
+    texts: &'static [&'static str],
+) -> Row {
+    Row { family, architectures, texts }
+}
+
+const ROWS: &[Row] = &[
+    row("Llama 2, 3", &["LlamaForCausalLM"], &["llama2", "llama3"]),
+    row("Mistral", &["MistralForCausalLM"], &[]),
+    row("Mixtral", &["MixtralForCausalLM"], &[]),
+    row("Qwen (first)", &["QWenLMHeadModel"], &[]),
+    row("Qwen2, Qwen2.5", &["Qwen2ForCausalLM"], &["qwen2.5"]),
+    row("Qwen3", &["Qwen3ForCausalLM"], &["qwen3"]),
+    row("Qwen3-MoE", &["Qwen3MoeForCausalLM"], &["qwen3"]),
+    row("Gemma", &["GemmaForCausalLM"], &[]),
+    row("Gemma 2", &["Gemma2ForCausalLM"], &[]),
+    row("Gemma 3 (text)", &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"], &[]),
+    row("Phi-3, Phi-4", &["Phi3ForCausalLM"], &[]),
+    row("ChatGLM3, GLM-4 (first)", &["ChatGLMModel", "ChatGLMForConditionalGeneration"], &[]),
+    row("GLM-4", &["GlmForCausalLM"], &[]),
+    row("GLM-4-0414", &["Glm4ForCausalLM"], &[]),
+];
+
+/// Golden cases by the architecture that their files name.
+fn goldens() -> BTreeMap<String, Vec<&'static str>> {
+    let mut cases: BTreeMap<String, Vec<&'static str>> = BTreeMap::new();
+    for case in CASES {
+        let config = fs::read_to_string(folder(case).join("config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        let architecture = config["architectures"][0].as_str().unwrap();
+        cases.entry(architecture.to_owned()).or_default().push(case);
+    }
+    cases
+}
+
+/// How many lines a file of tests/goldens/tokenizers has of each folder.
+fn lines_of(file: &str) -> BTreeMap<String, usize> {
+    let path = folder("tokenizers").join(file);
+    let lines: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let mut counts = BTreeMap::new();
+    for line in lines {
+        *counts.entry(line["folder"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// `3 strings of llama2, …`, or a dash.
+fn texts(row: &Row, counts: &BTreeMap<String, usize>, what: &str) -> String {
+    let of = |text: &&str| counts.get(*text).map(|count| format!("{count} {what} ({text})"));
+    let texts: Vec<String> = row.texts.iter().filter_map(of).collect();
+    if texts.is_empty() { "–".to_owned() } else { texts.join(", ") }
+}
+
+fn table() -> String {
+    let goldens = goldens();
+    let (strings, chats) = (lines_of("encodings.json"), lines_of("templates.json"));
+    let mut table = String::from(
+        "| family | `architectures` | golden | tokenizer | template |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for row in ROWS {
+        let cases = row.architectures.iter().filter_map(|name| goldens.get(*name)).flatten();
+        let mut by: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for case in cases {
+            by.entry(computed_by(case)).or_default().push(format!("`{case}`"));
+        }
+        assert!(!by.is_empty(), "{} has no golden", row.family);
+        let golden: Vec<String> =
+            by.iter().map(|(by, cases)| format!("{} by {by}", cases.join(", "))).collect();
+        let names: Vec<String> = row.architectures.iter().map(|name| format!("`{name}`")).collect();
+        table += &format!(
+            "| {} | {} | {} | {} | {} |\n",
+            row.family,
+            names.join(", "),
+            golden.join("; "),
+            texts(row, &strings, "strings"),
+            texts(row, &chats, "chats"),
+        );
+    }
+    table
+}
+
+const BEGIN: &str = "<!-- families: begin; written by tests/families_table.rs -->\n";
+const END: &str = "<!-- families: end -->";
+
+fn readme() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")
+}
+
+/// `text` with the table between its marks.
+fn with_table(text: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{}{END}{after}", table()))
+}
+
+#[test]
+fn every_architecture_is_in_one_row_and_every_golden_counts() {
+    let named: Vec<&str> = ROWS.iter().flat_map(|row| row.architectures).copied().collect();
+    let once: BTreeSet<&str> = named.iter().copied().collect();
+    assert_eq!(once.len(), named.len(), "an architecture is in two rows");
+    assert_eq!(once, families::architectures().collect());
+    assert!(goldens().keys().all(|name| once.contains(name.as_str())));
+}
+
+#[test]
+fn the_table_in_the_readme_is_what_the_tests_have() {
+    let text = fs::read_to_string(readme()).unwrap();
+    let wanted = with_table(&text).expect("README.md has both marks");
+    if std::env::var_os("PAGODA_WRITE").is_some() {
+        fs::write(readme(), &wanted).unwrap();
+        return;
+    }
+    assert_eq!(text, wanted, "PAGODA_WRITE=1 writes it");
+}
+
+#[test]
+fn another_table_is_seen() {
+    let text = format!("a\n{BEGIN}| Llama | all of it |\n{END}\nb\n");
+    let wanted = with_table(&text).unwrap();
+    assert!(wanted != text && wanted.starts_with("a\n") && wanted.ends_with("\nb\n"));
+    assert_eq!(with_table(&wanted).unwrap(), wanted);
+}
