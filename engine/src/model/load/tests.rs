@@ -98,6 +98,14 @@ fn a_checkpoint_that_lies_is_one_error_with_file_tensor_and_reason() {
         "{said}"
     );
 
+    // One tensor for gate and up.
+    let (_folder, source) = changed("phi3", "intermediate_size", 128);
+    let said = refusal(&source, &small());
+    assert!(
+        said.contains("gate_up_proj.weight: has shape [272, 96], config.json asks for [256, 96]"),
+        "{said}"
+    );
+
     let (folder, source) = changed("qwen3", "vocab_size", 331);
     let path = folder.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
@@ -198,6 +206,20 @@ fn a_load_holds_the_parts_of_one_matrix_however_many_experts_there_are() {
     let held = Held { source, now: AtomicUsize::new(0), most: AtomicUsize::new(0) };
     pack(&open_cpu(&small()).unwrap(), &spec, &held, BF16, &|_| ()).unwrap();
     assert_eq!((held.now.into_inner(), held.most.into_inner()), (0, 3), "query, key and value");
+}
+
+#[test]
+fn embeddings_grow_by_a_number_of_their_own_type() {
+    let checkpoint = Checkpoint::open(&ModelSource::Folder(golden("gemma"))).unwrap();
+    let spec = ModelSpec::plan(&checkpoint.config, 64);
+    let scale = |dtype| {
+        let formats = Formats { dtype, quantization: None };
+        let device = open_cpu(&small()).unwrap();
+        let weights = pack(&device, &spec, checkpoint.tensors.as_ref(), formats, &|_| ());
+        weights.unwrap().embed_scale
+    };
+    assert_eq!(scale(DType::F32), 80f32.sqrt());
+    assert_eq!(scale(DType::Bf16), 8.9375);
 }
 
 #[test]
