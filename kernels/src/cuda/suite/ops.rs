@@ -5,8 +5,8 @@ use super::finding::{Check, Note};
 use super::{Finding, Run, Size};
 use crate::cuda::tests::dice::Dice;
 use crate::cuda::tests::{
-    Bed, DrawNumbered, Drawn, Numbered, attention, embed, hopper, kv_copy, linear, linear_quantized,
-    moe, norm, rope_store, sample,
+    Bed, DrawNumbered, Drawn, Numbered, attention, embed, hopper, kv_copy, linear,
+    linear_quantized, moe, norm, rope_store, sample,
 };
 use crate::error::KernelError;
 

@@ -365,8 +365,7 @@ fn a_small_card_takes_fewer_rows_at_once() {
 pub(super) fn few(format: impl Into<WeightFormat>) -> impl Fn(&Bed) -> Result<bool, KernelError> {
     let format = format.into();
     let plain = |rows, n, k| Case { biased: true, ..Case::plain(rows, n, k, format) };
-    let cases =
-        [plain(3, 11, 1101), Case { blocks: 1, ..plain(1, 75, 1101) }, plain(5, 7, 45)];
+    let cases = [plain(3, 11, 1101), Case { blocks: 1, ..plain(1, 75, 1101) }, plain(5, 7, 45)];
     move |bed| {
         let mut right = cases.iter().map(|case| case.is_right(bed));
         right.try_fold(true, |all, right| Ok(all && right?))
