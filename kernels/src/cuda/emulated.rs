@@ -121,7 +121,7 @@ impl Emulated {
     }
 
     /// As a card whose blocks may ask for so many bytes of shared memory.
-    #[cfg(any(test, feature = "suite"))]
+    #[cfg(test)]
     pub(crate) fn limited_to(self, shared_bytes_max: usize) -> Self {
         Emulated { shared_bytes_max, ..self }
     }
