@@ -54,6 +54,8 @@ pub(super) fn run(run: &mut Run<'_>) -> Result<bool, KernelError> {
                 (run.put)(Finding::Figure(figure));
             }
         }
+        let figure = bench.kv_copy(run, shape, format.into())?;
+        (run.put)(Finding::Figure(figure));
     }
     for shape in Shape::all(run.size) {
         for &[seqs, keys, rows] in attentions(run.size) {

@@ -71,7 +71,7 @@ const fn case(kernel: &'static str, input: Input, close: Close) -> Case {
 
 /// In the order of wrappers.bin. Bounds: CUDA states 2 ulp at most for `expf`, `tanhf` and `erff`, 1
 /// for `logf` and `log`; the host's functions err by as much.
-const CASES: [Case; 25] = [
+const CASES: [Case; 26] = [
     case("wrapper_indices", Input::Words, Close::Bits),
     case("wrapper_barriers", Input::Words, Close::Bits),
     case("wrapper_shuffles", Input::Words, Close::Bits),
@@ -99,6 +99,7 @@ const CASES: [Case; 25] = [
     case("wrapper_byte_products", Input::Words, Close::Bits),
     // PTX states 2^-22 of the value.
     case("wrapper_fast", Input::Moderate, Close::Ulps(4)),
+    case("wrapper_widened_codes", Input::Words, Close::Bits),
 ];
 
 static EXPECTED: &[u8] = include_bytes!("wrappers.bin");

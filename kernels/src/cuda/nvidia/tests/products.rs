@@ -11,7 +11,7 @@ use crate::cuda::measure::Measure;
 use crate::cuda::products::Products;
 use crate::cuda::source::{LINEAR, LINEAR_HOPPER, LINEAR_TENSOR, NARROW_ROWS, Source};
 use crate::cuda::tests::Bed;
-use crate::cuda::tests::linear::{Case, EPILOGUES};
+use crate::cuda::tests::linear::{Case, EPILOGUES, Held};
 use crate::cuda::{CudaOptions, GpuOptions};
 use crate::dtype::DType;
 use crate::error::KernelError;
@@ -44,15 +44,20 @@ fn try_to_find(
     cases: &[Case],
     captured: &[u32],
 ) -> Result<Products, KernelError> {
-    let target = Target { options, ..Target::of(&**driver, 4) };
-    let shapes: HashSet<_> = cases.iter().map(|case| shape(case.rows, case.format)).collect();
-    let mut products = Products::new(driver, target, &shapes).unwrap();
-    let bed = Bed::on(driver);
-    let held: Vec<_> = cases.iter().map(|case| case.on(&bed)).collect();
+    let (mut products, held) = made(driver, options, cases);
     let linears: Vec<Linear> = held.iter().map(|held| held.linear).collect();
     // SAFETY: buffers of these shapes, which are there.
     unsafe { products.find_ways(&linears, captured) }?;
     Ok(products)
+}
+
+/// Products like `cases` and their buffers, with no ways yet.
+fn made(driver: &Arc<dyn Driver>, options: CudaOptions, cases: &[Case]) -> (Products, Vec<Held>) {
+    let target = Target { options, ..Target::of(&**driver, 4) };
+    let shapes: HashSet<_> = cases.iter().map(|case| shape(case.rows, case.format)).collect();
+    let products = Products::new(driver, target, &shapes).unwrap();
+    let bed = Bed::on(driver);
+    (products, cases.iter().map(|case| case.on(&bed)).collect())
 }
 
 fn case(rows: usize, epilogue: Epilogue, biased: bool) -> Case {
@@ -141,10 +146,13 @@ fn whatever_a_library_does_wrong_costs_it_ways_and_never_the_start() {
 #[test]
 fn a_fault_of_the_device_while_ways_are_tried_is_one() {
     for after in [0, 3] {
-        let machine = Machine::new(&format!("fail cuEventSynchronize 700 {after}"));
+        let machine = Machine::new("");
         let driver = open(&machine, GpuOptions::default());
         let case = case(100, Epilogue::Store, false);
-        match try_to_find(&driver, CudaOptions::default(), &[case], &[]) {
+        let (mut products, held) = made(&driver, CudaOptions::default(), &[case]);
+        machine.change(&format!("fail cuEventSynchronize 700 {after}"));
+        // SAFETY: buffers of this shape, which are there.
+        match unsafe { products.find_ways(&[held[0].linear], &[]) } {
             Err(KernelError::Fault(why)) => assert!(why.contains("ILLEGAL_ADDRESS"), "{why}"),
             other => panic!("{other:?}"),
         }

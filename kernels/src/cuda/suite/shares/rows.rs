@@ -7,6 +7,7 @@ use super::{BLOCK, Bench, Packed, Work, words};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
 use crate::cuda::embed::Embed;
 use crate::cuda::gather::Gather;
+use crate::cuda::kv_copy::{KvCopy, PIECE};
 use crate::cuda::linear_hopper::NarrowRows;
 use crate::cuda::norm::{Norm, Put};
 use crate::cuda::quantize_rows::{ByteRows, byte_rows_bytes};
@@ -112,6 +113,35 @@ impl Bench {
         let moved = floats * head_dim * 4 + 2 * num_kv * format.head_bytes(1, head_dim);
         let what = format!("{} rope and store in {}, {rows} rows", shape.name, format.name());
         Ok(self.meter.figure(what, seconds, &Work::moving(rows * moved)))
+    }
+
+    /// Blocks of a KV cache in all planes of a few layers.
+    pub(super) fn kv_copy(
+        &self,
+        run: &Run<'_>,
+        shape: &Shape,
+        format: KvFormat,
+    ) -> Result<Figure, KernelError> {
+        const PLANES: usize = 16;
+        const COPIES: usize = 8;
+        // Every other one is copied to the next.
+        let blocks = 2 * COPIES;
+        let copies = words(run, (0..blocks as u32).collect())?;
+        let block_bytes = shape.num_kv * format.head_bytes(BLOCK, shape.head_dim);
+        let cache = DeviceBuffer::new(run.driver, PLANES * blocks * block_bytes, "a cache")?;
+        let seconds = self.meter.watch.time(&mut |_| {
+            let copy = KvCopy {
+                cache: cache.pointer(),
+                copies: copies.pointer(),
+                blocks: blocks as u32,
+                pieces: (block_bytes / PIECE) as u32,
+            };
+            // SAFETY: the cache has these planes, each these blocks.
+            unsafe { copy.launch(&**run.driver, PLANES, COPIES) }
+        })?;
+        let work = Work::moving(2 * PLANES * COPIES * block_bytes);
+        let what = format!("{} copies of {COPIES} KV blocks in {PLANES} planes", shape.name);
+        Ok(self.meter.figure(what, seconds, &work))
     }
 
     /// Rows of an embedding, of tokens far apart.
