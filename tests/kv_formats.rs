@@ -42,8 +42,8 @@ fn a_cache_of_eight_bits_moves_logprobs_by_no_more_than_its_bound() {
         }
         // Errors of more layers add up, as those of chance do.
         let layers = read_config(case).num_layers as f64;
-        let most = 0.12 * (layers / 3.0).sqrt().max(1.0);
-        assert!(rms <= most && largest <= 0.8, "{case}: {fp8:?}");
+        let growth = (layers / 3.0).sqrt().max(1.0);
+        assert!(rms <= 0.16 * growth && largest <= growth, "{case}: {fp8:?}");
         // Four bits of precision fewer than bf16: sixteen times its errors, no more and no less.
         assert!((8.0..32.0).contains(&(rms / bf16.0)), "{case}: {fp8:?} and {bf16:?}");
     }

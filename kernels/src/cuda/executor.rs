@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::admission::Admission;
 use crate::batch::Batch;
-use crate::cuda::attention::{Attention, AttentionKernels, AttentionPiece};
-use crate::cuda::attention_plan::AttentionPlan;
+use crate::cuda::attention::Attention;
+use crate::cuda::attention_layers::AttentionLayers;
 use crate::cuda::driver::{DeviceBuffer, DevicePointer, Driver};
 use crate::cuda::embed::Embed;
 use crate::cuda::expert_products::{ExpertProducts, Ways};
@@ -28,7 +28,7 @@ use crate::cuda::program::{Command, CudaProgram, Recorded};
 use crate::cuda::quantize_rows::byte_rows_bytes;
 use crate::cuda::rope_store::RopeStore;
 use crate::cuda::sampler::Sampler;
-use crate::cuda::staging::{Place, SETS, Staging, StagingPlan};
+use crate::cuda::staging::{SETS, Staging, StagingPlan};
 use crate::device::{Executor, Found, Limits, Step};
 use crate::error::KernelError;
 use crate::ops::{self, Epilogue, RopeStyle, Routing};
@@ -58,18 +58,6 @@ struct Launched {
     step: Step,
     /// Of staging, marks and results.
     set: usize,
-}
-
-/// Layers that attend alike: one plan a step serves all of them.
-struct AttentionLayers {
-    group: usize,
-    heads: ops::Heads,
-    window: Option<u32>,
-    kernels: AttentionKernels,
-    plan: AttentionPlan,
-    pieces: Place<AttentionPiece>,
-    partials: DeviceBuffer,
-    arrivals: DeviceBuffer,
 }
 
 /// Choices of experts, of the layer at hand.
@@ -455,36 +443,6 @@ impl Executor for CudaExecutor {
         // SAFETY: the mark behind the step was waited for.
         unsafe { self.sampler.collect(set, step.batch.logits.len(), &mut step.output) };
         Ok(step)
-    }
-}
-
-impl AttentionLayers {
-    fn new(
-        driver: &Arc<dyn Driver>,
-        op: &ops::Attention<CudaProgram>,
-        limits: &Limits,
-        target: Target,
-        plan: &mut StagingPlan,
-    ) -> Result<Self, KernelError> {
-        let heads = op.heads;
-        let kernels = AttentionKernels::new(heads, op.kv.spec().format, &target)?;
-        let shape = kernels.plan_shape(op.window);
-        let room = shape.room(limits);
-        let floats = room.partial_floats(&shape);
-        Ok(AttentionLayers {
-            group: op.group,
-            heads,
-            window: op.window,
-            kernels,
-            plan: AttentionPlan::with_room(shape, limits),
-            pieces: plan.place(room.pieces),
-            partials: DeviceBuffer::new(driver, floats * 4, "attention's partial results")?,
-            arrivals: DeviceBuffer::new(driver, room.arrivals * 4, "attention's arrivals")?,
-        })
-    }
-
-    fn serves(&self, op: &ops::Attention<CudaProgram>) -> bool {
-        (self.group, self.heads, self.window) == (op.group, op.heads, op.window)
     }
 }
 

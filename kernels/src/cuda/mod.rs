@@ -28,6 +28,7 @@ pub mod executor;
 
 mod attention;
 mod attention_hopper;
+mod attention_layers;
 mod attention_plan;
 mod attention_split;
 mod embed;
