@@ -1,8 +1,8 @@
 //! What is done to rows between products, and on their way into one: of the bytes that it moves.
 
-use super::super::Run;
 use super::super::finding::Figure;
 use super::super::shapes::Shape;
+use super::super::{Run, Size};
 use super::{BLOCK, Bench, Packed, Work, words};
 use crate::cuda::driver::{DeviceBuffer, DevicePointer};
 use crate::cuda::embed::Embed;
@@ -115,32 +115,33 @@ impl Bench {
         Ok(self.meter.figure(what, seconds, &Work::moving(rows * moved)))
     }
 
-    /// Blocks of a KV cache in all planes of a few layers.
+    /// Blocks of a KV cache in all planes of some layers.
     pub(super) fn kv_copy(
         &self,
         run: &Run<'_>,
         shape: &Shape,
         format: KvFormat,
     ) -> Result<Figure, KernelError> {
-        const PLANES: usize = 16;
         const COPIES: usize = 8;
+        let planes = if run.size == Size::Full { 64 } else { 2 };
         // Every other one is copied to the next.
         let blocks = 2 * COPIES;
         let copies = words(run, (0..blocks as u32).collect())?;
         let block_bytes = shape.num_kv * format.head_bytes(BLOCK, shape.head_dim);
-        let cache = DeviceBuffer::new(run.driver, PLANES * blocks * block_bytes, "a cache")?;
-        let seconds = self.meter.watch.time(&mut |_| {
+        let cache_bytes = planes * blocks * block_bytes;
+        let seconds = self.meter.watch.time(&mut |call| {
             let copy = KvCopy {
-                cache: cache.pointer(),
+                // Elsewhere each time: all of it would fit into the card's cache.
+                cache: self.meter.pool.window(cache_bytes, call),
                 copies: copies.pointer(),
                 blocks: blocks as u32,
                 pieces: (block_bytes / PIECE) as u32,
             };
-            // SAFETY: the cache has these planes, each these blocks.
-            unsafe { copy.launch(&**run.driver, PLANES, COPIES) }
+            // SAFETY: the pool holds these planes, each of these blocks.
+            unsafe { copy.launch(&**run.driver, planes, COPIES) }
         })?;
-        let work = Work::moving(2 * PLANES * COPIES * block_bytes);
-        let what = format!("{} copies of {COPIES} KV blocks in {PLANES} planes", shape.name);
+        let work = Work::moving(2 * planes * COPIES * block_bytes);
+        let what = format!("{} copies of {COPIES} KV blocks in {planes} planes", shape.name);
         Ok(self.meter.figure(what, seconds, &work))
     }
 
