@@ -118,6 +118,7 @@ __device__ __forceinline__ u32 pair_of(F16, float first, float second) { return 
 // Meetings of warpgroups: of one by itself, for its turn, and of all that compute.
 constexpr u32 OWN_PLACE = 1;
 constexpr u32 TURN_PLACE = 3;
+constexpr u32 CLEARED_PLACE = 6;
 constexpr u32 END_PLACE = 5;
 
 // A warpgroup with its 64 score rows, of which a lane has two, eight apart.
@@ -201,14 +202,15 @@ struct Consumer {
     }
 
     // Values of keys that no row sees become zeros: nobody knows what lies there, and 0 times it may be
-    // NaN. The other warpgroup does the same.
+    // NaN. Each warpgroup clears its share, and both are done before either multiplies: whether a step is
+    // whole, all of a block agree, and whose turn it is was said before.
     __device__ __forceinline__ void clear_unseen(u32 step, u8* slot) const {
         if (span.is_whole(step)) return;
-        for (u32 i = thread_index() % WARPGROUP; i < M::KEYS * M::PANELS * 8; i += WARPGROUP) {
+        for (u32 i = thread_index(); i < M::KEYS * M::PANELS * 8; i += M::CONSUMERS * WARPGROUP) {
             if (!span.keys.has(step * M::KEYS + i / 8 % M::KEYS)) *(uint4*)(slot + i * 16) = {0, 0, 0, 0};
         }
         publish_stores();
-        meet_at(OWN_PLACE + index, WARPGROUP);
+        meet_at(CLEARED_PLACE, M::CONSUMERS * WARPGROUP);
     }
 
     // Scores become weights; `keep` is what all before are worth beside them.
@@ -284,6 +286,7 @@ struct Consumer {
             meet_at(own_turn, 2 * WARPGROUP);
             hold_sums(scores);
             hold_sums(values);
+            hold_operands(weights);
             fence_products();
             score(queries, ring.bytes(of_keys), scores);
             add_values(ring.bytes(of_values));
@@ -307,6 +310,7 @@ struct Consumer {
             put_weights(scores);
         }
         hold_sums(values);
+        hold_operands(weights);
         fence_products();
         add_values(ring.bytes(of_values));
         wait_products<0>();
