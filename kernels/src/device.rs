@@ -187,6 +187,14 @@ pub struct Found {
     pub lines: Vec<String>,
 }
 
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let numerics = if self.numerics.is_empty() { "nothing chosen" } else { &self.numerics };
+        write!(f, "{numerics}")?;
+        self.lines.iter().try_for_each(|line| write!(f, "; {line}"))
+    }
+}
+
 /// The buffers of one step, moved to the device's threads and back: nothing is copied or shared.
 #[derive(Debug, Default)]
 pub struct Step {

@@ -22,6 +22,11 @@ pub enum Message {
         /// Whether nothing is wrong with it.
         right: bool,
     },
+    /// A case begins, which may fail the device or hang it.
+    Case {
+        /// Which.
+        text: String,
+    },
     /// The part is over: all of it, or as much as the time allowed.
     End {
         /// Whether that was all.
@@ -45,6 +50,8 @@ pub struct Outcome {
     pub ended: bool,
     /// Why it did not.
     pub error: Option<String>,
+    /// The case that began last.
+    pub case: Option<String>,
 }
 
 /// Messages that wait to be read.
@@ -68,7 +75,8 @@ pub fn run(mut command: Command, time: Duration, told: &mut dyn FnMut(&Value)) -
     let mut child = command.spawn().with_context(|| format!("{command:?}"))?;
     let output = child.stdout.take().context("a part without output")?;
     let messages = listen(output);
-    let mut outcome = Outcome { findings: Vec::new(), right: true, ended: false, error: None };
+    let mut outcome =
+        Outcome { findings: Vec::new(), right: true, ended: false, error: None, case: None };
     let mut has_end = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -86,6 +94,10 @@ pub fn run(mut command: Command, time: Duration, told: &mut dyn FnMut(&Value)) -
     if !has_end && outcome.error.is_none() {
         outcome.error = Some("did not say that it ended".into());
         outcome.right = false;
+    }
+    if let (Some(error), Some(case)) = (&mut outcome.error, &outcome.case) {
+        error.push_str("; the last case was ");
+        error.push_str(case);
     }
     Ok(outcome)
 }
@@ -112,6 +124,7 @@ impl Outcome {
                 self.right &= right;
                 self.findings.push(what);
             }
+            Ok(Message::Case { text }) => self.case = Some(text),
             Ok(Message::End { all }) => {
                 self.ended = all;
                 return true;
@@ -160,7 +173,7 @@ mod tests {
         let whole = outcome(&format!("{FOUND}; {end}"), ENOUGH);
         assert_eq!(
             whole,
-            Outcome { findings: found.clone(), right: true, ended: true, error: None }
+            Outcome { findings: found.clone(), right: true, ended: true, error: None, case: None }
         );
         let cut = outcome(&format!("{FOUND}; {}", end.replace("true", "false")), ENOUGH);
         assert!(!cut.ended && cut.right && cut.error.is_none() && cut.findings == found);
@@ -177,6 +190,21 @@ mod tests {
             assert!(outcome.error.as_ref().is_some_and(|e| e.contains(reason)), "{outcome:?}");
             assert!(!outcome.ended && !outcome.right && outcome.findings == found, "{script}");
         }
+    }
+
+    #[test]
+    fn an_error_names_the_case_in_which_it_came() {
+        let case = |name| format!(r#"echo '{{"case":{{"text":"{name}"}}}}'"#);
+        let (first, second) = (case("a norm"), case("a product"));
+        for (end, why) in [("kill -9 $$", "signal"), ("exec sleep 100000", "in time")] {
+            let outcome = outcome(&format!("{first}; {FOUND}; {second}; {end}"), 2);
+            let error = outcome.error.unwrap();
+            assert!(error.contains(why), "{error}");
+            assert!(error.ends_with("; the last case was a product"), "{error}");
+            assert_eq!(outcome.findings.len(), 1);
+        }
+        let end = r#"echo '{"end":{"all":true}}'"#;
+        assert_eq!(outcome(&format!("{first}; {FOUND}; {end}"), ENOUGH).error, None);
     }
 
     #[test]

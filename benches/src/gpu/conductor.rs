@@ -96,7 +96,7 @@ impl Conductor<'_> {
         let before = self.settings.state();
         let began = Instant::now();
         let process = (self.process)(part, time);
-        let Outcome { findings, right, ended, error } =
+        let Outcome { findings, right, ended, error, .. } =
             child::run(process, time + GRACE, &mut |what| (self.tell)(&told(what)))?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(Line {

@@ -178,7 +178,7 @@ fn read_ceiling(task: &Task<'_>, device: &CudaDevice) -> Result<f64> {
     let suite = Suite::new(device, task.settings.size(), task.settings.seed);
     let read = Cell::new(None);
     // It comes first; nothing else is waited for.
-    suite.run(suite::Part::Ceilings, &|| read.get().is_none(), &mut |finding| {
+    suite.run(suite::Part::Ceilings, &|| read.get().is_none(), &|_| (), &mut |finding| {
         if let Finding::Figure(figure) = finding
             && figure.what == "read"
         {

@@ -59,7 +59,7 @@ const fn part(
 
 /// All of them. Correctness comes before speed: a fast kernel that is wrong is worth nothing. Peers come
 /// last.
-pub static PARTS: [Part; 22] = [
+pub static PARTS: [Part; 23] = [
     part(
         ("wrappers", 5),
         "each PTX wrapper against the emulation: bit for bit, or within a stated bound",
@@ -77,6 +77,12 @@ pub static PARTS: [Part; 22] = [
         "random shapes of each op against float64, and each of Hopper's kernels",
         &KERNELS,
         |task| task.suite(suite::Part::Ops),
+    ),
+    part(
+        ("library", 20),
+        "products by cuBLASLt in every way it offers, and in the one that a start finds, against float64",
+        &KERNELS,
+        |task| task.suite(suite::Part::Library),
     ),
     part(
         ("ceilings", 10),
@@ -222,7 +228,9 @@ impl Task<'_> {
     fn suite_on(&self, device: &CudaDevice, part: suite::Part) -> Result<bool> {
         let suite = Suite::new(device, self.settings.size(), self.settings.seed);
         let mut failed = None;
-        let ended = suite.run(part, self.keeps_going, &mut |finding| {
+        // Nobody listens any more if it cannot be said, which the next finding tells.
+        let begins = |case: &str| drop(Message::Case { text: case.to_owned() }.say());
+        let ended = suite.run(part, self.keeps_going, &begins, &mut |finding| {
             let said = serde_json::to_value(&finding)
                 .map_err(anyhow::Error::from)
                 .and_then(|what| (self.say)(what, finding.is_right()));

@@ -9,6 +9,7 @@
 //     refuse      ways are offered and none is taken
 //     break       the first two of the ways fail as no product should
 //     unrecorded  the first two of the ways cannot be recorded
+//     wrong       the second of the ways gives a wrong last element
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>
@@ -218,7 +219,7 @@ EXPORT int cublasLtMatmul(void*, const Product* product, const float* alpha, con
     const float* bias = is_biased ? product->bias : nullptr;
     Layout al = *a_layout, bl = *b_layout, dl = *d_layout;
     float by = *alpha, keep = *beta;
-    bool is_slow = behaviour() == "slow";
+    bool is_slow = behaviour() == "slow", is_wrong = behaviour() == "wrong" && way == 1;
     std::function<int()> work = [=] {
         if (is_slow) usleep(1000000);
         if (needed) memset(workspace, 0xff, needed);
@@ -230,6 +231,7 @@ EXPORT int cublasLtMatmul(void*, const Product* product, const float* alpha, con
                 *to = by * sum + (keep != 0.0f ? keep * *to : 0.0f) + (bias ? bias[row] : 0.0f);
             }
         }
+        if (is_wrong) d[(dl.columns - 1) * dl.stride + dl.rows - 1] += 1.0f;
         return SUCCESS;
     };
     auto give = driver<int (*)(const std::function<int()>*)>("emulated_library_work");

@@ -22,11 +22,11 @@ use crate::dtype::DType;
 use crate::error::KernelError;
 
 /// Fewer rows are bound by reading the weight, which our own kernels do as fast as memory allows.
-const ROWS_MIN: u32 = 65;
+pub(crate) const ROWS_MIN: u32 = 65;
 /// What the library may use beside matrices: what NVIDIA names for Hopper.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 /// Ways that are tried for a shape.
-const WAYS_MAX: usize = 12;
+pub(crate) const WAYS_MAX: usize = 12;
 /// Bytes of weights that take turns while ways are timed, more than twice what a card's cache holds; and
 /// of how many weights at most.
 const TURNS_BYTES: usize = 128 << 20;
@@ -233,7 +233,7 @@ impl LibraryProducts {
 }
 
 /// The shape that the library knows a product by. `None`: it does not compute such ones.
-fn shape_of(linear: &Linear, format: DType) -> Option<LibraryShape> {
+pub(crate) fn shape_of(linear: &Linear, format: DType) -> Option<LibraryShape> {
     let Linear { n, stride, experts, bias, epilogue, rows, .. } = *linear;
     let is_known = format == DType::Bf16
         && rows >= ROWS_MIN

@@ -6,6 +6,7 @@
 mod ceilings;
 mod costs;
 mod finding;
+mod library;
 mod ops;
 mod pool;
 mod shapes;
@@ -37,6 +38,8 @@ pub enum Part {
     Hopper,
     /// Random shapes of each op against float64.
     Ops,
+    /// Products by a library, where one is found, against float64.
+    Library,
     /// Read and copy bandwidth, matrix and multiply-add rates, the cost of a launch.
     Ceilings,
     /// Nodes of graphs, copies from and to the host, marks.
@@ -78,6 +81,7 @@ struct Run<'a> {
     size: Size,
     seed: u64,
     keeps_going: &'a dyn Fn() -> bool,
+    begins: &'a dyn Fn(&str),
     put: &'a mut dyn FnMut(Finding),
 }
 
@@ -106,21 +110,30 @@ impl Suite {
         Suite { driver: Arc::clone(&device.driver), target: device.target, size, seed }
     }
 
+    /// On a driver of a test.
+    #[cfg(test)]
+    pub(crate) fn of(driver: Arc<dyn Driver>, target: Target, size: Size) -> Self {
+        Suite { driver, target, size, seed: 1 }
+    }
+
     /// Runs `part`, giving each finding to `put`. Between findings it asks whether it `keeps_going`;
-    /// returns whether it came to its end. An error is the device's: nothing after it can be believed.
+    /// returns whether it came to its end. A case that may fail or hang is told to `begins` before it runs.
+    /// An error is the device's: nothing after it can be believed.
     pub fn run(
         &self,
         part: Part,
         keeps_going: &dyn Fn() -> bool,
+        begins: &dyn Fn(&str),
         put: &mut dyn FnMut(Finding),
     ) -> Result<bool, KernelError> {
         let Suite { driver, target, size, seed } = self;
         let (target, size, seed) = (*target, *size, *seed);
-        let mut run = Run { driver, target, size, seed, keeps_going, put };
+        let mut run = Run { driver, target, size, seed, keeps_going, begins, put };
         match part {
             Part::Wrappers => wrappers::run(&mut run),
             Part::Hopper => ops::run_hopper(&mut run),
             Part::Ops => ops::run(&mut run),
+            Part::Library => library::run(&mut run),
             Part::Ceilings => ceilings::run(&mut run),
             Part::Costs => costs::run(&mut run),
             Part::Kernels => shares::run(&mut run),

@@ -92,27 +92,53 @@ fn run_all(run: &mut Run<'_>, ops: &[Op]) -> Result<bool, KernelError> {
     let bed = Bed::on(run.driver);
     for (index, op) in ops.iter().enumerate() {
         let mut dice = Dice(run.seed << 8 | index as u64);
-        let mut check = Check::new(op.name);
-        let mut ends = true;
+        let (mut check, mut ends, mut failed) = (Check::new(op.name), true, None);
         for number in op.cases.numbers(run) {
             ends = (run.keeps_going)();
             if !ends {
                 break;
             }
-            let (case, right) = match op.cases {
+            let (case, runs) = match op.cases {
                 Cases::Any(random) => random(&bed, &mut dice, op.most[at]),
                 Cases::Each(_, drawn) => drawn(&bed, &mut dice, op.most[at], number),
             };
-            check.add((!right?).then_some(case));
+            (run.begins)(&format!("{}: {case}", op.name));
+            match without_panic(|| runs(&bed)) {
+                Ok(true) => check.add(None),
+                Ok(false) => {
+                    // At once: a later case may hang.
+                    check.add(Some(case));
+                    (run.put)(Finding::Check(std::mem::replace(&mut check, Check::new(op.name))));
+                }
+                Err(error) => {
+                    check.add(Some(format!("{case}: {error}")));
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
         if check.cases > 0 {
             (run.put)(Finding::Check(check));
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         if !ends {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// What `run` gives. Cases are those of tests, which panic where a device fails them.
+pub(super) fn without_panic<T>(
+    run: impl FnOnce() -> Result<T, KernelError>,
+) -> Result<T, KernelError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(KernelError::Fault(words.unwrap_or("a panic without words").to_owned()))
+    })
 }
 
 impl Cases {

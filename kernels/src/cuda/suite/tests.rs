@@ -1,6 +1,6 @@
 //! The suite's parts under emulation, at tiny sizes: what they find right, and what they must find wrong.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use super::{Finding, Part, PeerTask, Size, Suite, peer_tasks};
@@ -21,7 +21,7 @@ fn suite(seed: u64, fault: Option<Fault>) -> Suite {
 
 fn findings(suite: &Suite, part: Part) -> Result<Vec<Finding>, KernelError> {
     let mut findings = Vec::new();
-    let ended = suite.run(part, &|| true, &mut |finding| findings.push(finding))?;
+    let ended = suite.run(part, &|| true, &|_| (), &mut |finding| findings.push(finding))?;
     assert!(ended);
     Ok(findings)
 }
@@ -143,9 +143,10 @@ fn a_wrapper_that_does_something_else_is_found() {
 }
 
 /// Findings of each part but the wrappers'.
-const PARTS: [(Part, usize); 9] = [
+const PARTS: [(Part, usize); 10] = [
     (Part::Hopper, 3),
     (Part::Ops, 9 + 3),
+    (Part::Library, 1),
     (Part::Ceilings, 8),
     (Part::Costs, 2 * 3 + 1 + 2 * 4 + 1),
     (Part::Kernels, 4 + 2 * 9 + 1 + 2),
@@ -203,7 +204,9 @@ fn numbered_cases_notice_a_fault() {
         let run = |fault, number| {
             let driver = Emulated::with_fault(&folder(), 1, fault).only_in(name).at_once();
             let driver: Arc<dyn Driver> = Arc::new(driver);
-            drawn(&Bed::on(&driver), &mut Dice(3), 10_000, number)
+            let bed = Bed::on(&driver);
+            let (case, run) = drawn(&bed, &mut Dice(3), 10_000, number);
+            (case, run(&bed))
         };
         for number in [0, count - 1] {
             let (case, right) = run(None, number);
@@ -261,19 +264,50 @@ fn an_op_that_is_wrong_is_told() {
     let left = Cell::new(2);
     let keeps_going = || left.replace(left.get() - 1) > 0;
     let mut found = Vec::new();
-    suite(5, Some(fault)).run(Part::Ops, &keeps_going, &mut |finding| found.push(finding)).unwrap();
-    assert_eq!(found.len(), 1);
-    let Finding::Check(check) = &found[0] else { panic!("{found:?}") };
-    assert!(check.what == "linear" && check.num_wrong > 0, "{check:?}");
-    assert!(check.wrong[0].contains("rows"), "{check:?}");
+    let last = RefCell::new(String::new());
+    let begins = |case: &str| *last.borrow_mut() = case.to_owned();
+    suite(5, Some(fault))
+        .run(Part::Ops, &keeps_going, &begins, &mut |finding| found.push(finding))
+        .unwrap();
+    // What is wrong is told at once, the rest in the end.
+    let mut cases = 0;
+    for finding in &found {
+        let Finding::Check(check) = finding else { panic!("{finding:?}") };
+        assert!(check.what == "linear" && check.num_wrong <= 1, "{check:?}");
+        cases += check.cases;
+    }
+    let Finding::Check(first) = &found[0] else { panic!("{found:?}") };
+    assert!(cases == 2 && first.wrong[0].contains("rows"), "{found:?}");
+    assert!(last.borrow().starts_with("linear: Case { rows: "), "{last:?}");
+}
+
+#[test]
+fn a_case_that_fails_is_told_with_its_error() {
+    // Shows when results are read, where tests panic.
+    let fault = Fault {
+        from: "if (column + i < num_columns) row[column + i] = columns.at[i]",
+        to: "row[column + i + (1 << 28)] = columns.at[i]",
+    };
+    let (last, mut found) = (RefCell::new(String::new()), Vec::new());
+    let begins = |case: &str| *last.borrow_mut() = case.to_owned();
+    let error = suite(5, Some(fault))
+        .run(Part::Ops, &|| true, &begins, &mut |finding| found.push(finding))
+        .unwrap_err();
+    assert!(matches!(error, KernelError::Fault(_)), "{error}");
+    let Some(Finding::Check(check)) = found.last() else { panic!("{found:?}") };
+    assert!(check.num_wrong == 1 && !Finding::Check(check.clone()).is_right(), "{check:?}");
+    let case = check.wrong[0].strip_suffix(&format!(": {error}")).unwrap();
+    assert_eq!(*last.borrow(), format!("{}: {case}", check.what));
 }
 
 #[test]
 fn a_part_stops_where_it_is_told() {
-    for part in PARTS.map(|(part, _)| part).into_iter().chain([Part::Wrappers]) {
+    let parts = PARTS.map(|(part, _)| part).into_iter().chain([Part::Wrappers]);
+    // Without a library there is nothing to stop.
+    for part in parts.filter(|part| *part != Part::Library) {
         let (left, mut count) = (Cell::new(2), 0);
         let keeps_going = || left.replace(left.get() - 1) > 0;
-        let ended = suite(1, None).run(part, &keeps_going, &mut |_| count += 1).unwrap();
+        let ended = suite(1, None).run(part, &keeps_going, &|_| (), &mut |_| count += 1).unwrap();
         assert!(!ended, "{part:?}");
         assert!((1..=16).contains(&count), "{part:?}: {count}");
     }

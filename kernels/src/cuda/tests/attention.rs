@@ -340,19 +340,19 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn 
         1 | 2 if has_room => Wide::Tensor,
         _ => Wide::Small,
     };
-    drawn(bed, dice, (most, Vec::new()), (format, head_dim, wide))
+    drawn(dice, (most, Vec::new()), (format, head_dim, wide))
 }
 
 /// Every kernel of attention_hopper.cu, with tiles that are split and that are not.
 pub(in crate::cuda) const EACH_OF_HOPPER: Numbered =
-    (4 * HOPPER_HEADS.len(), |bed, dice, most, number| {
+    (4 * HOPPER_HEADS.len(), |_, dice, most, number| {
         let format = [DType::Bf16, DType::F16][number % 2];
         let head_dim = HOPPER_HEADS[number / 2 % HOPPER_HEADS.len()];
         // More rows than any narrow tile has; on a card several wide ones, of which some are not full.
         let rows = 17 + dice.below(most.isqrt().saturating_sub(16).max(1));
         let position = dice.below((most / rows).saturating_sub(rows).max(1));
         let first = vec![seq(0, position, rows, dice.below(3))];
-        drawn(bed, dice, (most, first), (format.into(), head_dim, Wide::Hopper))
+        drawn(dice, (most, first), (format.into(), head_dim, Wide::Hopper))
     });
 
 /// The sizes of heads that it has kernels for.
@@ -360,7 +360,6 @@ const HOPPER_HEADS: [usize; 5] = [64, 80, 96, 128, 256];
 
 /// Sequences, these and others of up to so many keys of all rows, over heads of a size.
 fn drawn(
-    bed: &Bed,
     dice: &mut Dice,
     (most, mut seqs): (usize, Vec<Seq>),
     (format, head_dim, wide): (KvFormat, usize, Wide),
@@ -383,10 +382,13 @@ fn drawn(
         seqs.push(seq(seqs.len() as u64, position, rows, dice.below(3)));
     }
     let way = Way { blocks: dice.of(&[1, 132, 1000]), wide };
-    // Of so many rows and heads as draws meet, the worst rounding is further out than that of few.
-    let matches = |got| case.matches_within(2.0, way, &got, &case.want(&seqs));
-    let right = case.run(bed, way, &seqs).map(matches);
-    (format!("{case:?} {seqs:?} {way:?}"), right)
+    let words = format!("{case:?} {seqs:?} {way:?}");
+    let run = move |bed: &Bed| {
+        let got = case.run(bed, way, &seqs)?;
+        // Of so many rows and heads as draws meet, the worst rounding is further out than that of few.
+        Ok(case.matches_within(2.0, way, &got, &case.want(&seqs)))
+    };
+    (words, Box::new(run))
 }
 
 /// Decodes, prompts and padding, before, at and behind the end of a unit.

@@ -69,8 +69,8 @@ pub(crate) fn folder() -> PathBuf {
     test.parent().unwrap().join("emulated-kernels")
 }
 
-/// A case that was drawn, and whether the device had it right.
-pub(in crate::cuda) type Drawn = (String, Result<bool, KernelError>);
+/// A case that was drawn, and what runs it: whether the device has it right.
+pub(in crate::cuda) type Drawn = (String, Box<dyn FnOnce(&Bed) -> Result<bool, KernelError>>);
 
 /// What draws the case of a number, no larger than another, and runs it; and how many such cases there are.
 pub(in crate::cuda) type Numbered = (usize, DrawNumbered);
@@ -89,6 +89,11 @@ impl Bed {
 
     fn new(seed: u64, fault: Option<Fault>) -> Self {
         Bed { driver: Arc::new(Emulated::with_fault(&folder(), seed, fault).at_once()) }
+    }
+
+    /// Whether its arithmetic is a card's: one with memory of its own.
+    fn is_card(&self) -> bool {
+        matches!(self.driver.memory(), Ok(Some(_)))
     }
 
     fn bytes(&self, bytes: &[u8]) -> DeviceBuffer {

@@ -363,7 +363,7 @@ fn combines(bed: &Bed) -> Result<bool, KernelError> {
 }
 
 /// The three kernels on a device, choices of any kind.
-pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+pub(in crate::cuda) fn random(_: &Bed, dice: &mut Dice, most: usize) -> Drawn {
     let routing = dice.of(&[Routing::Softmax, Routing::Sigmoid]);
     let renormalize = dice.once_in(2);
     let num_chosen = dice.size(4);
@@ -376,9 +376,11 @@ pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn 
         format: dice.of(&FORMATS),
         deterministic: dice.once_in(2),
     };
-    let right = routes(bed, routing, renormalize)
-        .and_then(|right| Ok(right && combines(bed)? && mixed.is_right(bed)?));
-    (format!("{routing:?}, renormalized: {renormalize}, {mixed:?}"), right)
+    let words = format!("{routing:?}, renormalized: {renormalize}, {mixed:?}");
+    let run = move |bed: &Bed| {
+        Ok(routes(bed, routing, renormalize)? && combines(bed)? && mixed.is_right(bed)?)
+    };
+    (words, Box::new(run))
 }
 
 #[test]

@@ -38,10 +38,11 @@ fn is_right(bed: &Bed, put: Put, rows: usize, cols: usize) -> Result<bool, Kerne
 }
 
 /// Rows of any width on a device.
-pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+pub(in crate::cuda) fn random(_: &Bed, dice: &mut Dice, most: usize) -> Drawn {
     let cols = dice.size(most);
     let (rows, put) = (dice.size((most / cols).max(1)), dice.of(&[Put::Store, Put::Add]));
-    (format!("{rows} rows of {cols}, {put:?}"), is_right(bed, put, rows, cols))
+    let words = format!("{rows} rows of {cols}, {put:?}");
+    (words, Box::new(move |bed: &Bed| is_right(bed, put, rows, cols)))
 }
 
 #[test]

@@ -108,11 +108,11 @@ fn is_right(bed: &Bed, world: &World) -> Result<bool, KernelError> {
 }
 
 /// Random steps on a device, against the CPU.
-pub(in crate::cuda) fn random(bed: &Bed, dice: &mut Dice, most: usize) -> Drawn {
+pub(in crate::cuda) fn random(_: &Bed, dice: &mut Dice, most: usize) -> Drawn {
     let (vocab, seed) = (dice.size(most), dice.below(1 << 20) as u64);
     let theme = dice.of(&[Theme::All, Theme::All, Theme::Limits, Theme::Lists]);
-    let world = World::new(seed, vocab, theme);
-    (format!("world {seed} of {vocab} tokens, {theme:?}"), is_right(bed, &world))
+    let run = move |bed: &Bed| is_right(bed, &World::new(seed, vocab, theme));
+    (format!("world {seed} of {vocab} tokens, {theme:?}"), Box::new(run))
 }
 
 /// Vocabularies, themes, and how many worlds of each.

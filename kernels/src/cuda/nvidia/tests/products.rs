@@ -10,6 +10,7 @@ use crate::cuda::linear_choice::{ProductShape, Target};
 use crate::cuda::measure::Measure;
 use crate::cuda::products::Products;
 use crate::cuda::source::{LINEAR, LINEAR_HOPPER, LINEAR_TENSOR, NARROW_ROWS, Source};
+use crate::cuda::suite::{Finding, Part, Size, Suite};
 use crate::cuda::tests::Bed;
 use crate::cuda::tests::linear::{Case, EPILOGUES, Held};
 use crate::cuda::{CudaOptions, GpuOptions};
@@ -216,6 +217,39 @@ fn rows_that_graphs_will_have_are_computed_before_any_graph() {
     assert!(matches!(capture(80), Err(KernelError::Fault(_))));
     let modes = machine.calls_of("cuStreamBeginCapture_v2");
     assert!(modes.len() > 4 && modes.iter().all(|mode| mode == "2"), "{modes:?}");
+}
+
+/// What the hardware suite says of products of this machine's library.
+fn findings(machine: &Machine) -> Vec<Finding> {
+    let (nvidia, _) = {
+        let places = machine.lasting_places();
+        super::super::open(GpuOptions::default(), &places, &SOURCES, &|_| ()).unwrap()
+    };
+    let driver: Arc<dyn Driver> = Arc::new(nvidia);
+    let target = Target::of(&*driver, 4);
+    let suite = Suite::of(driver, target, Size::Tiny);
+    let mut found = Vec::new();
+    suite.run(Part::Library, &|| true, &|_| (), &mut |finding| found.push(finding)).unwrap();
+    found
+}
+
+#[test]
+fn the_suite_looks_at_every_way() {
+    let right = findings(&Machine::new(""));
+    assert!(right.iter().all(Finding::is_right), "{right:?}");
+    // For each of three classes every way, what was found, and whether that is right.
+    assert_eq!(right.len(), 3 * 3);
+    let Finding::Check(check) = &right[0] else { panic!("{right:?}") };
+    // Three of the ways compute so few rows.
+    assert_eq!(check.cases, 3 * 3, "{check:?}");
+    let wrong = findings(&Machine::new("products wrong"));
+    let Finding::Check(check) = &wrong[0] else { panic!("{wrong:?}") };
+    assert!(check.num_wrong == 3 && check.wrong[0].starts_with("Way(1)"), "{check:?}");
+    // A way that is refused is told.
+    let refused = findings(&Machine::new("products refuse"));
+    assert!(refused.iter().all(Finding::is_right), "{refused:?}");
+    let Finding::Note(note) = &refused[0] else { panic!("{refused:?}") };
+    assert!(note.text.starts_with("9: cublasLtMatmul failed"), "{note:?}");
 }
 
 #[test]
