@@ -14,3 +14,6 @@ pub mod timed;
 
 /// The hardware suite.
 pub mod gpu;
+
+/// Load on a server, over the network.
+pub mod serve;

@@ -10,8 +10,8 @@ pub mod files;
 /// Chat messages to prompt text, by the model's own template in a sandbox.
 pub mod template;
 
-/// `strftime_now` of chat templates.
-mod strftime;
+/// Dates in UTC, as `strftime` writes them.
+pub mod strftime;
 
 /// `tojson` of chat templates, spelled as Python spells it.
 mod tojson;

@@ -23,7 +23,7 @@ const MONTHS: [&str; 12] = [
 ];
 
 /// Formats `now` as C's `strftime` does in the C locale; `Err` names a directive that it lacks.
-pub(super) fn strftime(now: SystemTime, format: &str) -> Result<String, String> {
+pub fn strftime(now: SystemTime, format: &str) -> Result<String, String> {
     let moment = Moment::new(now);
     let mut out = String::new();
     let mut chars = format.chars();
