@@ -1,4 +1,4 @@
-"""Makes tests/goldens/tokenizers: tokenizers and chat templates in four styles, and what transformers makes of text.
+"""Makes tests/goldens/tokenizers: tokenizers and chat templates in many styles, and what others make of text.
 
 Run by hand; tests never run it. Each folder has the files that a published checkpoint of that style has. templates.json
 holds rendered chats and their ids, encodings.json holds encoded and decoded strings.
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import vocabularies
 from chats import CHATS, STRINGS
 from corpus import corpus
 
@@ -313,10 +314,10 @@ def write_folder(name, tokenizer, config, template, own_file):
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def render(tokenizer, chat):
+def render(tokenizer, chat, template=None):
     """One golden: the text and its ids, or the template's own error."""
     options = {k: v for k, v in chat.items() if k in ("tools", "add_generation_prompt", "continue_final_message")}
-    options |= chat.get("kwargs", {})
+    options |= chat.get("kwargs", {}) | dict(chat_template=template)
     try:
         text = tokenizer.apply_chat_template(chat["messages"], tokenize=False, **options)
         ids = tokenizer.apply_chat_template(chat["messages"], tokenize=True, **options)["input_ids"]
@@ -338,6 +339,13 @@ def write_lines(path, values):
     path.write_text("[\n" + ",\n".join(json.dumps(value, ensure_ascii=False) for value in values) + "\n]\n")
 
 
+def agree(tokenizer, cases):
+    """Two references agree, but for texts whose first space transformers takes for its own."""
+    for case in cases:
+        if not case["text"].startswith((" ", "▁")) and tokenizer.encode(case["text"]) != case["ids"]:
+            raise SystemExit(f"transformers differs: {case}")
+
+
 def main():
     shutil.rmtree(HERE, ignore_errors=True)
     chats, encodings = [], []
@@ -346,8 +354,23 @@ def main():
         print(name, len(tokenizer), "tokens")
         chats += [dict(folder=name) | chat | render(tokenizer, chat) for chat in CHATS]
         encodings += [dict(folder=name) | encode(tokenizer, text) for text in STRINGS]
+    decodings = []
+    for name, (files, reference, dialects) in vocabularies.styles().items():
+        vocabularies.write(HERE / name, files)
+        cases = [dict(folder=name) | case for case in vocabularies.encodings(reference)]
+        if name == "phi3_spm":
+            agree(AutoTokenizer.from_pretrained(HERE / name), cases)
+        encodings += cases
+        decodings += [dict(folder=name) | case for case in vocabularies.decodings(reference)]
+        for dialect in dialects:
+            # Which tokenizer renders does not matter: the ids are the reference's.
+            renders = lambda source, chat: render(tokenizer, chat, source)
+            cases = vocabularies.templates(reference, dialect, renders)
+            chats += [dict(folder=name, dialect=dialect) | case for case in cases]
+        print(name)
     write_lines(HERE / "templates.json", chats)
     write_lines(HERE / "encodings.json", encodings)
+    write_lines(HERE / "decodings.json", decodings)
 
 
 if __name__ == "__main__":
