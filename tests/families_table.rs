@@ -1,8 +1,8 @@
 //! README.md's table of families, written from what the tests have of each.
 //!
 //! A row names a family as people do. Every architecture that the engine knows is in one row; every
-//! row has goldens, which `goldens.rs` holds it to. `tests/goldens/tokenizers` has the strings and
-//! the chats of tokenizers and templates. The table in README.md must be the one made here:
+//! row has goldens, which `goldens.rs` holds it to, and strings and chats of `tests/goldens/tokenizers`,
+//! which the engine's own tests hold tokenizers and templates to. The table in README.md must be the one made here:
 //! `PAGODA_WRITE=1 cargo nextest run -p pagoda-tests --test families_table` writes it anew.
 
 #![allow(clippy::unwrap_used, reason = "test code")]
@@ -15,36 +15,55 @@ use pagoda_engine::model::families;
 use pagoda_tests::golden::{CASES, computed_by, folder};
 use serde_json::Value;
 
-/// A row: what people call it, its architectures, and the folders of its tokenizers and templates.
+/// A row: what people call it, its architectures, and what its tokenizers and templates are held to.
 struct Row {
     family: &'static str,
     architectures: &'static [&'static str],
-    texts: &'static [&'static str],
+    /// Folders of tests/goldens/tokenizers with a tokenizer of its kind.
+    tokenizers: &'static [&'static str],
+    /// Those with a template of its kind, and the engine's own templates.
+    templates: &'static [&'static str],
 }
 
 const fn row(
     family: &'static str,
     architectures: &'static [&'static str],
-    texts: &'static [&'static str],
+    tokenizers: &'static [&'static str],
+    templates: &'static [&'static str],
 ) -> Row {
-    Row { family, architectures, texts }
+    Row { family, architectures, tokenizers, templates }
 }
 
 const ROWS: &[Row] = &[
-    row("Llama 2, 3", &["LlamaForCausalLM"], &["llama2", "llama3"]),
-    row("Mistral", &["MistralForCausalLM"], &[]),
-    row("Mixtral", &["MixtralForCausalLM"], &[]),
-    row("Qwen (first)", &["QWenLMHeadModel"], &[]),
-    row("Qwen2, Qwen2.5", &["Qwen2ForCausalLM"], &["qwen2.5"]),
-    row("Qwen3", &["Qwen3ForCausalLM"], &["qwen3"]),
-    row("Qwen3-MoE", &["Qwen3MoeForCausalLM"], &["qwen3"]),
-    row("Gemma", &["GemmaForCausalLM"], &[]),
-    row("Gemma 2", &["Gemma2ForCausalLM"], &[]),
-    row("Gemma 3 (text)", &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"], &[]),
-    row("Phi-3, Phi-4", &["Phi3ForCausalLM"], &[]),
-    row("ChatGLM3, GLM-4 (first)", &["ChatGLMModel", "ChatGLMForConditionalGeneration"], &[]),
-    row("GLM-4", &["GlmForCausalLM"], &[]),
-    row("GLM-4-0414", &["Glm4ForCausalLM"], &[]),
+    row(
+        "Llama 2, 3",
+        &["LlamaForCausalLM"],
+        &["llama2", "llama2_spm", "llama3"],
+        &["llama2", "llama2.jinja", "llama3"],
+    ),
+    row("Mistral", &["MistralForCausalLM"], &["llama2_spm"], &["mistral.jinja"]),
+    row("Mixtral", &["MixtralForCausalLM"], &["llama2_spm"], &["mistral.jinja"]),
+    row("Qwen (first)", &["QWenLMHeadModel"], &["qwen1"], &["qwen.jinja"]),
+    row("Qwen2, Qwen2.5", &["Qwen2ForCausalLM"], &["qwen2.5"], &["qwen2.5", "chatml.jinja"]),
+    row("Qwen3", &["Qwen3ForCausalLM"], &["qwen3"], &["qwen3", "chatml.jinja"]),
+    row("Qwen3-MoE", &["Qwen3MoeForCausalLM"], &["qwen3"], &["qwen3", "chatml.jinja"]),
+    row("Gemma", &["GemmaForCausalLM"], &["gemma_spm"], &["gemma.jinja"]),
+    row("Gemma 2", &["Gemma2ForCausalLM"], &["gemma_spm"], &["gemma.jinja"]),
+    row(
+        "Gemma 3 (text)",
+        &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
+        &["gemma_spm"],
+        &["gemma3.jinja"],
+    ),
+    row("Phi-3, Phi-4", &["Phi3ForCausalLM"], &["phi3_spm"], &["phi3.jinja"]),
+    row(
+        "ChatGLM3, GLM-4 (first)",
+        &["ChatGLMModel", "ChatGLMForConditionalGeneration"],
+        &["chatglm3", "glm4"],
+        &["chatglm3.jinja", "glm4.jinja"],
+    ),
+    row("GLM-4", &["GlmForCausalLM"], &["glm4"], &["glm4.jinja"]),
+    row("GLM-4-0414", &["Glm4ForCausalLM"], &["glm4"], &["glm4.jinja"]),
 ];
 
 /// Golden cases by the architecture that their files name.
@@ -59,22 +78,25 @@ fn goldens() -> BTreeMap<String, Vec<&'static str>> {
     cases
 }
 
-/// How many lines a file of tests/goldens/tokenizers has of each folder.
+/// How many lines a file of tests/goldens/tokenizers has of each folder, or of each of the engine's
+/// own templates.
 fn lines_of(file: &str) -> BTreeMap<String, usize> {
     let path = folder("tokenizers").join(file);
     let lines: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
     let mut counts = BTreeMap::new();
     for line in lines {
-        *counts.entry(line["folder"].as_str().unwrap().to_owned()).or_default() += 1;
+        let own = line["dialect"].as_str().map(|dialect| format!("{dialect}.jinja"));
+        let name = own.unwrap_or_else(|| line["folder"].as_str().unwrap().to_owned());
+        *counts.entry(name).or_default() += 1;
     }
     counts
 }
 
-/// `3 strings of llama2, …`, or a dash.
-fn texts(row: &Row, counts: &BTreeMap<String, usize>, what: &str) -> String {
-    let of = |text: &&str| counts.get(*text).map(|count| format!("{count} {what} ({text})"));
-    let texts: Vec<String> = row.texts.iter().filter_map(of).collect();
-    if texts.is_empty() { "–".to_owned() } else { texts.join(", ") }
+/// `3 strings (llama2), …`.
+fn texts(names: &[&str], counts: &BTreeMap<String, usize>, what: &str) -> String {
+    let of = |name: &&str| format!("{} {what} ({name})", counts[*name]);
+    assert!(!names.is_empty());
+    names.iter().map(of).collect::<Vec<_>>().join(", ")
 }
 
 fn table() -> String {
@@ -98,8 +120,8 @@ fn table() -> String {
             row.family,
             names.join(", "),
             golden.join("; "),
-            texts(row, &strings, "strings"),
-            texts(row, &chats, "chats"),
+            texts(row.tokenizers, &strings, "strings"),
+            texts(row.templates, &chats, "chats"),
         );
     }
     table

@@ -23,6 +23,7 @@ pub fn open() -> Result<Checkpoint, LoadError> {
         config: read_config("demo/config.json", CONFIG)?,
         files: ModelFiles {
             tokenizer: Some(Bytes::from_static(TOKENIZER)),
+            vocabulary: None,
             tokenizer_config: Some(Bytes::from_static(TOKENIZER_CONFIG)),
             chat_template: None,
             generation_config: Some(Bytes::from_static(GENERATION)),

@@ -37,6 +37,9 @@ pub enum ModelSource {
 pub struct ModelFiles {
     /// tokenizer.json; a dummy's folder may have none.
     pub tokenizer: Option<Bytes>,
+    /// What older checkpoints have instead, with its name: tokenizer.model or *.tiktoken. Not read
+    /// where there is a tokenizer.json.
+    pub vocabulary: Option<(String, Bytes)>,
     /// tokenizer_config.json: special tokens, and the chat template of older checkpoints.
     pub tokenizer_config: Option<Bytes>,
     /// chat_template.jinja of newer checkpoints.
@@ -59,6 +62,8 @@ pub struct Checkpoint {
 
 const MAX_JSON_BYTES: u64 = 16 << 20;
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// The largest real one has some 5 MB.
+const MAX_VOCABULARY_BYTES: u64 = 64 << 20;
 
 impl Checkpoint {
     /// Opens a source: reads the small files, checks the headers of the large ones.
@@ -83,6 +88,14 @@ impl Checkpoint {
         let config = read_bounded(&path, MAX_JSON_BYTES)?;
         let config = read_config(&path.display().to_string(), &config)?;
         let tensors = open_tensors(&config)?;
+        let files = ModelFiles::read(folder)?;
+        Ok(Checkpoint { place: folder.display().to_string(), config, files, tensors })
+    }
+}
+
+impl ModelFiles {
+    /// Reads a folder's files, each within its limit.
+    pub fn read(folder: &Path) -> Result<Self, SourceError> {
         let optional = |name: &str, limit: u64| -> Result<Option<Bytes>, SourceError> {
             let path = folder.join(name);
             let bytes = path.exists().then(|| read_bounded(&path, limit)).transpose()?;
@@ -92,14 +105,28 @@ impl Checkpoint {
             Some(bytes) => Some(template_text(folder, bytes)?),
             None => None,
         };
-        let files = ModelFiles {
-            tokenizer: optional("tokenizer.json", MAX_TOKENIZER_BYTES)?,
+        let tokenizer = optional("tokenizer.json", MAX_TOKENIZER_BYTES)?;
+        let mut vocabulary = None;
+        if let (None, Some(name)) = (&tokenizer, vocabulary_name(folder)) {
+            let bytes = optional(&name, MAX_VOCABULARY_BYTES)?;
+            vocabulary = bytes.map(|bytes| (name, bytes));
+        }
+        Ok(Self {
+            tokenizer,
+            vocabulary,
             tokenizer_config: optional("tokenizer_config.json", MAX_JSON_BYTES)?,
             chat_template,
             generation_config: optional("generation_config.json", MAX_JSON_BYTES)?,
-        };
-        Ok(Checkpoint { place: folder.display().to_string(), config, files, tensors })
+        })
     }
+}
+
+/// tokenizer.model, or else the first file that ends in .tiktoken.
+fn vocabulary_name(folder: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?.filter_map(Result::ok);
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let known = |name: &String| name == "tokenizer.model" || name.ends_with(".tiktoken");
+    names.filter(known).min_by_key(|name| (name != "tokenizer.model", name.clone()))
 }
 
 fn template_text(folder: &Path, bytes: Bytes) -> Result<String, SourceError> {

@@ -12,12 +12,14 @@ use crate::memory::KvBudget;
 use crate::metrics::Metrics;
 use crate::model::files::read_bounded;
 use crate::model::source::SourceError;
-use crate::model::{self, Checkpoint, LoadError, LoadOptions, LoadedModel, ModelSource, Progress};
+use crate::model::{
+    self, Checkpoint, InstanceInfo, LoadError, LoadOptions, LoadedModel, ModelSource, Progress,
+};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::serve::device::Chosen;
 use crate::step::{self, EngineThread};
 use crate::text::files::TextFilesError;
-use crate::text::{TextFiles, TextModel, TextPool};
+use crate::text::{TextModel, TextPool};
 
 /// An instance, and what there is to tell about its start.
 pub struct Loaded {
@@ -76,7 +78,8 @@ pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
         Chosen::Cpu { .. } => model::load_checkpoint(checkpoint, &options, &progress),
         Chosen::Gpu(gpu, _) => model::load_on(gpu, checkpoint, &options, &progress),
     };
-    let LoadedModel { runner, info, summary, .. } = loaded.map_err(StartError::Model)?;
+    let LoadedModel { runner, mut info, summary, .. } = loaded.map_err(StartError::Model)?;
+    end_with_turns(&mut info, &text);
     let summary = format!("{summary}{}", device.summary());
     let pool = TextPool::new(SHORT_TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
     let (engine, thread) =
@@ -84,6 +87,13 @@ pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
     let names = config.model.names.clone();
     let instance = Instance::new(names, engine, text, Arc::new(pool), metrics);
     Ok(Loaded { instance: Arc::new(instance), thread, summary, took: began.elapsed() })
+}
+
+/// Where a turn ends in the words of the model's family, an answer ends, too.
+fn end_with_turns(info: &mut InstanceInfo, text: &TextModel) {
+    info.eos_token_ids.extend(text.ends.iter().filter(|id| **id < info.vocab));
+    info.eos_token_ids.sort_unstable();
+    info.eos_token_ids.dedup();
 }
 
 /// Threads that tokenize and render short texts, beside the one for long ones: bounded, so that
@@ -176,22 +186,39 @@ fn text(settings: &ModelSettings, checkpoint: &Checkpoint) -> Result<TextModel, 
     let own_template = match &settings.chat_template {
         Some(path) => {
             let bytes = read_bounded(path, TEMPLATE_BYTES_MAX).map_err(StartError::Template)?;
-            Some((path.display().to_string(), bytes))
+            let file = path.display().to_string();
+            let source = String::from_utf8(bytes)
+                .map_err(|_| StartError::Template(SourceError::new(&file, None, "is not UTF-8")))?;
+            Some((file, source))
         }
         None => None,
     };
-    if files.tokenizer.is_none() && settings.load_format == LoadFormat::Dummy {
+    let has_none = files.tokenizer.is_none() && files.vocabulary.is_none();
+    if has_none && settings.load_format == LoadFormat::Dummy {
         let vocab = u32::try_from(config.vocab).unwrap_or(u32::MAX);
         return TextModel::dummy(vocab).map_err(refused(place));
     }
-    let template = files.chat_template.as_deref().map(str::as_bytes);
-    let text = TextModel::from_files(&TextFiles {
-        tokenizer: files.tokenizer.as_deref(),
-        config: files.tokenizer_config.as_deref(),
-        template: own_template.as_ref().map(|(_, bytes)| bytes.as_slice()).or(template),
-    });
+    let mut files = files.clone();
+    if let Some((_, source)) = &own_template {
+        files.chat_template = Some(source.clone());
+    }
+    let text = TextModel::from_files(&files, config.family.dialects);
     text.map_err(|error| match (&own_template, &error) {
         (Some((path, _)), TextFilesError::Template(_)) => refused(path)(error),
         _ => refused(place)(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::test_support::info;
+
+    #[test]
+    fn an_answer_ends_where_a_turn_does() {
+        let mut info = InstanceInfo { vocab: 300, eos_token_ids: vec![299, 7], ..info() };
+        let text = TextModel { ends: vec![2, 7, 300], ..TextModel::dummy(300).unwrap() };
+        end_with_turns(&mut info, &text);
+        assert_eq!(info.eos_token_ids, [2, 7, 299], "once, and none beyond the vocabulary");
+    }
 }

@@ -1,10 +1,9 @@
-//! What a model's folder says about text: which files, read with limits, made into one value.
+//! What a model's files say about text, made into one value.
 //!
-//! At load only. tokenizer.json, tokenizer_config.json and the chat template (a file of its own
-//! wins over the configuration) become a [`TextModel`], which never changes afterwards.
+//! At load only. tokenizer.json (or an older vocabulary file), tokenizer_config.json and the chat
+//! template (a file of its own wins over the configuration, and either over the family's) become a
+//! [`TextModel`], which never changes afterwards.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,26 +12,21 @@ use serde_json::Value;
 use super::byte_level;
 use super::template::{ChatTemplate, TemplateError, TemplateLimits};
 use super::tokenizer::{Tokenizer, TokenizerError};
+use crate::model::ModelFiles;
+use crate::model::families::Dialect;
+use crate::model::source::SourceError;
 
 /// Why a model's text files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TextFilesError {
     /// Model: a file cannot be read.
-    #[error("{name}: {source}")]
-    Unreadable {
-        /// Which file.
-        name: &'static str,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Model: larger than any real one.
-    #[error("{0} is larger than {FILE_BYTES_MAX} bytes")]
-    TooLarge(&'static str),
-    /// Model: not the JSON or the text that it should be.
+    #[error(transparent)]
+    Unreadable(#[from] SourceError),
+    /// Model: not the JSON that it should be.
     #[error("{0}: {1}")]
     Damaged(&'static str, String),
     /// Model: no tokenizer.
-    #[error("tokenizer.json is missing")]
+    #[error("tokenizer.json is missing, and so are tokenizer.model and any *.tiktoken")]
     Missing,
     /// Model: the tokenizer.
     #[error(transparent)]
@@ -42,17 +36,6 @@ pub enum TextFilesError {
     Template(#[from] TemplateError),
 }
 
-/// The files' contents, from a folder or embedded in the binary.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TextFiles<'a> {
-    /// tokenizer.json.
-    pub tokenizer: Option<&'a [u8]>,
-    /// tokenizer_config.json.
-    pub config: Option<&'a [u8]>,
-    /// chat_template.jinja.
-    pub template: Option<&'a [u8]>,
-}
-
 /// Everything that turns a model's text into ids and back.
 #[derive(Clone, Debug)]
 pub struct TextModel {
@@ -60,72 +43,68 @@ pub struct TextModel {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template; without one it serves completions only.
     pub template: Option<Arc<ChatTemplate>>,
+    /// Tokens that end an answer in the dialect that it speaks, ascending. The checkpoint's own end
+    /// tokens are not among them.
+    pub ends: Vec<u32>,
 }
 
 impl TextModel {
-    /// Reads a model's folder.
-    pub fn from_folder(folder: &Path) -> Result<Self, TextFilesError> {
-        let tokenizer = read(folder, "tokenizer.json")?;
-        let config = read(folder, "tokenizer_config.json")?;
-        let template = read(folder, "chat_template.jinja")?;
-        Self::from_files(&TextFiles {
-            tokenizer: tokenizer.as_deref(),
-            config: config.as_deref(),
-            template: template.as_deref(),
-        })
+    /// Reads a model's folder. `dialects` are those of its family.
+    pub fn from_folder(folder: &Path, dialects: &[&Dialect]) -> Result<Self, TextFilesError> {
+        Self::from_files(&ModelFiles::read(folder)?, dialects)
     }
 
     /// Makes sense of the files.
-    pub fn from_files(files: &TextFiles<'_>) -> Result<Self, TextFilesError> {
-        let config: Option<Value> =
-            files.config.map(serde_json::from_slice).transpose().map_err(|error| {
-                TextFilesError::Damaged("tokenizer_config.json", error.to_string())
-            })?;
-        let json = files.tokenizer.ok_or(TextFilesError::Missing)?;
-        let tokenizer = Tokenizer::from_bytes(json, config.as_ref())?;
-        let sources = template_sources(files.template, config.as_ref())?;
+    pub fn from_files(files: &ModelFiles, dialects: &[&Dialect]) -> Result<Self, TextFilesError> {
+        let config = files.tokenizer_config.as_deref();
+        let config: Option<Value> = config
+            .map(serde_json::from_slice)
+            .transpose()
+            .map_err(|error| TextFilesError::Damaged("tokenizer_config.json", error.to_string()))?;
+        let tokenizer = match (&files.tokenizer, &files.vocabulary) {
+            (Some(json), _) => Tokenizer::from_bytes(json, config.as_ref())?,
+            (None, Some((name, bytes))) => {
+                Tokenizer::from_vocabulary(name, bytes, dialects, config.as_ref())?
+            }
+            (None, None) => return Err(TextFilesError::Missing),
+        };
+        let knows = |mark: &&str| tokenizer.id(mark).is_some();
+        let dialect = dialects.iter().find(|dialect| dialect.marks.iter().all(|m| knows(m)));
+        let mut sources = template_sources(files.chat_template.as_deref(), config.as_ref())?;
+        if let (true, Some(dialect)) = (sources.is_empty(), dialect) {
+            tracing::info!("the checkpoint has no chat template: that of its family is used");
+            sources.push(("default".into(), dialect.template.into()));
+        }
         let template = if sources.is_empty() {
             None
         } else {
             let limits = TemplateLimits::default();
             Some(ChatTemplate::with_limits(&sources, tokenizer.named_tokens(), limits)?)
         };
-        Ok(Self { tokenizer: Arc::new(tokenizer), template: template.map(Arc::new) })
+        let ends = dialect.map_or(&[][..], |dialect| dialect.ends);
+        let mut ends: Vec<u32> = ends.iter().filter_map(|end| tokenizer.id(end)).collect();
+        ends.sort_unstable();
+        Ok(Self { tokenizer: Arc::new(tokenizer), template: template.map(Arc::new), ends })
     }
 
     /// A made-up tokenizer and template over `vocab_size` ids, for random weights.
     pub fn dummy(vocab_size: u32) -> Result<Self, TextFilesError> {
         let tokenizer = byte_level::byte_level(vocab_size)?;
         let template = ChatTemplate::new(byte_level::CHAT_TEMPLATE, tokenizer.named_tokens())?;
-        Ok(Self { tokenizer: Arc::new(tokenizer), template: Some(Arc::new(template)) })
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            template: Some(Arc::new(template)),
+            ends: Vec::new(),
+        })
     }
-}
-
-/// The largest real tokenizer.json has some 35 MB.
-const FILE_BYTES_MAX: u64 = 256 << 20;
-
-fn read(folder: &Path, name: &'static str) -> Result<Option<Vec<u8>>, TextFilesError> {
-    let unreadable = |source| TextFilesError::Unreadable { name, source };
-    let file = match File::open(folder.join(name)) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(unreadable)?,
-    };
-    let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(TextFilesError::TooLarge(name));
-    }
-    Ok(Some(bytes))
 }
 
 /// The templates by name: the file, else the configuration's string, else its list.
 fn template_sources(
-    file: Option<&[u8]>,
+    file: Option<&str>,
     config: Option<&Value>,
 ) -> Result<Vec<(String, String)>, TextFilesError> {
-    if let Some(bytes) = file {
-        let source = std::str::from_utf8(bytes)
-            .map_err(|error| TextFilesError::Damaged("chat_template.jinja", error.to_string()))?;
+    if let Some(source) = file {
         return Ok(vec![("default".into(), source.into())]);
     }
     match config.map_or(&Value::Null, |config| &config["chat_template"]) {
@@ -159,7 +138,7 @@ mod tests {
         assert_eq!(template_sources(None, Some(&list)).unwrap(), one("a"));
         let text = json!({"chat_template": "b"});
         assert_eq!(template_sources(None, Some(&text)).unwrap(), one("b"));
-        assert_eq!(template_sources(Some(b"c"), Some(&text)).unwrap(), one("c"));
+        assert_eq!(template_sources(Some("c"), Some(&text)).unwrap(), one("c"));
         assert!(template_sources(None, Some(&json!({"chat_template": 1}))).is_err());
         assert_eq!(template_sources(None, None).unwrap(), []);
     }
@@ -167,13 +146,13 @@ mod tests {
     #[test]
     fn a_missing_or_damaged_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let error = TextModel::from_folder(folder.path()).unwrap_err();
+        let error = TextModel::from_folder(folder.path(), &[]).unwrap_err();
         assert!(matches!(error, TextFilesError::Missing));
         for (name, content) in
             [("tokenizer.json", "{\"model\": 3}"), ("tokenizer_config.json", "[")]
         {
             std::fs::write(folder.path().join(name), content).unwrap();
-            let error = TextModel::from_folder(folder.path()).unwrap_err().to_string();
+            let error = TextModel::from_folder(folder.path(), &[]).unwrap_err().to_string();
             assert!(error.starts_with(name), "{error}");
         }
     }

@@ -38,7 +38,7 @@ pub mod stop;
 pub mod stream;
 
 pub use detokenizer::{Detokenizer, Start};
-pub use files::{TextFiles, TextModel};
+pub use files::TextModel;
 pub use pool::{PoolError, TextPool};
 pub use stream::{TextOptions, TextStream};
 pub use template::{Chat, ChatTemplate, Content, Message, TemplateError};

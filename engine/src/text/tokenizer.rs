@@ -5,13 +5,20 @@
 //! never changes and is shared by all threads. Encoding is slow and may panic on a strange
 //! tokenizer.json: requests call it inside [`super::pool::TextPool`], never on a socket's thread.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use tokenizers::AddedToken;
 
 use super::detokenizer::{Decode, Start};
 use super::pieces::PieceTable;
+use crate::model::families::Dialect;
+
+/// Tokens that stand for themselves in a text, and those that frame a prompt.
+mod added;
+
+/// Vocabularies without tokenizer.json.
+mod vocabulary;
 
 /// How long a text is in tokens, before it is encoded.
 pub mod length;
@@ -22,6 +29,14 @@ pub enum TokenizerError {
     /// Model: the file is not a tokenizer.
     #[error("tokenizer.json: {0}")]
     Damaged(String),
+    /// Model: a vocabulary file is damaged, or asks for what is not here.
+    #[error("{file}: {reason}")]
+    Vocabulary {
+        /// Its name.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Model: an entry of tokenizer_config.json contradicts tokenizer.json.
     #[error("tokenizer_config.json: {0}")]
     Config(String),
@@ -42,23 +57,63 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     pieces: PieceTable,
     named: BTreeMap<String, String>,
+    /// Where a text gets a space in front unless it begins with one of these.
+    unspaced: Option<Vec<String>>,
     token_bytes_max: Option<usize>,
 }
 
 impl Tokenizer {
     /// Reads tokenizer.json and, for special tokens that only it names, tokenizer_config.json.
     pub fn from_bytes(json: &[u8], config: Option<&Value>) -> Result<Self, TokenizerError> {
+        let config = config.unwrap_or(&Value::Null);
         let mut inner = parse(json)?;
+        added::add_missing_tokens(&mut inner, config)?;
+        let named = added::named_tokens(config);
+        added::mark_special(&mut inner, named.values());
+        Self::new(inner, named, None)
+    }
+
+    /// Reads the vocabulary file of a checkpoint without tokenizer.json, by the rules of the one of
+    /// its family's dialects that has such files. `name` is for errors.
+    pub fn from_vocabulary(
+        name: &str,
+        bytes: &[u8],
+        dialects: &[&Dialect],
+        config: Option<&Value>,
+    ) -> Result<Self, TokenizerError> {
+        let refuse = |reason: String| TokenizerError::Vocabulary { file: name.into(), reason };
+        let config = config.unwrap_or(&Value::Null);
+        let translated = vocabulary::translate(bytes, dialects, config).map_err(refuse)?;
+        let (vocabulary::Translation { file, added, mut named, adds_bos, first_space }, dialect) =
+            translated;
+        let json = serde_json::to_vec(&file).map_err(|error| refuse(error.to_string()))?;
+        drop(file);
+        let mut inner = parse(&json).map_err(|error| refuse(error.to_string()))?;
+        drop(json);
+        added::add_with_flags(&mut inner, added, config);
+        added::add_missing_tokens(&mut inner, config)?;
+        named.extend(added::named_tokens(config));
+        let more = added::additional_special_tokens(config);
+        let marks = dialect.map_or(&[][..], |dialect| dialect.marks);
+        let marks = marks.iter().copied().map(str::to_owned);
+        let special: Vec<String> = named.values().cloned().chain(more).chain(marks).collect();
+        added::mark_special(&mut inner, special.iter());
+        let begin = dialect.map_or(&[][..], |dialect| dialect.vocabulary.begin);
+        added::frame_prompts(&mut inner, begin, &named, adds_bos, config);
+        let unspaced = first_space.then(|| added::texts(&inner));
+        Self::new(inner, named, unspaced)
+    }
+
+    fn new(
+        mut inner: tokenizers::Tokenizer,
+        named: BTreeMap<String, String>,
+        unspaced: Option<Vec<String>>,
+    ) -> Result<Self, TokenizerError> {
         // Settings of training batches: a server neither cuts nor pads a prompt.
         inner
             .with_truncation(None)
             .map_err(|error| TokenizerError::Damaged(error.to_string()))?
             .with_padding(None);
-        let config = config.unwrap_or(&Value::Null);
-        add_missing_tokens(&mut inner, config)?;
-        let named = named_tokens(config);
-        mark_special(&mut inner, &named);
-
         let num_ids = num_ids(&inner)?;
         let decoder = serde_json::to_value(inner.get_decoder())
             .map_err(|error| TokenizerError::Damaged(error.to_string()))?;
@@ -69,14 +124,18 @@ impl Tokenizer {
             Some((token, special))
         })?;
         let token_bytes_max = length::token_bytes_max(&inner, &pieces)?;
-        Ok(Self { inner, pieces, named, token_bytes_max })
+        Ok(Self { inner, pieces, named, unspaced, token_bytes_max })
     }
 
     /// Ids of `text`. With `add_special` the model's own beginning (and end) tokens are added; a
     /// rendered chat template has them already.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let spaced = self.unspaced.as_ref().is_some_and(|unspaced| {
+            !text.is_empty() && !unspaced.iter().any(|token| text.starts_with(token.as_str()))
+        });
+        let text = if spaced { format!(" {text}").into() } else { Cow::Borrowed(text) };
         self.inner
-            .encode_fast(text, add_special)
+            .encode_fast(text.as_ref(), add_special)
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|error| TokenizerError::Encode(error.to_string()))
     }
@@ -147,62 +206,6 @@ fn num_ids(inner: &tokenizers::Tokenizer) -> Result<u32, TokenizerError> {
         return Err(TokenizerError::TooLarge(format!("{IDS_MAX} token ids")));
     }
     Ok(largest + 1)
-}
-
-/// Adds the tokens that only `added_tokens_decoder` lists, in the order of their ids.
-fn add_missing_tokens(
-    inner: &mut tokenizers::Tokenizer,
-    config: &Value,
-) -> Result<(), TokenizerError> {
-    let Some(listed) = config["added_tokens_decoder"].as_object() else { return Ok(()) };
-    let mut missing = Vec::new();
-    for (id, entry) in listed {
-        let bad = || TokenizerError::Config(format!("added_tokens_decoder[{id:?}] is damaged"));
-        let number: u32 = id.parse().map_err(|_| bad())?;
-        let content = entry["content"].as_str().ok_or_else(bad)?;
-        if inner.token_to_id(content).is_none() {
-            let flag = |key: &str, absent: bool| entry[key].as_bool().unwrap_or(absent);
-            let special = flag("special", false);
-            let token = AddedToken::from(content, special)
-                .single_word(flag("single_word", false))
-                .lstrip(flag("lstrip", false))
-                .rstrip(flag("rstrip", false))
-                .normalized(flag("normalized", !special));
-            missing.push((number, token));
-        }
-    }
-    missing.sort_by_key(|(id, _)| *id);
-    for (id, token) in missing {
-        let content = token.content.clone();
-        inner.add_tokens(&[token]);
-        if inner.token_to_id(&content) != Some(id) {
-            let what = format!("added token {content:?} cannot have the id {id}");
-            return Err(TokenizerError::Config(what));
-        }
-    }
-    Ok(())
-}
-
-/// `bos_token`, `eos_token`, …: each a string or an object with `content`.
-fn named_tokens(config: &Value) -> BTreeMap<String, String> {
-    let entries = config.as_object().into_iter().flatten();
-    entries
-        .filter(|(key, _)| key.ends_with("_token"))
-        .filter_map(|(key, value)| {
-            let token = value.as_str().or_else(|| value["content"].as_str())?;
-            Some((key.clone(), token.to_string()))
-        })
-        .collect()
-}
-
-/// A token that the configuration names is special, also where tokenizer.json has it as text.
-fn mark_special(inner: &mut tokenizers::Tokenizer, named: &BTreeMap<String, String>) {
-    for token in named.values() {
-        let known = inner.token_to_id(token).is_some();
-        if known && !inner.get_added_vocabulary().is_special_token(token) {
-            inner.add_special_tokens(&[AddedToken::from(token, true)]);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use pagoda_kernels::ops::RopeStyle;
 
-use super::{AttentionBias, Family, GateUp, PLAIN, Preset, Qkv, TensorNames};
+use super::{AttentionBias, Family, GateUp, PLAIN, Preset, Qkv, TensorNames, dialect};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["ChatGLMModel", "ChatGLMForConditionalGeneration"],
@@ -27,6 +27,7 @@ pub(super) const FAMILY: Family = Family {
     bias: AttentionBias::QkvByConfig,
     rope_style: RopeStyle::Interleaved,
     partial_rotary: true,
+    dialects: &[&dialect::CHATGLM3, &dialect::GLM4],
     tensors: TensorNames {
         embed: "transformer.embedding.word_embeddings",
         final_norm: "transformer.encoder.final_layernorm",

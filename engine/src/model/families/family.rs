@@ -6,6 +6,7 @@
 use pagoda_kernels::ops::RopeStyle;
 use serde_json::{Map, Value};
 
+use super::dialect::Dialect;
 use super::names::{GateUp, Qkv, TensorNames};
 
 /// In what a family may differ.
@@ -45,6 +46,9 @@ pub struct Family {
     pub gelu_is_tanh: bool,
     /// Whether the file's intermediate size is 2·I.
     pub doubled_intermediate: bool,
+    /// How it writes a conversation, for checkpoints that do not say it; the first that the
+    /// tokenizer knows the tokens of.
+    pub dialects: &'static [&'static Dialect],
     /// What its tensors are called.
     pub tensors: TensorNames,
 }
@@ -108,6 +112,7 @@ pub(super) const PLAIN: Family = Family {
     sparse: false,
     gelu_is_tanh: false,
     doubled_intermediate: false,
+    dialects: &[],
     tensors: TensorNames {
         root: "",
         embed: "model.embed_tokens",

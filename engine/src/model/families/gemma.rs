@@ -1,6 +1,6 @@
 //! Gemma: norm weights count from 1, embeddings grow by √H, the head is the embedding.
 
-use super::{Family, PLAIN, Preset};
+use super::{Family, PLAIN, Preset, dialect};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["GemmaForCausalLM"],
@@ -13,5 +13,6 @@ pub(super) const FAMILY: Family = Family {
     norm_offset: 1.0,
     scaled_embedding: true,
     gelu_is_tanh: true,
+    dialects: &[&dialect::GEMMA],
     ..PLAIN
 };

@@ -1,6 +1,6 @@
 //! Gemma 2: norms on both sides of attention and MLP, soft caps, a window in every other layer.
 
-use super::{Family, PLAIN, PostNorms, Preset, TensorNames, Windows, gemma};
+use super::{Family, PLAIN, PostNorms, Preset, TensorNames, Windows, dialect, gemma};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["Gemma2ForCausalLM"],
@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
         ("final_logit_softcapping", Preset::Number(30.0)),
     ],
     windows: Windows::AllButEach(2),
+    dialects: &[&dialect::GEMMA],
     tensors: TensorNames {
         mlp_norm: "model.layers.{layer}.pre_feedforward_layernorm",
         post_norms: Some(PostNorms {

@@ -1,7 +1,7 @@
 //! Gemma 3: Gemma 2 with normed heads instead of soft caps, a window in all layers but each sixth,
 //! and a rope of their own in those. Published files of the larger ones leave most fields out.
 
-use super::{Family, Preset, Windows, gemma2};
+use super::{Family, Preset, Windows, dialect, gemma2};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["Gemma3ForCausalLM"],
@@ -23,5 +23,6 @@ pub(super) const FAMILY: Family = Family {
     windows: Windows::AllButEach(6),
     window_rope: true,
     stretched_positions: true,
+    dialects: &[&dialect::GEMMA3],
     ..gemma2::FAMILY
 };

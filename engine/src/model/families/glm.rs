@@ -2,7 +2,7 @@
 
 use pagoda_kernels::ops::RopeStyle;
 
-use super::{AttentionBias, Family, GateUp, PLAIN, Preset, TensorNames};
+use super::{AttentionBias, Family, GateUp, PLAIN, Preset, TensorNames, dialect};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["GlmForCausalLM"],
@@ -10,6 +10,7 @@ pub(super) const FAMILY: Family = Family {
     bias: AttentionBias::QkvByConfig,
     rope_style: RopeStyle::Interleaved,
     partial_rotary: true,
+    dialects: &[&dialect::GLM4],
     tensors: TensorNames {
         gate_up: GateUp::Fused("model.layers.{layer}.mlp.gate_up_proj"),
         ..PLAIN.tensors

@@ -1,9 +1,10 @@
 //! GLM-4-0414: GLM-4 with norms on both sides of attention and MLP.
 
-use super::{Family, PostNorms, TensorNames, glm};
+use super::{Family, PostNorms, TensorNames, dialect, glm};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["Glm4ForCausalLM"],
+    dialects: &[&dialect::GLM4],
     tensors: TensorNames {
         post_norms: Some(PostNorms {
             attn: "model.layers.{layer}.post_self_attn_layernorm",

@@ -4,11 +4,14 @@
 //! Nothing outside this folder names an architecture. [`crate::model::config`] and
 //! [`crate::model::spec`] read the tables; the decoder never does.
 
+/// How a family writes a conversation.
+pub mod dialect;
 /// What a table holds.
 mod family;
 /// What tensors are called.
 mod names;
 
+pub use self::dialect::{Appended, Dialect, Digits, Vocabulary, VocabularyKind};
 pub use self::family::{AttentionBias, Family, Preset, Windows};
 pub use self::names::{GateUp, PostNorms, Qkv, TensorNames};
 

@@ -2,7 +2,7 @@
 //! projection; a rope that stretches in steps and queries that grow with the logarithm of their
 //! position, if the checkpoint asks for them.
 
-use super::{AttentionBias, Family, GateUp, PLAIN, Qkv, TensorNames};
+use super::{AttentionBias, Family, GateUp, PLAIN, Qkv, TensorNames, dialect};
 
 pub(super) const FAMILY: Family = Family {
     architectures: &["QWenLMHeadModel"],
@@ -17,6 +17,7 @@ pub(super) const FAMILY: Family = Family {
     bias: AttentionBias::QkvOnly,
     partial_rotary: true,
     doubled_intermediate: true,
+    dialects: &[&dialect::QWEN],
     tensors: TensorNames {
         embed: "transformer.wte",
         final_norm: "transformer.ln_f",

@@ -307,7 +307,7 @@ fn wide_tokens() -> TextModel {
     let model = json!({"type": "BPE", "vocab": vocab, "merges": merges});
     let json = json!({"version": "1.0", "pre_tokenizer": pre, "decoder": pre, "model": model});
     let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
-    TextModel { tokenizer: Arc::new(tokenizer), template: None }
+    TextModel { tokenizer: Arc::new(tokenizer), template: None, ends: Vec::new() }
 }
 
 #[tokio::test]
