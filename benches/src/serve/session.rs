@@ -54,7 +54,7 @@ fn tokenizer(path: &Path) -> Result<TextModel> {
         Some(parent) if path.is_file() => parent,
         _ => path,
     };
-    let text = TextModel::from_folder(folder);
+    let text = TextModel::from_folder(folder, &[]);
     text.with_context(|| format!("no tokenizer in {}: --skip-tokenizer-init?", folder.display()))
 }
 

@@ -69,7 +69,7 @@ impl TextModel {
             (None, None) => return Err(TextFilesError::Missing),
         };
         let knows = |mark: &&str| tokenizer.id(mark).is_some();
-        let dialect = dialects.iter().find(|dialect| dialect.marks.iter().all(|m| knows(m)));
+        let dialect = dialects.iter().find(|dialect| dialect.marks.iter().all(&knows));
         let mut sources = template_sources(files.chat_template.as_deref(), config.as_ref())?;
         if let (true, Some(dialect)) = (sources.is_empty(), dialect) {
             tracing::info!("the checkpoint has no chat template: that of its family is used");

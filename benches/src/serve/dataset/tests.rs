@@ -9,7 +9,7 @@ use super::*;
 
 fn demo() -> TextModel {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/demo/model");
-    TextModel::from_folder(&folder).unwrap()
+    TextModel::from_folder(&folder, &[]).unwrap()
 }
 
 fn samples(dataset: &Dataset, count: usize, text: Option<&TextModel>, seed: u64) -> Vec<Sample> {
