@@ -7,7 +7,8 @@ use clap::Parser;
 use pagoda_engine::config::flags::{Command, CommandLine, Doctor, Kernels, Written};
 use pagoda_engine::doctor::{describe, try_device};
 use pagoda_engine::kernel_file::build_file;
-use pagoda_engine::serve::serve;
+use pagoda_engine::serve::{Stop, serve};
+use pagoda_kernels::leave::leave_at_once;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -28,7 +29,8 @@ fn start(written: Written) -> ExitCode {
     };
     start_logging(config.log_json);
     match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Stop::Clean) => ExitCode::SUCCESS,
+        Ok(Stop::Busy) => leave_at_once(0),
         Err(error) => fail(&error, error.exit_code()),
     }
 }

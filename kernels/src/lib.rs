@@ -45,6 +45,9 @@ mod distinct;
 /// Read-only mappings of weight files.
 pub mod file_map;
 
+/// The end of a process whose threads still compute.
+pub mod leave;
+
 /// The CPU device: a worker team and kernels for each instruction set.
 pub mod cpu;
 

@@ -179,7 +179,10 @@ def test_a_folder_without_a_tokenizer_is_refused_before_its_weights_are_read(tmp
     # A KV cache of one byte is refused once weights are packed: that it is not told shows the order.
     said = (tried.stdout + tried.stderr).splitlines()[-1]
     assert tried.returncode == 1
-    assert said == f"pagoda: cannot use {tmp_path}: tokenizer.json is missing", said
+    assert said == (
+        f"pagoda: cannot use {tmp_path}: tokenizer.json is missing, and so are "
+        "tokenizer.model and any *.tiktoken"
+    ), said
 
 
 def test_an_impossible_cache_says_which_setting_to_change():

@@ -21,7 +21,7 @@ pub enum EngineEnd {
         /// File and line.
         place: String,
     },
-    /// Us: it stopped without a reason.
+    /// It stopped without a fault: ours, unless it was told to.
     #[error("the engine stopped though requests may come")]
     Early,
 }

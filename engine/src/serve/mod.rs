@@ -39,6 +39,7 @@ use crate::http::server::Server;
 use crate::http::service::Service;
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::profiles::FACES;
+use crate::step::EngineThread;
 use engine_end::Panics;
 use load::{Loaded, StartError, load};
 
@@ -91,13 +92,22 @@ fn told(error: &std::io::Error) -> String {
     }
 }
 
+/// What is left of a process that was told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Nothing: every thread that uses the device has ended.
+    Clean,
+    /// A thread loads or computes, and nobody waits for what it does. Exit handlers must not run.
+    Busy,
+}
+
 /// Serves until told to stop.
-pub fn serve(config: Config) -> Result<(), ServeError> {
+pub fn serve(config: Config) -> Result<Stop, ServeError> {
     serve_what(config, load)
 }
 
 /// Serves what `load` gives.
-fn serve_what(config: Config, load: impl Load) -> Result<(), ServeError> {
+fn serve_what(config: Config, load: impl Load) -> Result<Stop, ServeError> {
     let panics = Panics::watch();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -114,7 +124,7 @@ async fn serve_until_stopped(
     config: Config,
     load: impl Load,
     panics: Panics,
-) -> Result<(), ServeError> {
+) -> Result<Stop, ServeError> {
     let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
     let mut signals = Signals::new().map_err(setup)?;
     open_files::allow(config.limits.connections_max);
@@ -143,24 +153,46 @@ async fn serve_until_stopped(
     };
     let outcome = match loaded {
         Ok(Some(loaded)) => {
-            serve_loaded(&config, (address, &api), loaded, &mut signals, &panics).await
+            serve_loaded(&config, (address, &api), loaded, &mut signals, &panics).await.map(Some)
         }
-        Ok(None) => Ok(()),
+        Ok(None) => Ok(None),
         Err(error) => Err(error),
     };
     api.start_draining();
-    if outcome.is_err() {
-        // Streams have their error events; give the sockets a moment to carry them.
-        let _ = drain.send(true);
-        let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
-        return outcome;
-    }
+    let thread = match outcome {
+        Ok(thread) => thread,
+        Err(error) => {
+            // Streams have their error events; give the sockets a moment to carry them.
+            let _ = drain.send(true);
+            let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
+            return Err(error);
+        }
+    };
     finish_what_runs(&api, &http, config.network.shutdown_timeout, &mut signals).await;
     let _ = drain.send(true);
     // Idle connections close now; what still writes is given up on.
     let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
     upkeep.abort();
-    Ok(())
+    match thread {
+        Some(thread) => end_of(thread, &panics).await,
+        None => Ok(Stop::Busy),
+    }
+}
+
+/// Waits for an engine thread that drains, as long as a step should take.
+async fn end_of(thread: EngineThread, panics: &Panics) -> Result<Stop, ServeError> {
+    let ended = async {
+        while !thread.is_finished() {
+            tokio::time::sleep(DRAIN_LOOK_INTERVAL).await;
+        }
+    };
+    if tokio::time::timeout(FLUSH_TIME, ended).await.is_err() {
+        return Ok(Stop::Busy);
+    }
+    match EngineEnd::of(thread, panics) {
+        EngineEnd::Early => Ok(Stop::Clean),
+        failed => Err(failed.into()),
+    }
 }
 
 /// Waits for the running requests, a deadline or a second signal. The port stays open meanwhile,
@@ -242,21 +274,21 @@ async fn load_on_thread(
     }
 }
 
-/// Serves the model until a signal or the end of its engine.
+/// Serves the model until a signal, and then gives its engine's thread; or until that ends.
 async fn serve_loaded(
     config: &Config,
     (address, api): (SocketAddr, &Arc<Api>),
     loaded: Loaded,
     signals: &mut Signals,
     panics: &Panics,
-) -> Result<(), ServeError> {
+) -> Result<EngineThread, ServeError> {
     let text = summary::summary(config, address, &loaded);
     let Loaded { instance, thread, .. } = loaded;
     api.serve(vec![instance.clone()]);
     // Nobody reads it if this fails, and that is no reason to stop.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
     tokio::select! {
-        () = signals.stop() => Ok(()),
+        () = signals.stop() => Ok(thread),
         () = engine_ended(&instance) => Err(EngineEnd::of(thread, panics).into()),
     }
 }

@@ -56,7 +56,7 @@ impl Runner for Planted {
 /// A process in a thread.
 struct Process {
     address: SocketAddr,
-    ended: JoinHandle<Result<(), ServeError>>,
+    ended: JoinHandle<Result<Stop, ServeError>>,
 }
 
 impl Process {
@@ -150,4 +150,23 @@ fn a_step_that_hangs_is_bad_health_until_it_ends() {
         assert!(said.starts_with("HTTP/1.1 200") && said.contains("\"length\""), "{said}");
         process.until("/health", "200");
     });
+}
+
+#[test]
+fn a_stop_waits_for_the_engine_and_tells_what_became_of_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let end = |work: Box<dyn FnOnce() -> Result<(), StepError> + Send>| {
+        runtime.block_on(end_of(std::thread::spawn(work), &Panics::default()))
+    };
+    let (release, released) = sync_channel::<()>(0);
+    let hangs = end(Box::new(move || {
+        let _ = released.recv();
+        Ok(())
+    }));
+    assert_eq!(hangs.unwrap(), Stop::Busy);
+    drop(release);
+    assert_eq!(end(Box::new(|| Ok(()))).unwrap(), Stop::Clean);
+    let fault = end(Box::new(|| Err(StepError::Device("planted".into())))).unwrap_err();
+    assert_eq!(fault.exit_code(), 71);
+    assert_eq!(end(Box::new(|| panic!("planted"))).unwrap_err().exit_code(), 70);
 }

@@ -126,6 +126,17 @@ State& state() {
 // Whose context is current on this thread.
 thread_local State* current = nullptr;
 
+// A driver takes its state down when the process exits: nobody may be in a call then, or have work under way.
+struct Exit {
+    ~Exit() {
+        if (!machine) return;
+        std::unique_lock<std::mutex> held(machine->lock, std::try_to_lock);
+        if (held && (machine->done == machine->asked || machine->fault)) return;
+        fprintf(stderr, "the process exits while its GPU is at work\n");
+        _exit(134);
+    }
+} at_exit;
+
 // Begins a call: its lock, its line in the log, and whether it is to fail.
 struct Call {
     State& s = state();
