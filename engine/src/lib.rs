@@ -32,6 +32,9 @@ pub mod api;
 /// Text on both sides of the engine: templates, tokenizer, detokenizer, stop strings.
 pub mod text;
 
+/// Traces of requests.
+pub mod trace;
+
 /// Every metric.
 pub mod metrics;
 

@@ -14,6 +14,7 @@ use crate::handle::{AnswerRoom, EventStream};
 use crate::metrics::Outcome;
 use crate::request::{Event, FinishReason, TokenOut};
 use crate::text::{TextOptions, TextStream};
+use crate::trace::record::Recorder;
 
 pub use crate::text::Start;
 
@@ -102,6 +103,8 @@ pub struct Generation {
     next: Option<Piece>,
     begun: Instant,
     has_first: bool,
+    /// Writes down what becomes of it, if somebody wants to know.
+    recorder: Option<Box<Recorder>>,
 }
 
 struct Choice {
@@ -119,6 +122,7 @@ impl Generation {
         (events, room): (EventStream, AnswerRoom),
         options: &Options,
         start: Start,
+        recorder: Option<Box<Recorder>>,
     ) -> Self {
         let text_options = TextOptions {
             start,
@@ -149,6 +153,7 @@ impl Generation {
             next: None,
             begun,
             has_first: false,
+            recorder,
             instance,
         }
     }
@@ -179,6 +184,9 @@ impl Generation {
     fn piece_of(&mut self, event: Option<Event>) -> Option<Piece> {
         match event {
             Some(Event::Started { prompt_tokens, cached_tokens }) => {
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.started(prompt_tokens, cached_tokens);
+                }
                 Some(Piece::Started { prompt_tokens, cached_tokens })
             }
             Some(Event::Prompt { index, token }) => Some(Piece::Prompt { index, token }),
@@ -186,7 +194,7 @@ impl Generation {
             Some(Event::Finished { choice, reason }) => self.finished(choice, reason),
             Some(Event::Failed(error)) => Some(self.fail(error.into())),
             None if self.choices.iter().all(|choice| choice.ended) => {
-                self.events = None;
+                self.leave();
                 None
             }
             // The engine thread is gone without a word.
@@ -204,6 +212,9 @@ impl Generation {
         metrics.generation_tokens.increment(1);
         if !std::mem::replace(&mut self.has_first, true) {
             metrics.time_to_first_token.record(now - self.begun);
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.token(now);
         }
         if choice.num_tokens == 0 {
             choice.first_at = now;
@@ -250,9 +261,12 @@ impl Generation {
                 (choice.last_at - self.begun, choice.last_at - choice.first_at);
             self.instance.metrics.choice_ended(outcome, choice.num_tokens, total, after_first);
         }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.finished(if outcome == Outcome::Length { "length" } else { "stop" });
+        }
         // A stop string ends a choice before the engine knows.
         if self.choices.iter().all(|choice| choice.ended) {
-            self.events = None;
+            self.leave();
         } else if let Some(events) = &self.events {
             events.stop(index);
         }
@@ -260,9 +274,20 @@ impl Generation {
     }
 
     fn fail(&mut self, error: ApiError) -> Piece {
-        self.events = None;
+        self.leave();
+        if let Some(recorder) = &mut self.recorder {
+            recorder.failed();
+        }
         self.abandon(Outcome::Error);
         Piece::Failed(error)
+    }
+
+    /// Wants no more events.
+    fn leave(&mut self) {
+        let events = self.events.take();
+        if let (Some(recorder), Some(events)) = (&mut self.recorder, events) {
+            recorder.scheduled(events.scheduled_at());
+        }
     }
 
     fn abandon(&mut self, outcome: Outcome) {
@@ -276,6 +301,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        self.leave();
         self.abandon(Outcome::Abort);
     }
 }

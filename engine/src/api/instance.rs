@@ -9,11 +9,13 @@ use crate::api::options::Options;
 use crate::api::room::Room;
 use crate::handle::EngineHandle;
 use crate::metrics::{InstanceMetrics, Metrics};
-use crate::request::{Request, Segment, SubmitError, Tenant};
+use crate::request::{Request, SamplerParams, Segment, SubmitError, Tenant};
 use crate::text::tokenizer::length::ENCODING_BYTES;
 use crate::text::{
     Chat, Content, Message, PoolError, TemplateError, TextModel, TextPool, Tokenizer,
 };
+use crate::trace::Trace;
+use crate::trace::record::{Asked, Recorder};
 
 /// A model that serves.
 pub struct Instance {
@@ -109,6 +111,26 @@ pub struct Work {
     pub start: Start,
     /// What the answer takes in memory.
     pub answer: AnswerBytes,
+    /// The trace that it belongs to.
+    pub trace: Trace,
+}
+
+impl Work {
+    /// What is written down of it, for `model` with what its options came to.
+    fn asked(&self, model: &str, sampler: &SamplerParams, max_tokens: u32) -> Asked {
+        Asked {
+            operation: match self.start {
+                Start::Text => "chat",
+                Start::Continuation => "text_completion",
+            },
+            model: model.to_string(),
+            n: self.options.n,
+            max_tokens,
+            temperature: sampler.temperature,
+            top_p: sampler.top_p,
+            seed: self.options.seed,
+        }
+    }
 }
 
 impl Instance {
@@ -261,6 +283,8 @@ impl Instance {
             let prompt_tokens = u32::try_from(work.prompt.len()).unwrap_or(u32::MAX);
             let (sampler, stop) = work.options.resolve(self.engine.info(), prompt_tokens)?;
             let max_tokens = stop.max_tokens;
+            let asked = || work.asked(self.name(), &sampler, max_tokens);
+            let recorder = Recorder::begin(&work.trace, asked);
             let answer_bytes = work.answer.of(prompt_tokens, work.options.n, max_tokens);
             let salt = format!("{}\0{}", work.tenant, work.options.cache_salt);
             let request = Request {
@@ -274,7 +298,7 @@ impl Instance {
                 priority: work.options.priority,
             };
             requests.push((request, answer_bytes));
-            begun.push((prompt_tokens, max_tokens, work.options, work.start));
+            begun.push((prompt_tokens, max_tokens, work.options, (work.start, recorder)));
         }
         let admitted = self.engine.submit_all(requests).map_err(|error| {
             self.count_refused(&error);
@@ -284,10 +308,10 @@ impl Instance {
                 None => error,
             }
         })?;
-        let generation = |(admitted, (prompt_tokens, max_tokens, options, start))| {
+        let generation = |(admitted, (prompt_tokens, max_tokens, options, (start, recorder)))| {
             let options: Options = options;
             self.metrics.admitted(prompt_tokens, max_tokens, options.n);
-            Generation::new(self.clone(), admitted, &options, start)
+            Generation::new(self.clone(), admitted, &options, start, recorder)
         };
         Ok(admitted.into_iter().zip(begun).map(generation).collect())
     }

@@ -102,6 +102,20 @@ pub struct Written {
     /// Also expose metrics under another server's names: `vllm`
     #[arg(long, value_name = "NAMES", help_heading = "General")]
     pub metrics_compat: Option<String>,
+    /// Send traces by OTLP over HTTP to the collector at this address (http://localhost:4318)
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        hide_env_values = true,
+        alias = "otlp-traces-endpoint",
+        help_heading = "General"
+    )]
+    #[serde(alias = "otlp-traces-endpoint")]
+    pub otlp_endpoint: Option<String>,
+    /// Share to trace of requests whose caller did not decide, 0 to 1 [default: 1]
+    #[arg(long, value_name = "SHARE", help_heading = "General")]
+    pub otlp_sample_ratio: Option<f64>,
 
     /// Folder of a Hugging Face checkpoint [default: the built-in demo model]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
@@ -285,6 +299,8 @@ impl Written {
         first_written!(
             log_format,
             metrics_compat,
+            otlp_endpoint,
+            otlp_sample_ratio,
             model,
             served_model_name,
             load_format,
@@ -341,7 +357,7 @@ mod tests {
         let command = CommandLine::command();
         command.clone().debug_assert();
         let visible = command.get_arguments().filter(|arg| !arg.is_hide_set()).count();
-        assert!((25..=40).contains(&visible), "{visible}");
+        assert!((25..=50).contains(&visible), "{visible}");
         assert!(command.get_arguments().all(|arg| arg.get_help().is_some()));
     }
 

@@ -19,6 +19,8 @@ use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
+use crate::trace::export::Collector;
+
 /// All settings of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -36,6 +38,17 @@ pub struct Config {
     pub log_json: bool,
     /// Metrics also under vLLM's names.
     pub vllm_metrics: bool,
+    /// Where traces go.
+    pub traces: TraceSettings,
+}
+
+/// Where traces go and which requests are traced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceSettings {
+    /// Where spans are sent; `None` makes none.
+    pub collector: Option<Collector>,
+    /// Share of the requests whose caller did not decide, 0 to 1.
+    pub ratio: f64,
 }
 
 /// The model and how it is loaded.

@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, RingBuffer};
@@ -87,6 +88,7 @@ pub fn event_ring(
         failure: OnceLock::new(),
         draining,
         stopped: (0..num_choices).map(|_| AtomicBool::new(false)).collect(),
+        scheduled_at: OnceLock::new(),
         room,
     });
     let sink = EventSink { producer, num_pushed: 0, link: WakeOnDrop(link.clone()) };
@@ -111,6 +113,8 @@ struct Link {
     draining: Arc<AtomicBool>,
     /// Set by the reader: it wants no more of this choice.
     stopped: Box<[AtomicBool]>,
+    /// When the request first took part in a step.
+    scheduled_at: OnceLock<Instant>,
     room: AnswerRoom,
 }
 
@@ -133,6 +137,12 @@ impl EventSink {
     /// Whether the reader wants no more of `choice`.
     pub fn is_stopped(&self, choice: u32) -> bool {
         self.link.0.stopped.get(choice as usize).is_some_and(|stopped| stopped.load(Relaxed))
+    }
+
+    /// The request takes part in a step for the first time.
+    pub fn scheduled(&self, at: Instant) {
+        // It does so once.
+        let _ = self.link.0.scheduled_at.set(at);
     }
 
     /// Tells the reader that there is something to read.
@@ -258,6 +268,11 @@ impl EventStream {
         if let Some(stopped) = self.link.stopped.get(choice as usize) {
             stopped.store(true, Relaxed);
         }
+    }
+
+    /// When the request first took part in a step, if it has.
+    pub fn scheduled_at(&self) -> Option<Instant> {
+        self.link.scheduled_at.get().copied()
     }
 
     /// Whether everything was read and nothing more will come.

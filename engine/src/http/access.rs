@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use crate::http::uses::Use;
 use crate::metrics::HttpMetrics;
+use crate::trace::Trace;
+use crate::trace::record::Ended;
 
 /// What a handler reports about the work behind an answer.
 #[derive(Debug, Default)]
@@ -30,12 +32,18 @@ pub struct Access {
     is_probe: bool,
     tally: Arc<Tally>,
     metrics: Arc<HttpMetrics>,
+    trace: Trace,
     _use: Option<Use>,
 }
 
 impl Access {
     /// Starts the record. `route` is the pattern of the table, never the client's path.
-    pub fn begin(id: Arc<str>, method: &hyper::Method, metrics: Arc<HttpMetrics>) -> Self {
+    pub fn begin(
+        id: Arc<str>,
+        method: &hyper::Method,
+        metrics: Arc<HttpMetrics>,
+        trace: Trace,
+    ) -> Self {
         metrics.began();
         Access {
             id,
@@ -47,6 +55,7 @@ impl Access {
             is_probe: false,
             tally: Arc::default(),
             metrics,
+            trace,
             _use: None,
         }
     }
@@ -76,6 +85,11 @@ impl Access {
         self.tally.clone()
     }
 
+    /// The trace that the request belongs to.
+    pub fn trace(&self) -> Trace {
+        self.trace.clone()
+    }
+
     /// The whole answer was handed to the socket.
     pub fn complete(&mut self) {
         self.complete = true;
@@ -91,6 +105,7 @@ impl Drop for Access {
                 tracing::$level!(
                     target: "pagoda::access",
                     id = &*self.id,
+                    trace_id = self.trace.id(),
                     method = self.method,
                     route = self.route,
                     status = self.status,
@@ -102,7 +117,18 @@ impl Drop for Access {
                 )
             };
         }
-        if self.is_probe { line!(debug) } else { line!(info) }
+        if self.is_probe {
+            line!(debug);
+            return;
+        }
+        line!(info);
+        self.trace.end(&Ended {
+            id: &self.id,
+            method: self.method,
+            route: self.route,
+            status: (self.status != CLIENT_LEFT).then_some(self.status),
+            complete: self.complete,
+        });
     }
 }
 

@@ -17,6 +17,7 @@ use crate::http::body::{BodyBudget, BodyObject};
 use crate::http::keys::Caller;
 use crate::http::reply::Reply;
 use crate::metrics::HttpMetrics;
+use crate::trace::Trace;
 
 /// A face of the server: its routes and the shape of its errors. One per profile.
 pub struct Face {
@@ -76,6 +77,8 @@ pub struct CallContext {
     pub caller: Caller,
     /// Counts tokens for the log line.
     pub tally: Arc<Tally>,
+    /// The trace that the request belongs to.
+    pub trace: Trace,
     /// Counts what is odd about requests.
     pub metrics: Arc<HttpMetrics>,
     /// Bounds of what a request may hold.

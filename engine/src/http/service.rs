@@ -27,6 +27,8 @@ use crate::http::reply::{Reply, ReplyBody};
 use crate::http::request_id::{REQUEST_ID, header_value, request_id};
 use crate::http::route::{AccessRule, Call, CallContext, Face, Routed, Router};
 use crate::metrics::HttpMetrics;
+use crate::trace::Tracer;
+use crate::trace::context::TRACERESPONSE;
 
 /// What all connections of a listener share.
 pub struct Service {
@@ -48,6 +50,8 @@ pub struct Service {
     pub api: Arc<Api>,
     /// What is counted.
     pub metrics: Arc<HttpMetrics>,
+    /// Begins traces.
+    pub tracer: Tracer,
 }
 
 impl Service {
@@ -55,7 +59,9 @@ impl Service {
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
         let (mut head, body) = request.into_parts();
         let id = request_id(&head.headers);
-        let mut access = Access::begin(id.clone(), &head.method, self.metrics.clone());
+        let trace = self.tracer.begin(&head.headers);
+        let metrics = self.metrics.clone();
+        let mut access = Access::begin(id.clone(), &head.method, metrics, trace.clone());
         access.set_use(head.extensions.remove());
         let routed = self.router.find(&head.method, head.uri.path());
         let face = match &routed {
@@ -96,6 +102,9 @@ impl Service {
         };
         self.cors.allow(&head.headers, reply.headers_mut());
         carry(reply.headers_mut(), &id, face);
+        if let Some(response) = trace.response() {
+            reply.headers_mut().insert(TRACERESPONSE, response);
+        }
         access.set_status(reply.status().as_u16());
         let reply = if head.method == Method::HEAD { without_body(reply) } else { reply };
         let untaken_max = self.limits.write_timeout;
@@ -107,6 +116,7 @@ impl Service {
             id,
             caller,
             tally: access.tally(),
+            trace: access.trace(),
             metrics: self.metrics.clone(),
             limits: self.limits.clone(),
             api: self.api.clone(),

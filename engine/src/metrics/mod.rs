@@ -153,6 +153,25 @@ impl HttpMetrics {
     }
 }
 
+/// What becomes of spans.
+#[derive(Clone, Debug)]
+pub struct TraceMetrics {
+    /// Taken by the collector.
+    pub exported: Counter,
+    /// Lost.
+    pub dropped: Counter,
+}
+
+impl TraceMetrics {
+    /// Registers them.
+    pub fn new(metrics: &Metrics) -> Self {
+        TraceMetrics {
+            exported: metrics.counter("pagoda_trace_spans_exported_total", Vec::new()),
+            dropped: metrics.counter("pagoda_trace_spans_dropped_total", Vec::new()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

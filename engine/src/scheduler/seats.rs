@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use pagoda_kernels::sampling::SlotInit;
 
@@ -72,7 +73,9 @@ impl Scheduler {
                 stats.prefix_query_tokens.fetch_add(prompt, Relaxed);
                 stats.prefix_hit_tokens.fetch_add(u64::from(sequence.computed), Relaxed);
                 stats.prompt_tokens.fetch_add(prompt, Relaxed);
-                stats.queue_time.record(group.submitted_at.elapsed());
+                let now = Instant::now();
+                stats.queue_time.record(now.saturating_duration_since(group.submitted_at));
+                group.sink.scheduled(now);
             }
         }
         let arrival = group.sequences[id.choice as usize].arrival;

@@ -37,9 +37,11 @@ use crate::http::keys::{KeyFileError, Keys};
 use crate::http::route::Router;
 use crate::http::server::Server;
 use crate::http::service::Service;
-use crate::metrics::{HttpMetrics, Metrics};
+use crate::metrics::{HttpMetrics, Metrics, TraceMetrics};
 use crate::profiles::FACES;
 use crate::step::EngineThread;
+use crate::trace::Tracer;
+use crate::trace::export::Exporter;
 use engine_end::Panics;
 use load::{Loaded, StartError, load};
 
@@ -138,9 +140,12 @@ async fn serve_until_stopped(
 
     let step_time_max = config.scheduling.step_time_max;
     let api = Api::with_step_time_max(metrics.clone(), step_time_max);
+    let exporter = exporter(&config, &metrics);
     let http = HttpMetrics::new(metrics);
     let hosts = Hosts::of(address, &config.network.allowed_origins);
-    let service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
+    let tracer = exporter.as_ref().map(|exporter| exporter.tracer(config.traces.ratio));
+    let mut service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
+    service.tracer = tracer.unwrap_or_default();
     let (drain, draining) = watch::channel(false);
     let server = Server::new(Arc::new(service), config.limits.clone(), draining);
     let serving = tokio::spawn(server.run(listener));
@@ -165,6 +170,7 @@ async fn serve_until_stopped(
             // Streams have their error events; give the sockets a moment to carry them.
             let _ = drain.send(true);
             let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
+            finish_sending(exporter).await;
             return Err(error);
         }
     };
@@ -173,6 +179,7 @@ async fn serve_until_stopped(
     // Idle connections close now; what still writes is given up on.
     let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
     upkeep.abort();
+    finish_sending(exporter).await;
     match thread {
         Some(thread) => end_of(thread, &panics).await,
         None => Ok(Stop::Busy),
@@ -248,7 +255,21 @@ fn service(
         bodies: BodyBudget::new(&config.limits),
         api,
         metrics,
+        tracer: Tracer::default(),
     })
+}
+
+/// Sends spans, if somebody wants them.
+fn exporter(config: &Config, metrics: &Metrics) -> Option<Exporter> {
+    let collector = config.traces.collector.clone()?;
+    Some(Exporter::start(collector, TraceMetrics::new(metrics)))
+}
+
+/// Spans of the last requests go out, too.
+async fn finish_sending(exporter: Option<Exporter>) {
+    if let Some(exporter) = exporter {
+        exporter.finish(FLUSH_TIME).await;
+    }
 }
 
 /// Makes what is served from the settings.

@@ -21,6 +21,9 @@ pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> 
     let _ = writeln!(text, "{}", loaded.summary);
     let _ = writeln!(text, "served as   {}", config.model.names.join(", "));
     let _ = writeln!(text, "may call    {who}");
+    if let Some(collector) = &config.traces.collector {
+        let _ = writeln!(text, "traces to   {collector}");
+    }
     let _ = writeln!(text, "ready       after {:.1} s", loaded.took.as_secs_f32());
     let _ = writeln!(text, "\nListening on {base}");
     let _ = writeln!(text, "  page     {base}/");

@@ -53,6 +53,7 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
         options: wire.options.clone(),
         start: Start::Text,
         answer: answer_bytes(&wire),
+        trace: context.trace.clone(),
     };
     let generation = instance.generate(work).map_err(|error| error.of_prompt("messages"))?;
     let mut reply = if wire.stream {

@@ -48,6 +48,7 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
             options: wire.options.clone(),
             start: Start::Continuation,
             answer: answer_bytes(&wire),
+            trace: context.trace.clone(),
         });
     }
     let generations = instance.generate_all(works)?;

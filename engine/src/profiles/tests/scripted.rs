@@ -29,6 +29,7 @@ use crate::request::{FinishReason, StepError};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::sequence::SequenceGroup;
 use crate::text::{TextModel, TextPool};
+use crate::trace::Tracer;
 
 /// End-of-sequence mark of the made-up tokenizer over 300 ids.
 const EOS: u32 = 299;
@@ -139,6 +140,7 @@ pub(super) async fn listen_with(
         limits: Arc::new(setup.limits.clone()),
         api,
         metrics: HttpMetrics::new(metrics),
+        tracer: Tracer::default(),
     };
     let (drain, draining) = watch::channel(false);
     tokio::spawn(Server::new(Arc::new(service), setup.limits, draining).run(listener));
