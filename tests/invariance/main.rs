@@ -104,24 +104,29 @@ fn crowd_equals_alone(crowd: &mut Crowd, setup: &Setup, threads: &[u32]) {
     }
 }
 
+/// Worker counts of an instruction set whose whole proof is among the long ones.
+const SOME_THREADS: &[u32] = &[2];
+/// And of the one that this machine takes.
+const ALL_THREADS: &[u32] = &[1, 2, 3];
+
 #[test]
 fn portable_f32() {
-    crowds_equal_alone(Isa::Portable, F32, &MODELS[..1], &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Portable, F32, &MODELS[..1], ALL_THREADS, &Scale::FULL);
 }
 
 #[test]
 fn portable_bf16() {
-    crowds_equal_alone(Isa::Portable, BF16, &MODELS[1..2], &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Portable, BF16, &MODELS[1..2], SOME_THREADS, &Scale::FULL);
 }
 
 #[test]
 fn avx2_f32() {
-    crowds_equal_alone(Isa::Avx2, F32, &MODELS, &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Avx2, F32, &MODELS, threads_of(Isa::Avx2), &Scale::FULL);
 }
 
 #[test]
 fn avx2_bf16() {
-    crowds_equal_alone(Isa::Avx2, BF16, &MODELS, &[1, 2, 3], &Scale::FULL);
+    crowds_equal_alone(Isa::Avx2, BF16, &MODELS, threads_of(Isa::Avx2), &Scale::FULL);
 }
 
 #[test]
@@ -132,6 +137,18 @@ fn avx512_f32() {
 #[test]
 fn avx512_bf16() {
     avx512_equals_alone(BF16, &Scale::PART);
+}
+
+#[test]
+#[ignore = "every worker count of older instruction sets: tests/run --long"]
+fn long_older_instruction_sets() {
+    crowds_equal_alone(Isa::Portable, BF16, &MODELS[1..2], ALL_THREADS, &Scale::FULL);
+    crowds_equal_alone(Isa::Avx2, F32, &MODELS, ALL_THREADS, &Scale::FULL);
+    crowds_equal_alone(Isa::Avx2, BF16, &MODELS, ALL_THREADS, &Scale::FULL);
+}
+
+fn threads_of(isa: Isa) -> &'static [u32] {
+    if isa == Isa::detect() { ALL_THREADS } else { SOME_THREADS }
 }
 
 /// One crowd for each format, with experts: the kernels' own tests take every instruction set.

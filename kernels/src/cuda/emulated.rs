@@ -440,7 +440,9 @@ fn compile(folder: &Path, source: &Source, fault: Option<Fault>) -> Result<PathB
         *text = text.replacen(from, to, 1);
     }
     let mut hasher = DefaultHasher::new();
-    (&texts, FLAGS).hash(&mut hasher);
+    // A fault mostly costs its compilation, and what is sound mostly runs.
+    let optimization = if fault.is_some() { "-O1" } else { "-O2" };
+    (&texts, FLAGS, optimization).hash(&mut hasher);
     let key = format!("{}-{:016x}", source.name.trim_end_matches(".cu"), hasher.finish());
     let library = folder.join(&key).join("kernels.so");
     if library.exists() {
@@ -456,7 +458,8 @@ fn compile(folder: &Path, source: &Source, fault: Option<Fault>) -> Result<PathB
     written.map_err(|why| refused("write", &why))?;
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let mut command = Command::new(&compiler);
-    command.args(FLAGS).arg("kernels.so").args(["-x", "c++", source.name]).current_dir(&build);
+    command.arg(optimization).args(FLAGS).arg("kernels.so").args(["-x", "c++", source.name]);
+    command.current_dir(&build);
     let output =
         command.output().map_err(|why| refused("compile", &format!("{compiler}: {why}")))?;
     if !output.status.success() {
@@ -476,9 +479,8 @@ fn texts_of(source: &Source) -> Vec<(&'static str, String)> {
 }
 
 /// Of the C++ compiler; the output file follows.
-const FLAGS: [&str; 9] = [
+const FLAGS: [&str; 8] = [
     "-std=c++17",
-    "-O2",
     // Else libraries would share their kernels: a sound one and one with a fault.
     "-fvisibility=hidden",
     "-fno-strict-aliasing",
