@@ -174,7 +174,7 @@ pub(crate) fn e4m3(value: f32) -> u8 {
 }
 
 /// The number of an e4m3 code that is not NaN.
-pub(crate) fn e4m3_value(code: u8) -> f32 {
+pub fn e4m3_value(code: u8) -> f32 {
     let bits = u32::from(code & 0x7f) << 20;
     let magnitude = match code & 0x78 {
         0 => f32::from(code & 7) / 512.0,

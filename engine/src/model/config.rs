@@ -7,6 +7,7 @@
 mod fields;
 mod generation;
 mod layers;
+mod quantization;
 mod rope;
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use super::rope::RopeSpec;
 pub use self::fields::ConfigError;
 pub use self::generation::{Generation, read_generation};
 pub use self::layers::Experts;
+pub use self::quantization::{Packing, ScaleGrid, StoredFp8, StoredInt4, StoredQuantization};
 
 /// A checkpoint's shape.
 #[derive(Clone, Debug)]
@@ -63,6 +65,8 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Whether the embedding is also the head.
     pub tied: bool,
+    /// How weights are stored that are quantized in the files, if any are.
+    pub quantization: Option<StoredQuantization>,
     /// What the file says about the type of the weights.
     pub dtype: Option<DType>,
     /// End-of-sequence tokens that are below V.
@@ -87,6 +91,7 @@ pub fn read_config(file: &str, bytes: &[u8]) -> Result<ModelConfig, ConfigError>
     let defaults = family.default_values();
     let config = whole.of_family(family, &defaults)?;
     refuse_unsupported(&config, family)?;
+    let quantization = quantization::read_quantization(&config)?;
     let hidden = config.need_size("hidden_size", 1..=MAX_HIDDEN)?;
     let num_layers = config.need_size("num_hidden_layers", 1..=MAX_LAYERS)?;
     let max_position = config.need_size("max_position_embeddings", 2..=MAX_POSITIONS)?;
@@ -121,6 +126,7 @@ pub fn read_config(file: &str, bytes: &[u8]) -> Result<ModelConfig, ConfigError>
         qkv_bias: family.bias == AttentionBias::QkvOnly || stated_bias,
         output_bias: family.bias == AttentionBias::ByConfig && stated_bias,
         tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
+        quantization,
         dtype: read_dtype(&config)?,
         eos_token_ids: generation::read_token_ids(&config, "eos_token_id", vocab)?,
     })
@@ -141,11 +147,6 @@ fn read_family(config: &Fields<'_>) -> Result<&'static Family, ConfigError> {
 
 /// Settings that change the arithmetic to what is not here.
 fn refuse_unsupported(config: &Fields<'_>, family: &Family) -> Result<(), ConfigError> {
-    for field in ["quantization_config", "compression_config"] {
-        if config.get(field).is_some() {
-            return Err(config.error(field, "quantized checkpoints are not supported"));
-        }
-    }
     if config.flag("mlp_bias")? == Some(true) {
         return Err(config.error("mlp_bias", "biases in the MLP are not supported"));
     }

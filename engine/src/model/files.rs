@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::config::{ModelConfig, read_config};
 use super::error::LoadError;
 use super::source::dummy::Dummy;
+use super::source::quantized::Dequantized;
 use super::source::safetensors::Safetensors;
 use super::source::{SourceError, TensorSource};
 use pagoda_kernels::dtype::DType;
@@ -71,7 +72,7 @@ impl Checkpoint {
         match source {
             ModelSource::Demo => crate::demo::open(),
             ModelSource::Folder(folder) => {
-                Self::open_folder(folder, |_| Ok(Box::new(Safetensors::open(folder)?)))
+                Self::open_folder(folder, |config| open_tensors(folder, config))
             }
             ModelSource::Dummy { folder, seed } => Self::open_folder(folder, |config| {
                 let dtype = config.dtype.unwrap_or(DType::Bf16);
@@ -91,6 +92,15 @@ impl Checkpoint {
         let files = ModelFiles::read(folder)?;
         Ok(Checkpoint { place: folder.display().to_string(), config, files, tensors })
     }
+}
+
+/// The tensors of a folder; those that are quantized come as plain ones.
+fn open_tensors(folder: &Path, config: &ModelConfig) -> Result<Box<dyn TensorSource>, SourceError> {
+    let files = Safetensors::open(folder)?;
+    Ok(match &config.quantization {
+        None => Box::new(files),
+        Some(stored) => Box::new(Dequantized::new(files, stored.clone())),
+    })
 }
 
 impl ModelFiles {

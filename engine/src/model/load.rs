@@ -219,7 +219,7 @@ where
     if !found.numerics.is_empty() {
         info.numerics = format!("{}, {}", info.numerics, found.numerics);
     }
-    let mut summary = summarize(&place, &info, &plan, &fixed);
+    let mut summary = summarize(&place, config.quantization.as_ref(), &info, &plan, &fixed);
     for line in found.lines {
         summary.push_str("\nleft aside  ");
         summary.push_str(&line);

@@ -23,6 +23,13 @@ pub struct ConfigError {
     pub reason: String,
 }
 
+impl ConfigError {
+    /// Field and reason, for an error of an object around.
+    pub(crate) fn in_words(&self) -> String {
+        format!("{}: {}", self.field, self.reason)
+    }
+}
+
 /// One JSON object and where it stands.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
@@ -74,11 +81,7 @@ impl<'a> Fields<'a> {
     ) -> Result<Self, ConfigError> {
         let inner = match family.nested {
             None => self,
-            Some(name) => {
-                let inner = self.object(name)?;
-                let inner = inner.ok_or_else(|| self.error(name, "is missing"))?;
-                Fields { outer: Some(self.map), ..inner }
-            }
+            Some(name) => Fields { outer: Some(self.map), ..self.need_object(name)? },
         };
         Ok(Fields { names: family.fields, defaults: Some(defaults), ..inner })
     }
@@ -127,6 +130,16 @@ impl<'a> Fields<'a> {
             }
             Some(other) => Err(self.wrong(field, other, "an object")),
         }
+    }
+
+    /// The same, where it must be there.
+    pub(crate) fn need_object(&self, field: &'a str) -> Result<Fields<'a>, ConfigError> {
+        self.object(field)?.ok_or_else(|| self.error(field, "is missing"))
+    }
+
+    /// The names that the file has in this object.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.map.keys().map(String::as_str)
     }
 
     /// A whole number within `bounds`.

@@ -47,7 +47,10 @@ fn refusals_name_their_field() {
     for (changes, expected) in [
         (json!({"architectures": null}), "architectures: is missing"),
         (json!({"architectures": ["GPT2LMHeadModel"]}), "GPT2LMHeadModel is not supported (supp"),
-        (json!({"quantization_config": {"bits": 4}}), "quantization_config: quantized"),
+        (
+            json!({"quantization_config": {"bits": 4}}),
+            "quantization_config.quant_method: is missing",
+        ),
         (json!({"hidden_size": 0}), "hidden_size: is 0"),
         (json!({"hidden_size": 1e30}), "hidden_size: is 1e+30"),
         (json!({"num_key_value_heads": 4}), "num_key_value_heads: 4 does not divide"),

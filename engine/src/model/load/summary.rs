@@ -6,11 +6,13 @@ use pagoda_kernels::dtype::DType;
 use pagoda_kernels::weight_format::Quantization;
 
 use crate::memory::{FixedBytes, KvPlan, gib};
+use crate::model::config::StoredQuantization;
 use crate::model::info::{InstanceInfo, KvGroupInfo, KvGroupKind};
 
 /// What runs, in which memory.
 pub(super) fn summarize(
     place: &str,
+    stored: Option<&StoredQuantization>,
     info: &InstanceInfo,
     plan: &KvPlan,
     fixed: &FixedBytes,
@@ -18,12 +20,13 @@ pub(super) fn summarize(
     format!(
         "model       {place}\n\
          device      {}\n\
-         weights     {}, {}\n\
+         weights     {}{}, {}\n\
          activations {}, and {} of scratch{}\n\
          KV cache    {}, {}: {}\n\
          fits        {}",
         info.device,
         weights(info.dtype, info.quantization),
+        stored.map(|stored| format!(", made of {}", stored.name())).unwrap_or_default(),
         gib(info.weight_bytes),
         gib(fixed.activations),
         gib(fixed.scratch),

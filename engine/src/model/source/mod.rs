@@ -12,6 +12,9 @@ mod header;
 /// Tensors in safetensors files.
 pub mod safetensors;
 
+/// Quantized ones among them, widened.
+pub mod quantized;
+
 use std::borrow::Cow;
 
 use pagoda_kernels::dtype::{DType, HostTensor};

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use pagoda_kernels::dtype::DType;
+use pagoda_kernels::dtype::{DType, HostTensor};
 use pagoda_kernels::file_map::FileMap;
 
 use super::header::{self, Entry};
@@ -27,6 +27,51 @@ pub struct Safetensors {
     shards: Vec<Shard>,
     /// Shard and place of each tensor.
     entries: BTreeMap<String, (usize, Entry)>,
+}
+
+/// A tensor as it lies in its file, of any type.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored<'a> {
+    file: &'a str,
+    name: &'a str,
+    /// As the file names it.
+    pub(super) dtype: &'a str,
+    /// Dimensions.
+    pub(super) shape: &'a [usize],
+    /// Elements, little-endian.
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> Stored<'a> {
+    /// Says what is wrong with it.
+    pub(super) fn refuse(&self, reason: impl Into<String>) -> SourceError {
+        SourceError::new(self.file, Some(self.name), reason)
+    }
+
+    /// Itself, if it has this shape.
+    pub(super) fn of_shape(self, shape: &[usize]) -> Result<Self, SourceError> {
+        if self.shape == shape {
+            return Ok(self);
+        }
+        Err(self.refuse(format!("has shape {:?}, config.json asks for {shape:?}", self.shape)))
+    }
+
+    /// Itself, if it has this type.
+    pub(super) fn of_type(self, dtype: &str) -> Result<Self, SourceError> {
+        if self.dtype == dtype {
+            return Ok(self);
+        }
+        Err(self.refuse(format!("has type {}, expected {dtype}", self.dtype)))
+    }
+
+    /// Its numbers as one row, if it has a type that can be read.
+    pub(super) fn numbers(self) -> Result<HostTensor<'a>, SourceError> {
+        let dtype = readable_dtype(self.dtype).ok_or_else(|| {
+            self.refuse(format!("has type {}, only F32, BF16 and F16 are supported", self.dtype))
+        })?;
+        HostTensor::new(dtype, 1, self.bytes.len() / dtype.bytes(), self.bytes)
+            .ok_or_else(|| self.refuse("has no whole number of elements"))
+    }
 }
 
 #[derive(Debug)]
@@ -99,9 +144,18 @@ impl Safetensors {
         Ok(())
     }
 
-    fn find(&self, name: &str) -> Result<(&Shard, &Entry), SourceError> {
-        match self.entries.get(name) {
-            Some((shard, entry)) => Ok((&self.shards[*shard], entry)),
+    /// A tensor of any type, if it is there.
+    pub(super) fn stored(&self, name: &str) -> Option<Stored<'_>> {
+        let (name, (shard, entry)) = self.entries.get_key_value(name)?;
+        let Shard { file, bytes } = &self.shards[*shard];
+        let bytes = &bytes.all()[entry.bytes.clone()];
+        Some(Stored { file, name, dtype: &entry.dtype, shape: &entry.shape, bytes })
+    }
+
+    /// A tensor of any type.
+    pub(super) fn need(&self, name: &str) -> Result<Stored<'_>, SourceError> {
+        match self.stored(name) {
+            Some(stored) => Ok(stored),
             None => {
                 let files = match &self.shards[..] {
                     [one] => one.file.clone(),
@@ -115,19 +169,12 @@ impl Safetensors {
 
 impl TensorSource for Safetensors {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, SourceError> {
-        let (shard, entry) = self.find(name)?;
-        let refuse = |reason: String| SourceError::new(&shard.file, Some(name), reason);
-        let Some((rows, cols)) = rows_cols(shape).filter(|_| entry.shape == shape) else {
-            return Err(refuse(format!(
-                "has shape {:?}, config.json asks for {shape:?}",
-                entry.shape
-            )));
+        let stored = self.need(name)?.of_shape(shape)?;
+        let Some((rows, cols)) = rows_cols(shape) else {
+            return Err(stored.refuse(format!("cannot have shape {shape:?}")));
         };
-        let dtype = readable_dtype(&entry.dtype).ok_or_else(|| {
-            refuse(format!("has type {}, only F32, BF16 and F16 are supported", entry.dtype))
-        })?;
-        let bytes = Cow::Borrowed(&shard.bytes.all()[entry.bytes.clone()]);
-        Ok(Tensor { dtype, rows, cols, bytes })
+        let HostTensor { dtype, bytes, .. } = stored.numbers()?;
+        Ok(Tensor { dtype, rows, cols, bytes: Cow::Borrowed(bytes) })
     }
 
     fn stored_dtype(&self, name: &str) -> Option<DType> {
@@ -135,8 +182,8 @@ impl TensorSource for Safetensors {
     }
 
     fn release(&self, name: &str) {
-        if let Ok((shard, entry)) = self.find(name)
-            && let ShardBytes::Mapped(map) = &shard.bytes
+        if let Some((shard, entry)) = self.entries.get(name)
+            && let ShardBytes::Mapped(map) = &self.shards[*shard].bytes
         {
             map.release(entry.bytes.clone());
         }
