@@ -35,6 +35,10 @@ pub const CASES: [&str; 25] = [
     "glm4",
 ];
 
+/// Checkpoints whose files hold quantized weights; the values are of what those stand for.
+pub const QUANTIZED_CASES: [&str; 7] =
+    ["fp8_channel", "fp8_tensor", "fp8_block", "fp8_scale_inv", "awq", "gptq", "gptq_v2"];
+
 /// Who computed a case's values.
 pub fn computed_by(case: &str) -> &'static str {
     match case {
