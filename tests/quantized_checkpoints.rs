@@ -157,7 +157,6 @@ const FAULTS: &[(&str, &str, Plant)] = &[
         copy.change("weight_scale", |bytes, _| each_bf16(bytes, f32::recip));
     }),
     ("fp8_tensor", "signs dropped", |copy| {
-        copy.change("q_proj.weight", |_, _| ());
         copy.change("proj.weight", |bytes, _| bytes.iter_mut().for_each(|code| *code &= 0x7f));
     }),
     ("fp8_block", "blocks transposed", |copy| {
