@@ -2,18 +2,20 @@
 //!
 //! A row names a family as people do. Every architecture that the engine knows is in one row; every
 //! row has goldens, which `goldens.rs` holds it to, and strings and chats of `tests/goldens/tokenizers`,
-//! which the engine's own tests hold tokenizers and templates to. The table in README.md must be the one made here:
-//! `PAGODA_WRITE=1 cargo nextest run -p pagoda-tests --test families_table` writes it anew.
+//! which it is held to here, by the rules of its own table. The table in README.md must be the one
+//! made here: `PAGODA_WRITE=1 cargo nextest run -p pagoda-tests --test families_table` writes it anew.
 
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test code")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use pagoda_engine::model::families;
+use pagoda_engine::model::families::{self, Dialect};
+use pagoda_engine::text::{Chat, ChatTemplate, Content, Message, TemplateError, TextModel};
 use pagoda_tests::golden::{CASES, computed_by, folder};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 /// A row: what people call it, its architectures, and what its tokenizers and templates are held to.
 struct Row {
@@ -78,23 +80,23 @@ fn goldens() -> BTreeMap<String, Vec<&'static str>> {
     cases
 }
 
-/// How many lines a file of tests/goldens/tokenizers has of each folder, or of each of the engine's
-/// own templates.
-fn lines_of(file: &str) -> BTreeMap<String, usize> {
+/// Lines of a file of tests/goldens/tokenizers by folder, or by which of the engine's own templates
+/// they are for.
+fn lines_of(file: &str) -> BTreeMap<String, Vec<Value>> {
     let path = folder("tokenizers").join(file);
     let lines: Vec<Value> = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-    let mut counts = BTreeMap::new();
+    let mut by_name: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for line in lines {
         let own = line["dialect"].as_str().map(|dialect| format!("{dialect}.jinja"));
         let name = own.unwrap_or_else(|| line["folder"].as_str().unwrap().to_owned());
-        *counts.entry(name).or_default() += 1;
+        by_name.entry(name).or_default().push(line);
     }
-    counts
+    by_name
 }
 
 /// `3 strings (llama2), …`.
-fn texts(names: &[&str], counts: &BTreeMap<String, usize>, what: &str) -> String {
-    let of = |name: &&str| format!("{} {what} ({name})", counts[*name]);
+fn texts(names: &[&str], lines: &BTreeMap<String, Vec<Value>>, what: &str) -> String {
+    let of = |name: &&str| format!("{} {what} ({name})", lines[*name].len());
     assert!(!names.is_empty());
     names.iter().map(of).collect::<Vec<_>>().join(", ")
 }
@@ -148,6 +150,103 @@ fn every_architecture_is_in_one_row_and_every_golden_counts() {
     assert_eq!(once.len(), named.len(), "an architecture is in two rows");
     assert_eq!(once, families::architectures().collect());
     assert!(goldens().keys().all(|name| once.contains(name.as_str())));
+}
+
+/// What the table of each of a row's architectures says of text.
+fn dialects(row: &Row) -> impl Iterator<Item = &'static [&'static Dialect]> {
+    row.architectures.iter().map(|name| families::find(name).unwrap().dialects)
+}
+
+/// A folder of tests/goldens/tokenizers, as a checkpoint of a family with these dialects.
+fn open(name: &str, dialects: &[&Dialect]) -> TextModel {
+    TextModel::from_folder(&folder("tokenizers").join(name), dialects).unwrap()
+}
+
+#[test]
+fn the_strings_that_are_counted_become_their_ids_by_each_family_s_own_rules() {
+    let lines = lines_of("encodings.json");
+    for row in ROWS {
+        for (dialects, name) in dialects(row)
+            .flat_map(|dialects| row.tokenizers.iter().map(move |name| (dialects, name)))
+        {
+            let tokenizer = open(name, dialects).tokenizer;
+            for line in &lines[*name] {
+                let text = line["text"].as_str().unwrap();
+                let ids = |add_special| tokenizer.encode(text, add_special).unwrap();
+                let what = format!("{}, {name}: {text:?}", row.family);
+                assert_eq!(json!(ids(true)), line["ids"], "{what}");
+                assert_eq!(json!(ids(false)), line["bare_ids"], "{what}");
+                assert_eq!(tokenizer.decode(&ids(false), false), line["decoded"], "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_chats_that_are_counted_become_their_ids_by_each_family_s_own_templates() {
+    let lines = lines_of("templates.json");
+    let written =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/src/model/families/templates");
+    for row in ROWS {
+        for (dialects, name) in dialects(row)
+            .flat_map(|dialects| row.templates.iter().map(move |name| (dialects, name)))
+        {
+            let own =
+                name.ends_with(".jinja").then(|| fs::read_to_string(written.join(name)).unwrap());
+            let is_own = own.as_ref().is_none_or(|own| dialects.iter().any(|d| d.template == own));
+            assert!(is_own, "{} does not write {name}", row.family);
+            // Where a template is lent a tokenizer, that is read as its own family reads it.
+            let folder = lines[*name][0]["folder"].as_str().unwrap();
+            let reads = |row: &&Row| row.tokenizers.contains(&folder);
+            let reader = std::iter::once(row).chain(ROWS).find(reads).unwrap();
+            let model = open(folder, self::dialects(reader).next().unwrap());
+            let template = match &own {
+                Some(own) => ChatTemplate::new(own, model.tokenizer.named_tokens()).unwrap().into(),
+                None => model.template.unwrap(),
+            };
+            for line in &lines[*name] {
+                assert_eq!(line["folder"], folder);
+                let what = format!("{}, {name}: {}", row.family, line["name"]);
+                match (render(&template, line), line["error"].as_str()) {
+                    (Err(TemplateError::Raised(said)), Some(words)) => {
+                        assert_eq!(said, words, "{what}")
+                    }
+                    (Err(_), None) => assert!(!line["refused"].is_null(), "{what}"),
+                    (Ok(text), None) if line["refused"].is_null() => {
+                        assert_eq!(text, line["text"], "{what}");
+                        let ids = model.tokenizer.encode(&text, false).unwrap();
+                        assert_eq!(json!(ids), line["ids"], "{what}");
+                    }
+                    (other, _) => panic!("{what}: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
+/// A line of templates.json as a request would have it.
+fn render(template: &ChatTemplate, line: &Value) -> Result<String, TemplateError> {
+    let message = |json: &Value| {
+        let mut fields: Map<String, Value> = json.as_object().unwrap().clone();
+        let role = fields.remove("role").unwrap().as_str().unwrap().to_owned();
+        let content = match fields.remove("content") {
+            Some(Value::String(text)) => Content::Text(text),
+            Some(Value::Array(parts)) => Content::Parts(
+                parts.iter().map(|part| part["text"].as_str().unwrap().to_owned()).collect(),
+            ),
+            _ => Content::None,
+        };
+        Message { role, content, fields }
+    };
+    let messages: Vec<Message> = line["messages"].as_array().unwrap().iter().map(message).collect();
+    template.render(&Chat {
+        messages: &messages,
+        add_generation_prompt: line["add_generation_prompt"] == true,
+        continue_final_message: line["continue_final_message"] == true,
+        tools: Some(&line["tools"]).filter(|tools| !tools.is_null()),
+        kwargs: &line["kwargs"].as_object().cloned().unwrap_or_default(),
+        now: SystemTime::UNIX_EPOCH,
+    })
 }
 
 #[test]
