@@ -353,8 +353,10 @@ fn requests_are_those_of_the_api_and_connections_are_kept() {
     // A connection may be opened while the one before is on its way back.
     assert!(seen.connections <= 3, "{}", seen.connections);
     for (index, (head, body)) in posts.into_iter().enumerate() {
-        // Warm-ups are the first prompt.
-        let id = format!("x-request-id: x-{}\r\n", index.saturating_sub(2));
+        let id = match index {
+            0 | 1 => format!("x-request-id: x-warmup-{index}\r\n"),
+            _ => format!("x-request-id: x-{}\r\n", index - 2),
+        };
         for line in ["authorization: bearer secret\r\n", "x-a: b\r\n", &id] {
             assert!(head.contains(line), "{head}");
         }
@@ -365,6 +367,36 @@ fn requests_are_those_of_the_api_and_connections_are_kept() {
                 "ignore_eos": true, "temperature": 0.0 })
         );
     }
+}
+
+#[test]
+fn what_is_not_measured_has_prompts_of_its_own() {
+    let bench = Bench::new();
+    let output = bench.run(
+        "--model m --skip-tokenizer-init --random-input-len 9 --num-prompts 2 --num-warmups 3 \
+         --ready-check-timeout-sec 9 --max-concurrency 1",
+    );
+    assert!(output.status.success(), "{output:?}");
+    let seen = bench.server.seen.lock().unwrap();
+    let prompts: Vec<&Value> = seen.requests.iter().map(|(_, body)| &body["prompt"]).collect();
+    // The check, three warm-ups of which the third is the first again, and what is measured.
+    assert_eq!(prompts.len(), 6);
+    assert_eq!((prompts[0], prompts[1]), (prompts[1], prompts[3]));
+    assert!(!prompts[..4].contains(&prompts[4]) && !prompts[..4].contains(&prompts[5]));
+}
+
+#[test]
+fn a_server_that_takes_requests_and_says_nothing_is_not_ready() {
+    let bench = Bench::new();
+    let lines = json!({ "prompt": "silence" }).to_string();
+    std::fs::write(bench.folder.path().join("prompts"), lines).unwrap();
+    let output = bench.run(
+        "--model m --dataset-name custom --dataset-path prompts --num-prompts 1 \
+         --ready-check-timeout-sec 1",
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("no answer within 1s"), "{told}");
 }
 
 #[test]

@@ -108,7 +108,7 @@ pub struct ServerArguments {
     /// What x-request-id begins with [default: bench-, eight random digits, -]
     #[arg(long, value_name = "TEXT")]
     pub request_id_prefix: Option<String>,
-    /// Send the first prompt until it is answered, this long at most, before anything is measured
+    /// Send a prompt until it is answered, this long at most, before anything is measured
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub ready_check_timeout_sec: u64,
     /// A request that takes longer has failed
@@ -142,7 +142,7 @@ pub struct TrafficArguments {
     /// Requests that the server may have at once; the others wait here, and TTFT leaves that out
     #[arg(long, value_name = "N")]
     pub max_concurrency: Option<usize>,
-    /// Requests with the first prompt that are sent before and not counted
+    /// Requests with other prompts that are sent before and not counted
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub num_warmups: usize,
     /// Let the rate grow, from --ramp-up-start-rps to --ramp-up-end-rps

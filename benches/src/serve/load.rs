@@ -74,10 +74,12 @@ pub async fn wait_until_ready(
 ) -> Result<(), Failure> {
     let began = Instant::now();
     loop {
-        match client.exchange(request.body.clone(), &request.id).await {
-            Ok(_) => return Ok(()),
-            Err(failure) if began.elapsed() + READY_RETRY > timeout => return Err(failure),
-            Err(_) => tokio::time::sleep(READY_RETRY).await,
+        let answer = client.exchange(request.body.clone(), &request.id);
+        match tokio::time::timeout(timeout.saturating_sub(began.elapsed()), answer).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(failure)) if began.elapsed() + READY_RETRY > timeout => return Err(failure),
+            Ok(Err(_)) => tokio::time::sleep(READY_RETRY).await,
+            Err(_) => return Err(Failure::Timeout(timeout)),
         }
     }
 }

@@ -117,6 +117,10 @@ impl Plan {
             !(is_chat && dataset.prompt_token_ids),
             "--prompt-token-ids needs a backend of completions"
         );
+        ensure!(
+            sweep.sweep_num_prompts_factor != Some(0),
+            "--sweep-num-prompts-factor must be above 0"
+        );
         let is_random = dataset.dataset_name == DatasetName::Random;
         let mut loads = Vec::new();
         let concurrencies = or_one(&sweep.sweep_max_concurrency, traffic.max_concurrency);
@@ -129,7 +133,7 @@ impl Plan {
                     load.num_prompts = scaled(factor, swept, *rate).unwrap_or(load.num_prompts);
                 }
                 // Prompts that were sent before would come out of a prefix cache.
-                load.seed += loads.len() as u64;
+                load.seed = load.seed.wrapping_add(loads.len() as u64);
                 loads.push(load);
             }
         }
@@ -153,7 +157,7 @@ fn or_one<T: Copy>(swept: &[T], one: Option<T>) -> Vec<Option<T>> {
 /// Requests of a swept load.
 fn scaled(factor: usize, max_concurrency: Option<usize>, rate: f64) -> Option<usize> {
     match max_concurrency {
-        Some(concurrency) => Some(factor * concurrency),
+        Some(concurrency) => Some(factor.saturating_mul(concurrency)),
         None if rate.is_finite() => Some((factor as f64 * rate).ceil() as usize),
         None => None,
     }

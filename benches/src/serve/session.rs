@@ -3,15 +3,17 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, anyhow};
+use pagoda_engine::model::families::{self, Dialect};
 use pagoda_engine::text::TextModel;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
 
 use crate::serve::client::Client;
+use crate::serve::dataset::Sample;
 use crate::serve::load::{self, Prepared};
 use crate::serve::measure::Figures;
 use crate::serve::plan::{Load, Plan};
@@ -54,8 +56,17 @@ fn tokenizer(path: &Path) -> Result<TextModel> {
         Some(parent) if path.is_file() => parent,
         _ => path,
     };
-    let text = TextModel::from_folder(folder, &[]);
+    let text = TextModel::from_folder(folder, dialects(folder));
     text.with_context(|| format!("no tokenizer in {}: --skip-tokenizer-init?", folder.display()))
+}
+
+/// What the family of a folder's config.json says of text: older vocabularies have their special
+/// tokens and templates from there. Nothing where there is no such file, or of an unknown family.
+fn dialects(folder: &Path) -> &'static [&'static Dialect] {
+    let config = std::fs::read(folder.join("config.json")).unwrap_or_default();
+    let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+    let family = config["architectures"][0].as_str().and_then(families::find);
+    family.map_or(&[], |family| family.dialects)
 }
 
 struct Session<'a> {
@@ -71,13 +82,22 @@ impl Session<'_> {
     async fn measure(&self, load: &Load, before: usize, out: &mut dyn Write) -> Result<Figures> {
         let Session { plan, client, .. } = self;
         let requests = self.prepare(load, before, out)?;
-        let first = Prepared { delay: std::time::Duration::ZERO, ..requests[0].clone() };
-        if before == 0 && !plan.server.ready_timeout.is_zero() {
-            let ready = load::wait_until_ready(client, &first, plan.server.ready_timeout).await;
+        let checks_ready = before == 0 && !plan.server.ready_timeout.is_zero();
+        let mut unmeasured = Vec::new();
+        if checks_ready || plan.num_warmups > 0 {
+            // Other prompts than those that are measured, which would come out of a prefix cache.
+            let mut random = ChaCha8Rng::seed_from_u64(!load.seed);
+            let samples = self.samples(load, &mut random)?;
+            let prefix = self.id_prefix(before) + "warmup-";
+            unmeasured = self.requests(&samples, std::iter::repeat(Duration::ZERO), &prefix)?;
+        }
+        if let Some(first) = unmeasured.first().filter(|_| checks_ready) {
+            let ready = load::wait_until_ready(client, first, plan.server.ready_timeout).await;
             ready.context("the first prompt was not answered")?;
         }
         if plan.num_warmups > 0 {
-            let warmups = vec![first; plan.num_warmups];
+            let warmups: Vec<Prepared> =
+                unmeasured.iter().cycle().take(plan.num_warmups).cloned().collect();
             let bar = load::progress(warmups.len(), plan.report.progress)?;
             load::run(client, warmups, load.max_concurrency, &bar).await?;
         }
@@ -112,9 +132,8 @@ impl Session<'_> {
 
     /// Requests of a load, with their times.
     fn prepare(&self, load: &Load, before: usize, out: &mut dyn Write) -> Result<Vec<Prepared>> {
-        let Session { plan, model, .. } = self;
         let mut random = ChaCha8Rng::seed_from_u64(load.seed);
-        let samples = plan.dataset.samples(load.num_prompts, self.text.as_ref(), &mut random)?;
+        let samples = self.samples(load, &mut random)?;
         let delays = load.arrivals.delays(samples.len(), &mut random)?;
         let first = samples.first().ok_or_else(|| anyhow!("no requests"))?;
         writeln!(
@@ -126,20 +145,59 @@ impl Session<'_> {
             load.arrivals.burstiness,
             load.max_concurrency.map_or_else(|| "all".into(), |most| most.to_string()),
         )?;
+        self.requests(&samples, delays, &self.id_prefix(before))
+    }
+
+    fn samples(&self, load: &Load, random: &mut ChaCha8Rng) -> Result<Vec<Sample>> {
+        self.plan.dataset.samples(load.num_prompts, self.text.as_ref(), random)
+    }
+
+    /// What ids of requests begin with; those of different loads differ.
+    fn id_prefix(&self, before: usize) -> String {
+        let prefix = &self.plan.server.request_id_prefix;
+        if before == 0 { prefix.clone() } else { format!("{prefix}{before}-") }
+    }
+
+    fn requests(
+        &self,
+        samples: &[Sample],
+        delays: impl IntoIterator<Item = Duration>,
+        id_prefix: &str,
+    ) -> Result<Vec<Prepared>> {
+        let Session { plan, model, .. } = self;
         let name = plan.server.served_model_name.as_ref().unwrap_or(model);
-        // Ids of different loads differ.
-        let prefix = match before {
-            0 => plan.server.request_id_prefix.clone(),
-            more => format!("{}{more}-", plan.server.request_id_prefix),
-        };
-        let prepared = samples.iter().zip(delays).enumerate().map(|(index, (sample, delay))| {
+        let request = |((index, sample), delay): ((usize, &Sample), Duration)| {
             Ok(Prepared {
                 body: load::body(sample, name, plan.server.backend, &plan.fields)?,
-                id: format!("{prefix}{index}"),
+                id: format!("{id_prefix}{index}"),
                 prompt_tokens: sample.prompt_tokens,
                 delay,
             })
-        });
-        prepared.collect()
+        };
+        samples.iter().enumerate().zip(delays).map(request).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_vocabulary_is_read_by_the_rules_of_its_family() {
+        let own =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/tokenizers/chatglm3");
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["tokenizer.model", "tokenizer_config.json"] {
+            std::fs::copy(own.join(file), folder.path().join(file)).unwrap();
+        }
+        let begin = || {
+            let text = tokenizer(&folder.path().join("tokenizer.model")).unwrap();
+            let ids = text.tokenizer.encode("", true).unwrap();
+            (text.tokenizer.decode(&ids, false), text.template.is_some())
+        };
+        assert!(!begin().1, "a family that is not named has no template");
+        let config = "{\"architectures\": [\"ChatGLMModel\"]}";
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        assert_eq!(begin(), ("[gMASK]sop".into(), true));
     }
 }

@@ -95,6 +95,7 @@ fn what_makes_no_sense_is_refused_by_name() {
         ("--max-concurrency 0", "--max-concurrency"),
         ("--request-rate 0", "--request-rate"),
         ("--sweep-request-rate 1,-1", "--request-rate"),
+        ("--sweep-max-concurrency 2 --sweep-num-prompts-factor 0", "--sweep-num-prompts-factor"),
         ("--request-rate NaN", "--request-rate"),
         ("--burstiness 0", "--burstiness"),
         ("--ramp-up-strategy linear", "--ramp-up-start-rps"),
