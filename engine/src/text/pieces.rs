@@ -204,15 +204,13 @@ fn fallback_byte(token: &str) -> Option<u8> {
     u8::from_str_radix(hex, 16).ok()
 }
 
+/// At most so many of a character from either end; the counts are a file's.
 fn strip(text: &str, content: char, start: usize, stop: usize) -> &str {
-    let mut text = text;
-    for _ in 0..start {
-        text = text.strip_prefix(content).unwrap_or(text);
-    }
-    for _ in 0..stop {
-        text = text.strip_suffix(content).unwrap_or(text);
-    }
-    text
+    let is_content = |c: &char| *c == content;
+    let leading = text.chars().take(start).take_while(is_content).count();
+    let text = &text[leading * content.len_utf8()..];
+    let trailing = text.chars().rev().take(stop).take_while(is_content).count();
+    &text[..text.len() - trailing * content.len_utf8()]
 }
 
 /// Bytes of a byte-level token; a token with a character outside the alphabet (an added token)
@@ -268,6 +266,16 @@ mod tests {
         for other in ["<0xE>", "<0xE44>", "<0x+4>", "<0xZZ>", "0xE4", "<0x"] {
             assert_eq!(fallback_byte(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_file_may_strip_any_number_of_characters() {
+        for (start, stop, stripped) in
+            [(usize::MAX, usize::MAX, "a"), (1, 0, " a  "), (0, 1, "  a "), (9, 0, "a  ")]
+        {
+            assert_eq!(strip("  a  ", ' ', start, stop), stripped);
+        }
+        assert_eq!(strip("▁▁", '▁', 1, usize::MAX), "");
     }
 
     #[test]

@@ -138,7 +138,8 @@ impl Style {
             return out.push_str(&quoted);
         }
         for c in quoted.chars() {
-            if c.is_ascii() {
+            // Python escapes the last of them, too.
+            if matches!(c, ' '..='~') {
                 out.push(c);
             } else {
                 for unit in c.encode_utf16(&mut [0; 2]) {
@@ -190,6 +191,12 @@ mod tests {
             "{\n \"b\": [\n  1,\n  2.0,\n  \"\\u4f60\\\"\\n\\ud83d\\ude42<\"\n ],\n \"a\": {},\n \
              \"n\": null\n}"
         );
+    }
+
+    #[test]
+    fn ascii_is_what_can_be_printed() {
+        assert_eq!(render("{{ '~\u{7f}'|tojson(ensure_ascii=true) }}"), "\"~\\u007f\"");
+        assert_eq!(render("{{ '~\u{7f}'|tojson }}"), "\"~\u{7f}\"");
     }
 
     #[test]

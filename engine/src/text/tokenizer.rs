@@ -60,6 +60,7 @@ pub struct Tokenizer {
     /// Where a text gets a space in front unless it begins with one of these.
     unspaced: Option<Vec<String>>,
     token_bytes_max: Option<usize>,
+    looks_ahead: bool,
 }
 
 impl Tokenizer {
@@ -90,6 +91,9 @@ impl Tokenizer {
         drop(file);
         let mut inner = parse(&json).map_err(|error| refuse(error.to_string()))?;
         drop(json);
+        // Tokens are looked for as they are written here, also where a text was normalized before.
+        let normalizer = inner.get_normalizer().cloned();
+        inner.with_normalizer(None::<tokenizers::NormalizerWrapper>);
         added::add_with_flags(&mut inner, added, config);
         added::add_missing_tokens(&mut inner, config)?;
         named.extend(added::named_tokens(config));
@@ -100,6 +104,7 @@ impl Tokenizer {
         added::mark_special(&mut inner, special.iter());
         let begin = dialect.map_or(&[][..], |dialect| dialect.vocabulary.begin);
         added::frame_prompts(&mut inner, begin, &named, adds_bos, config);
+        inner.with_normalizer(normalizer);
         let unspaced = first_space.then(|| added::texts(&inner));
         Self::new(inner, named, unspaced)
     }
@@ -109,11 +114,18 @@ impl Tokenizer {
         named: BTreeMap<String, String>,
         unspaced: Option<Vec<String>>,
     ) -> Result<Self, TokenizerError> {
-        // Settings of training batches: a server neither cuts nor pads a prompt.
+        // Settings of training: a server neither cuts nor pads a prompt, and leaves out no merges.
         inner
             .with_truncation(None)
             .map_err(|error| TokenizerError::Damaged(error.to_string()))?
             .with_padding(None);
+        if let tokenizers::ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
         let num_ids = num_ids(&inner)?;
         let decoder = serde_json::to_value(inner.get_decoder())
             .map_err(|error| TokenizerError::Damaged(error.to_string()))?;
@@ -124,12 +136,18 @@ impl Tokenizer {
             Some((token, special))
         })?;
         let token_bytes_max = length::token_bytes_max(&inner, &pieces)?;
-        Ok(Self { inner, pieces, named, unspaced, token_bytes_max })
+        let looks_ahead = length::looks_ahead(&inner)?;
+        Ok(Self { inner, pieces, named, unspaced, token_bytes_max, looks_ahead })
     }
 
     /// Ids of `text`. With `add_special` the model's own beginning (and end) tokens are added; a
     /// rendered chat template has them already.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        if self.looks_ahead && length::has_endless_space(text) {
+            let most = length::SPACES_MAX;
+            let what = format!("it has more than {most} white-space characters in a row");
+            return Err(TokenizerError::Encode(what));
+        }
         let spaced = self.unspaced.as_ref().is_some_and(|unspaced| {
             !text.is_empty() && !unspaced.iter().any(|token| text.starts_with(token.as_str()))
         });

@@ -26,9 +26,10 @@ pub(super) fn add_missing_tokens(
         }
     }
     missing.sort_by_key(|(id, _)| *id);
-    for (id, token) in missing {
-        let content = token.content.clone();
-        inner.add_tokens(&[token]);
+    let (ids, tokens): (Vec<u32>, Vec<AddedToken>) = missing.into_iter().unzip();
+    // All at once: each call looks at every token that there is.
+    inner.add_tokens(&tokens);
+    for (id, AddedToken { content, .. }) in ids.into_iter().zip(tokens) {
         if inner.token_to_id(&content) != Some(id) {
             let what = format!("added token {content:?} cannot have the id {id}");
             return Err(TokenizerError::Config(what));
@@ -38,7 +39,8 @@ pub(super) fn add_missing_tokens(
 }
 
 /// Adds tokens with the flags that `added_tokens_decoder` has for them, and those of its entries that
-/// the vocabulary knows as text. Tokens that the vocabulary lacks get the next ids.
+/// the vocabulary knows as text. Tokens that the vocabulary lacks get the next ids. Those of the file
+/// are looked for in a text as it came, whatever it says of that: so did the code of its time.
 pub(super) fn add_with_flags(
     inner: &mut tokenizers::Tokenizer,
     tokens: Vec<AddedToken>,
@@ -56,14 +58,14 @@ pub(super) fn add_with_flags(
                 let token = with_flags(token, entry);
                 // What looks like a word is not looked for inside others, whatever the file says.
                 let single_word = is_word || token.single_word;
-                token.single_word(single_word)
+                token.single_word(single_word).normalized(false)
             }
             None => token,
         });
     }
     for (content, entry) in entries {
         if inner.token_to_id(content).is_some() {
-            flagged.push(with_flags(AddedToken::from(content, false), entry));
+            flagged.push(with_flags(AddedToken::from(content, false), entry).normalized(false));
         }
     }
     inner.add_tokens(&flagged);
@@ -103,18 +105,19 @@ pub(super) fn mark_special<'a>(
     inner: &mut tokenizers::Tokenizer,
     tokens: impl Iterator<Item = &'a String>,
 ) {
-    for token in tokens {
+    let is_text = |token: &&String| {
         let known = inner.token_to_id(token).is_some();
-        if known && !inner.get_added_vocabulary().is_special_token(token) {
-            inner.add_special_tokens(&[AddedToken::from(token.as_str(), true)]);
-        }
-    }
+        known && !inner.get_added_vocabulary().is_special_token(token)
+    };
+    let tokens = tokens.filter(is_text).map(|token| AddedToken::from(token.as_str(), true));
+    let tokens: Vec<AddedToken> = tokens.collect();
+    inner.add_special_tokens(&tokens);
 }
 
-/// All tokens that stand for themselves.
+/// All tokens that stand for themselves in a text as it came.
 pub(super) fn texts(inner: &tokenizers::Tokenizer) -> Vec<String> {
     let added = inner.get_added_tokens_decoder();
-    added.values().map(|token| token.content.clone()).collect()
+    added.values().filter(|token| !token.normalized).map(|token| token.content.clone()).collect()
 }
 
 /// What is put before and behind a prompt that asks for special tokens: `begin`, or else the begin

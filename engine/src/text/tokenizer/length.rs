@@ -68,6 +68,31 @@ pub(super) fn parts(text: &str, part_bytes: usize) -> impl Iterator<Item = &str>
     })
 }
 
+/// White space in a row that is taken where [`looks_ahead`]. From a million characters on the regular
+/// expressions give up, without a word, and the rest of the text would be cut into other tokens.
+pub(super) const SPACES_MAX: usize = 999_000;
+
+/// Whether a text has more white space in a row than [`SPACES_MAX`] characters.
+pub(super) fn has_endless_space(text: &str) -> bool {
+    let is_endless = |run: &str| run.len() > SPACES_MAX && run.chars().count() > SPACES_MAX;
+    text.len() > SPACES_MAX && text.split(|c: char| !c.is_whitespace()).any(is_endless)
+}
+
+/// Whether a text is cut by regular expressions that look behind white space for what follows it.
+pub(super) fn looks_ahead(inner: &tokenizers::Tokenizer) -> Result<bool, TokenizerError> {
+    let pre = serde_json::to_value(inner.get_pre_tokenizer());
+    let pre = pre.map_err(|error| TokenizerError::Damaged(error.to_string()))?;
+    Ok(has_look_ahead(&pre))
+}
+
+fn has_look_ahead(pre: &Value) -> bool {
+    let pattern = pre["pattern"]["Regex"].as_str().unwrap_or_default();
+    pattern.contains("(?!")
+        || pattern.contains("(?=")
+        || (pre["type"] == "ByteLevel" && pre["use_regex"] != false)
+        || members(pre).any(has_look_ahead)
+}
+
 /// The bound of [`Tokenizer::token_bytes_max`], worked out at load.
 pub(super) fn token_bytes_max(
     inner: &tokenizers::Tokenizer,

@@ -71,10 +71,12 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn every_string_encodes_and_decodes_as_elsewhere() {
+    let all = cases("encodings.json");
+    let unknown = all.iter().find(|case| FOLDERS.iter().all(|folder| case["folder"] != *folder));
+    assert_eq!(unknown, None, "a folder that nothing here opens");
     for folder in FOLDERS {
         let tokenizer = model(folder).tokenizer;
-        let cases = cases("encodings.json");
-        let mut cases = cases.iter().filter(|case| case["folder"] == folder).peekable();
+        let mut cases = all.iter().filter(|case| case["folder"] == folder).peekable();
         assert!(cases.peek().is_some(), "{folder} has no cases");
         for case in cases {
             let text = case["text"].as_str().unwrap();
@@ -295,6 +297,34 @@ fn a_dialect_is_spoken_by_tokenizers_that_know_its_tokens() {
     let case = json!({ "messages": [{ "role": "user", "content": "a" }] });
     assert_eq!(render(&with.template.unwrap(), &case), render(&own, &case));
     assert_eq!(with.ends, marks("qwen2.5", ["<|im_start|>", "<|im_end|>"]));
+}
+
+#[test]
+fn white_space_without_end_is_refused_where_it_would_change_what_follows() {
+    for (folder, looks_ahead) in [("qwen3", true), ("qwen1", true), ("llama2_spm", false)] {
+        let tokenizer = model(folder).tokenizer;
+        let ends = |spaces: usize| {
+            let ids = tokenizer.encode(&(" ".repeat(spaces) + " hello world"), false)?;
+            Ok::<_, TokenizerError>(tokenizer.decode(&ids[ids.len() - 4..], false))
+        };
+        let usual = ends(1000).unwrap();
+        assert_eq!(ends(998_000).unwrap(), usual, "{folder}");
+        match ends(1_000_100) {
+            Ok(end) => assert!(!looks_ahead && end == usual, "{folder}: {end:?}"),
+            Err(error) => assert!(looks_ahead && error.to_string().contains("in a row"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_text_has_the_same_ids_each_time() {
+    let json = std::fs::read(goldens().join("qwen3/tokenizer.json")).unwrap();
+    let plain = Tokenizer::from_bytes(&json, None).unwrap();
+    let mut json: Value = serde_json::from_slice(&json).unwrap();
+    json["model"]["dropout"] = 0.5.into();
+    let trained = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
+    let text = "The same words, again and again. ".repeat(20);
+    assert_eq!(trained.encode(&text, false).unwrap(), plain.encode(&text, false).unwrap());
 }
 
 #[test]

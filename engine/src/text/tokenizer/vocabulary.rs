@@ -22,6 +22,10 @@ const PIECES_MAX: u32 = super::IDS_MAX;
 /// Longest token. What a token may be split into is looked at in all places.
 const PIECE_BYTES_MAX: usize = 1 << 10;
 
+/// Bytes of all merges: a token of a thousand letters has a thousand. The largest vocabulary that is
+/// known has a tenth of this.
+const MERGE_BYTES_MAX: usize = 64 << 20;
+
 /// What a vocabulary file says.
 pub(super) struct Translation {
     /// A tokenizer.json, but for the tokens below.
@@ -106,17 +110,25 @@ fn tokens_by_text<'a>(
 
 /// Every way to make each of `tokens`, which come in the order in which they are merged, of two
 /// others.
-fn merges(tokens: &[String], is_part: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+fn merges(
+    tokens: &[String],
+    is_part: impl Fn(&str) -> bool,
+) -> Result<Vec<(String, String)>, String> {
     let mut merges = Vec::new();
+    let mut merge_bytes = 0;
     for token in tokens {
         for (at, _) in token.char_indices().skip(1).collect::<Vec<_>>().into_iter().rev() {
             let (left, right) = token.split_at(at);
             if is_part(left) && is_part(right) {
+                merge_bytes += token.len();
+                if merge_bytes > MERGE_BYTES_MAX {
+                    return Err("has too many ways to merge its tokens".into());
+                }
                 merges.push((left.to_owned(), right.to_owned()));
             }
         }
     }
-    merges
+    Ok(merges)
 }
 
 /// The tokens behind those of the file.

@@ -40,7 +40,9 @@ pub(super) fn translate(
     let spoken = model.pieces.iter().filter(|piece| stands_for_itself(piece));
     let token = |piece: &Piece| {
         let special = piece.kind != Kind::UserDefined;
-        AddedToken::from(piece.text.as_str(), special).normalized(false)
+        // What the user defined ends no text: the one space in front has been put before it is found.
+        let is_inside = !special && first_space != FirstSpace::Never;
+        AddedToken::from(piece.text.as_str(), special).normalized(is_inside)
     };
     let named =
         [("unk", &model.unk), ("bos", &model.bos), ("eos", &model.eos), ("pad", &model.pad)];
@@ -142,8 +144,8 @@ fn bpe(model: &Model, appended: &[String]) -> Result<Bpe, String> {
     let parts = tokens_by_text(normal.iter().map(String::as_str).zip(0..))?;
     let mut more_parts = parts.clone();
     more_parts.extend(user_defined.iter().cloned().zip(0..));
-    let mut merged = merges(&user_defined, |part| more_parts.contains_key(part));
-    merged.extend(merges(&normal, |part| parts.contains_key(part)));
+    let mut merged = merges(&user_defined, |part| more_parts.contains_key(part))?;
+    merged.extend(merges(&normal, |part| parts.contains_key(part))?);
     // As in the code that came with such files, these win where the file has the same text.
     ids.extend(appended.iter().cloned().zip(first..));
     Ok(Bpe {

@@ -115,6 +115,19 @@ fn what_the_user_defined_comes_before_all_else() {
 }
 
 #[test]
+fn what_the_user_defined_stands_inside_a_text() {
+    let bytes = model(&[piece("<t>", 0.0, 4)]);
+    for legacy in [true, false] {
+        let ids = |text| ids(&bytes, json!({ "legacy": legacy }), text);
+        // As sentencepiece has it: a space before the text, and none behind the token.
+        assert_eq!(ids("ab<t>ab"), [5, 10, 3], "{legacy}");
+        assert_eq!(ids("<t>ab"), [9, 10, 3], "{legacy}");
+        assert_eq!(ids(" <t> ab"), [9, 9, 10, 5], "{legacy}");
+        assert_eq!(ids("</s><t>")[0], 2, "{legacy}");
+    }
+}
+
+#[test]
 fn tokens_that_look_like_words_are_found_only_as_words() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/tokenizers");
     let bytes = std::fs::read(folder.join("chatglm3/tokenizer.model")).unwrap();
@@ -204,6 +217,15 @@ fn what_a_file_of_tiktoken_may_not_be_is_told() {
 }
 
 #[test]
+fn a_file_cannot_make_us_hold_all_ways_to_merge() {
+    let runs = (3..PIECE_BYTES_MAX).map(|len| piece(&"a".repeat(len), -20.0 - len as f32, 1));
+    let few: Vec<Vec<u8>> = runs.clone().take(100).collect();
+    assert!(read(&model(&few), Value::Null).is_ok());
+    let error = read(&model(&runs.collect::<Vec<_>>()), Value::Null).unwrap_err();
+    assert!(error.contains("too many ways"), "{error}");
+}
+
+#[test]
 fn a_number_of_digits_and_a_normal_form_are_the_family_s() {
     let bytes = ranks("MTI= 256\n");
     let ids = |dialects: &[&Dialect], text| {
@@ -260,5 +282,57 @@ proptest! {
             let encode = || tokenizer.map(|tokenizer| tokenizer.encode(&text, true).is_ok());
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(encode));
         }
+    }
+}
+
+/// What a text becomes by definition: of all neighbours that make a token together, those whose token
+/// comes first in `order` are joined, the leftmost of equals, until there are none.
+fn merged(text: &str, order: &[String]) -> Vec<String> {
+    let mut parts: Vec<String> = text.chars().map(String::from).collect();
+    let turn = |pair: &[String]| order.iter().position(|token| *token == pair.concat());
+    let next = |parts: &[String]| {
+        let pairs = parts.windows(2).enumerate();
+        pairs.filter_map(|(at, pair)| Some((turn(pair)?, at))).min()
+    };
+    while let Some((_, at)) = next(&parts) {
+        let second = parts.remove(at + 1);
+        parts[at].push_str(&second);
+    }
+    parts
+}
+
+/// Tokens of two letters and more, each once, in any order.
+fn tokens(letters: &'static str) -> impl Strategy<Value = Vec<String>> {
+    let tokens = prop::collection::vec(letters, 0..24);
+    tokens.prop_map(|tokens| {
+        let mut seen = std::collections::BTreeSet::new();
+        tokens.into_iter().filter(|token| seen.insert(token.clone())).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn ranks_merge_as_defined(order in tokens("[ab]{2,7}"), text in "[ab]{1,24}") {
+        let encode = |token: &str| base64::engine::general_purpose::STANDARD.encode(token);
+        let lines: String =
+            order.iter().zip(256..).map(|(token, rank)| format!("{} {rank}\n", encode(token))).collect();
+        let tokenizer = Tokenizer::from_vocabulary("m", &ranks(&lines), &[], None).unwrap();
+        let found = tokenizer.encode(&text, false).unwrap();
+        let found: Vec<String> = found.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+        let wanted = if order.contains(&text) { vec![text] } else { merged(&text, &order) };
+        prop_assert_eq!(found, wanted, "{:?}", order);
+    }
+
+    #[test]
+    fn scores_merge_as_defined(order in tokens("[xy▁]{2,6}"), text in "[xy ]{1,24}") {
+        let letters = [piece("x", -90.0, 1), piece("y", -91.0, 1)];
+        let pieces = order.iter().enumerate().map(|(at, token)| piece(token, -10.0 - at as f32, 1));
+        let bytes = model(&[letters.concat(), pieces.collect::<Vec<_>>().concat()]);
+        let tokenizer = read(&bytes, json!({ "add_prefix_space": false })).unwrap();
+        let found = tokenizer.encode(&text, false).unwrap();
+        let found: Vec<String> = found.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+        prop_assert_eq!(found, merged(&text.replace(' ', "▁"), &order), "{:?}", order);
     }
 }

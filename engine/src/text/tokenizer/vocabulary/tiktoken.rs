@@ -24,7 +24,7 @@ pub(super) fn translate(bytes: &[u8], rules: Option<&Vocabulary>) -> Result<Tran
     let first = tokens.iter().map(|(rank, _)| rank + 1).max().unwrap_or_default();
     let mut vocab = tokens_by_text(tokens.iter().map(|(rank, text)| (text.as_str(), *rank)))?;
     let texts: Vec<String> = tokens.into_iter().map(|(_, text)| text).collect();
-    let merges = merges(&texts, |part| vocab.contains_key(part));
+    let merges = merges(&texts, |part| vocab.contains_key(part))?;
     let appended = super::appended(rules);
     vocab.extend(appended.iter().cloned().zip(first..));
     let algorithm = Algorithm::Bpe(Bpe {
