@@ -83,6 +83,13 @@ const MAX_VOCAB: u32 = 1 << 22;
 const MAX_POSITIONS: u32 = 1 << 26;
 const SOFT_CAPS: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 
+impl ModelConfig {
+    /// Tokens of a sequence unless fewer are asked for.
+    pub fn longest(&self) -> u32 {
+        self.rope.promised_len().unwrap_or(self.rope.max_position)
+    }
+}
+
 /// Reads config.json. `file` names it in errors.
 pub fn read_config(file: &str, bytes: &[u8]) -> Result<ModelConfig, ConfigError> {
     let map = parse_object(file, bytes)?;

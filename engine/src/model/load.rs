@@ -172,7 +172,8 @@ where
     let generation =
         read_generation(&generation_file, files.generation_config.as_deref(), &config)?;
     let limits = limits(&config, options)?;
-    let dtype = choose_dtype(options, &config, tensors.stored_dtype(&spec.embedding_name()));
+    let stored = tensors.stored_dtype(&spec.embedding_name());
+    let dtype = options.dtype.unwrap_or_else(|| own_dtype(&config, stored));
     let kv_dtype = options.kv_dtype.unwrap_or(KvFormat::Plain(dtype));
     let formats = Formats { dtype, quantization: options.quantization };
     fits_at_all(device, spec, (&limits, formats))?;
@@ -253,7 +254,7 @@ fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limits, LoadErr
             return refuse("max-model-len", reason);
         }
         (Some(asked), _) => asked,
-        (None, promised) => promised.unwrap_or(config.rope.max_position),
+        (None, _) => config.longest(),
     };
     let max_seqs = options.max_num_seqs.unwrap_or(DEFAULT_MAX_NUM_SEQS);
     let default_tokens = DEFAULT_MAX_NUM_BATCHED_TOKENS.max(max_seqs);
@@ -284,8 +285,9 @@ fn limits(config: &ModelConfig, options: &LoadOptions) -> Result<Limits, LoadErr
 /// Bound on settings that size buffers, far beyond any machine.
 const MAX_SETTING: u32 = 1 << 26;
 
-fn choose_dtype(options: &LoadOptions, config: &ModelConfig, stored: Option<DType>) -> DType {
-    options.dtype.or(stored).or(config.dtype).unwrap_or(DType::F32)
+/// The type of a checkpoint whose embedding is stored as `stored`.
+pub(super) fn own_dtype(config: &ModelConfig, stored: Option<DType>) -> DType {
+    stored.or(config.dtype).unwrap_or(DType::F32)
 }
 
 /// The cache of each group; blocks beyond those given are 0.

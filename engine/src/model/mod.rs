@@ -19,8 +19,8 @@ pub mod rope;
 /// A model as a list of layers and KV groups.
 pub mod spec;
 
-/// What weights take.
-mod size;
+/// What weights and KV caches take.
+pub mod size;
 
 /// Where tensors come from.
 pub mod source;

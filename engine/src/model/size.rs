@@ -1,13 +1,78 @@
-//! What the packed weights of a model take, known before any of them is read.
+//! What the packed weights of a model and its KV cache take, known before any of them is read.
 //!
 //! The same sum as a load makes tensor by tensor; without a device's padding.
 
-use pagoda_kernels::weight_format::WeightFormat;
+use pagoda_kernels::device::KvSpec;
+use pagoda_kernels::dtype::DType;
+use pagoda_kernels::kv_format::KvFormat;
+use pagoda_kernels::weight_format::{Quantization, WeightFormat};
 
-use super::spec::{AttentionSpec, LayerSpec, Mixer, MlpSpec, ModelSpec};
+use super::files::Checkpoint;
+use super::info::KvGroupKind;
+use super::load::own_dtype;
+use super::spec::{AttentionSpec, KvGroup, LayerSpec, Mixer, MlpSpec, ModelSpec};
 use super::weights::Formats;
 
+/// What a checkpoint takes in memory, in each way that it can be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Type that its weights are loaded in unless another is asked for.
+    pub dtype: DType,
+    /// Tokens of one sequence.
+    pub max_model_len: u32,
+    /// Bytes of the weights: in `dtype`, and with each quantization, by name.
+    pub weights: Vec<(&'static str, u64)>,
+    /// What the KV cache takes: in `dtype`, and in fp8, by name.
+    pub kv: Vec<(&'static str, KvBytes)>,
+}
+
+/// What a sequence takes in the KV cache, without the rest of its last blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBytes {
+    /// Bytes for each token, of all layers that keep all tokens.
+    pub per_token: u64,
+    /// Bytes at most of all layers that keep a window of them.
+    pub windows: u64,
+}
+
+impl Checkpoint {
+    /// What it takes, before it is loaded.
+    pub fn sizes(&self) -> Sizes {
+        let max_model_len = self.config.longest();
+        let spec = ModelSpec::plan(&self.config, max_model_len);
+        let dtype = own_dtype(&self.config, self.tensors.stored_dtype(&spec.embedding_name()));
+        let ways = std::iter::once(None).chain(Quantization::ALL.map(Some));
+        let weights = ways.map(|quantization| {
+            let name = quantization.map_or_else(|| dtype.name(), Quantization::name);
+            (name, spec.weight_bytes(Formats { dtype, quantization }))
+        });
+        let kv =
+            [KvFormat::Plain(dtype), KvFormat::Fp8].map(|way| (way.name(), spec.kv_bytes(way)));
+        Sizes { dtype, max_model_len, weights: weights.collect(), kv: kv.into() }
+    }
+}
+
+impl KvGroup {
+    fn bytes_per_token(&self, format: KvFormat) -> u64 {
+        let &KvGroup { num_layers, num_kv_heads, head_dim, .. } = self;
+        let spec = KvSpec { num_layers, num_kv_heads, head_dim, format, num_blocks: 0 };
+        spec.bytes_per_block(1) as u64
+    }
+}
+
 impl ModelSpec {
+    fn kv_bytes(&self, format: KvFormat) -> KvBytes {
+        let mut bytes = KvBytes { per_token: 0, windows: 0 };
+        for group in &self.groups {
+            let of_token = group.bytes_per_token(format);
+            match group.kind {
+                KvGroupKind::Full => bytes.per_token += of_token,
+                KvGroupKind::Window(window) => bytes.windows += of_token * u64::from(window),
+            }
+        }
+        bytes
+    }
+
     /// Bytes of all weights packed in their formats; vectors are f32.
     pub fn weight_bytes(&self, formats: Formats) -> u64 {
         let mut size = Size { formats, bytes: 0 };
