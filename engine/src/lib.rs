@@ -11,6 +11,12 @@ pub mod serve;
 /// What this machine has to run models on.
 pub mod doctor;
 
+/// What models of the hub are on this machine.
+pub mod models;
+
+/// Models of the hub become folders.
+pub mod hub;
+
 /// Kernels for GPUs, made ahead of time.
 pub mod kernel_file;
 

@@ -4,9 +4,11 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use pagoda_engine::config::flags::{Command, CommandLine, Doctor, Kernels, Written};
+use pagoda_engine::config::flags::{Command, CommandLine, Doctor, Kernels, Models, Written};
+use pagoda_engine::config::hub::HubSettings;
 use pagoda_engine::doctor::{describe, try_device};
 use pagoda_engine::kernel_file::build_file;
+use pagoda_engine::models;
 use pagoda_engine::serve::{Stop, serve};
 use pagoda_kernels::leave::leave_at_once;
 use tracing_subscriber::EnvFilter;
@@ -15,6 +17,12 @@ fn main() -> ExitCode {
     match CommandLine::parse().into_command() {
         Command::Serve(written) => start(*written),
         Command::Doctor(doctor) => examine(doctor),
+        Command::Models(Models { json }) => {
+            match models::list(&HubSettings::of_environment(), json) {
+                Ok(text) => say(text.trim_end()),
+                Err(error) => fail(&error, 2),
+            }
+        }
         Command::Kernels(Kernels::Build { arch, output }) => match build_file(&arch, &output) {
             Ok(line) => say(&line),
             Err(error) => fail(&error, 1),

@@ -40,6 +40,8 @@ pub enum Command {
     Serve(Box<Written>),
     /// Say what this machine has to run models on, and what it lacks
     Doctor(Doctor),
+    /// List the models of the hub that were downloaded, and what memory each needs
+    Models(Models),
     /// Make GPU kernels ahead of time
     #[command(subcommand)]
     Kernels(Kernels),
@@ -60,6 +62,14 @@ pub struct Doctor {
         value_parser = maybe_empty()
     )]
     pub kernels: Option<PathBuf>,
+}
+
+/// How `pagoda models` tells.
+#[derive(Debug, Args)]
+pub struct Models {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Commands about GPU kernels.
@@ -117,10 +127,14 @@ pub struct Written {
     #[arg(long, value_name = "SHARE", help_heading = "General")]
     pub otlp_sample_ratio: Option<f64>,
 
-    /// Folder of a Hugging Face checkpoint [default: the built-in demo model]
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    /// Folder of a Hugging Face checkpoint, or `org/name` on the hub, which is downloaded once
+    /// [default: the built-in demo model]
+    #[arg(long, value_name = "DIR|ORG/NAME", help_heading = "Model")]
     pub model: Option<String>,
-    /// Name that clients use, repeatable [default: the folder's name]
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REVISION", help_heading = "Model")]
+    pub revision: Option<String>,
+    /// Name that clients use, repeatable [default: the folder's, or `org/name`]
     #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Model")]
     pub served_model_name: Option<Vec<String>>,
     /// Where weights come from: `auto`, `safetensors` or `dummy` (random weights)
@@ -302,6 +316,7 @@ impl Written {
             otlp_endpoint,
             otlp_sample_ratio,
             model,
+            revision,
             served_model_name,
             load_format,
             dtype,
@@ -357,7 +372,7 @@ mod tests {
         let command = CommandLine::command();
         command.clone().debug_assert();
         let visible = command.get_arguments().filter(|arg| !arg.is_hide_set()).count();
-        assert!((25..=50).contains(&visible), "{visible}");
+        assert!((25..=60).contains(&visible), "{visible}");
         assert!(command.get_arguments().all(|arg| arg.get_help().is_some()));
     }
 

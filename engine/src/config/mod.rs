@@ -1,12 +1,15 @@
 //! Settings as meant: typed, ranged, fitting each other. Nothing after this checks them again.
 //!
-//! The only reader of flags, the settings file and the environment (keys and the log filter).
+//! The only reader of flags, the settings file and the environment (keys, the log filter, the hub).
 
 /// Settings as written.
 pub mod flags;
 
 /// From written to meant.
 pub mod resolve;
+
+/// The hub and its cache.
+pub mod hub;
 
 /// Numbers with units.
 pub mod units;
@@ -54,8 +57,12 @@ pub struct TraceSettings {
 /// The model and how it is loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSettings {
-    /// Checkpoint folder; `None` is the built-in demo model.
+    /// Checkpoint folder, or a model's name on the hub; `None` is the built-in demo model.
     pub folder: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub.
+    pub revision: Option<String>,
+    /// The hub, and its cache on this machine.
+    pub hub: hub::HubSettings,
     /// Names that clients may use, the first one in answers. Never empty.
     pub names: Vec<String>,
     /// Where weights come from.

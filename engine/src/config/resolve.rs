@@ -12,6 +12,7 @@ use pagoda_kernels::weight_format::Quantization;
 
 use crate::api::STEP_TIME_MAX;
 use crate::config::flags::Written;
+use crate::config::hub::HubSettings;
 use crate::config::{
     Config, DeviceChoice, DeviceSettings, Limits, LoadFormat, ModelSettings, NetworkSettings,
     SchedulingSettings, TraceSettings,
@@ -127,8 +128,13 @@ fn model(written: &Written) -> Result<ModelSettings, ConfigError> {
         Some(len) => Some(positive("max-model-len", len.0)?),
         None => None,
     };
+    if written.revision.is_some() && folder.is_none() {
+        return Err(value("revision", "needs --model with a model of the hub"));
+    }
     Ok(ModelSettings {
         folder,
+        revision: written.revision.clone(),
+        hub: HubSettings::of_environment(),
         names,
         load_format: choose("load-format", &written.load_format, "auto", &LOAD_FORMATS)?,
         dtype: choose("dtype", &written.dtype, "auto", &DTYPES)?,
@@ -140,8 +146,12 @@ fn model(written: &Written) -> Result<ModelSettings, ConfigError> {
     })
 }
 
-/// The last part of the path; `.` and `..` are followed to what they name.
+/// The last part of the path, `.` and `..` followed to what they name; what is no folder here is
+/// called as it is written.
 fn folder_name(folder: &Path) -> String {
+    if !folder.is_dir() {
+        return folder.display().to_string();
+    }
     let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
@@ -428,11 +438,23 @@ mod tests {
             ["--otlp-endpoint", "https://collector:4318"],
             ["--otlp-sample-ratio", "1.5"],
             ["--otlp-sample-ratio", "NaN"],
+            ["--revision", "v1"],
         ] {
             let error = resolve(&args).unwrap_err().to_string();
             assert!(error.starts_with(args[0].trim_start_matches('-')), "{args:?}: {error}");
         }
         assert!(resolve(&["--listen", "0.0.0.0:1", "--port", "2"]).is_err());
+    }
+
+    #[test]
+    fn a_model_of_the_hub_is_called_what_it_is_there() {
+        let model = resolve(&["--model", "org/name", "--revision", "v1"]).unwrap().model;
+        assert_eq!((model.names, model.revision), (vec!["org/name".into()], Some("v1".into())));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("some-model");
+        std::fs::create_dir(&path).unwrap();
+        let model = resolve(&["--model", path.to_str().unwrap()]).unwrap().model;
+        assert_eq!(model.names, ["some-model"]);
     }
 
     #[test]

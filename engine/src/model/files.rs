@@ -131,12 +131,30 @@ impl ModelFiles {
     }
 }
 
-/// tokenizer.model, or else the first file that ends in .tiktoken.
 fn vocabulary_name(folder: &Path) -> Option<String> {
     let entries = std::fs::read_dir(folder).ok()?.filter_map(Result::ok);
-    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let known = |name: &String| name == "tokenizer.model" || name.ends_with(".tiktoken");
-    names.filter(known).min_by_key(|name| (name != "tokenizer.model", name.clone()))
+    let names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    vocabulary_among(names.iter().map(String::as_str))
+}
+
+/// tokenizer.model, or else the first file that ends in .tiktoken.
+fn vocabulary_among<'a>(names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let known = |name: &&str| *name == "tokenizer.model" || name.ends_with(".tiktoken");
+    names.filter(known).min_by_key(|name| (*name != "tokenizer.model", *name)).map(str::to_owned)
+}
+
+/// Those of a checkpoint's files that are read besides weights.
+pub(crate) fn small_files<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Vec<String> {
+    const OTHERS: [&str; 4] =
+        ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+    let has = |wanted: &str| names.clone().any(|name| name == wanted);
+    let mut small: Vec<String> = OTHERS.map(str::to_owned).into();
+    small.retain(|name| has(name));
+    match has("tokenizer.json") {
+        true => small.push("tokenizer.json".to_owned()),
+        false => small.extend(vocabulary_among(names)),
+    }
+    small
 }
 
 fn template_text(folder: &Path, bytes: Bytes) -> Result<String, SourceError> {

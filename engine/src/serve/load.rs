@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::instance::Instance;
 use crate::config::{Config, LoadFormat, ModelSettings};
+use crate::hub::{self, HubError, Wish};
 use crate::memory::KvBudget;
 use crate::metrics::Metrics;
 use crate::model::files::read_bounded;
@@ -36,6 +37,9 @@ pub struct Loaded {
 /// Why no instance came to be.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The model is no folder here, and the hub does not give it.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A setting that this program or machine cannot follow.
     #[error("{setting}: {reason}")]
     Setting {
@@ -104,17 +108,20 @@ const SHORT_TEXT_THREADS: usize = 2;
 const TEXT_QUEUE_MAX: usize = 1024;
 
 fn source(settings: &ModelSettings) -> Result<ModelSource, StartError> {
-    match (&settings.folder, settings.load_format) {
+    let weights = settings.load_format != LoadFormat::Dummy;
+    let folder = settings.folder.as_deref().map(|model| {
+        let wish = Wish { model, revision: settings.revision.as_deref(), weights };
+        hub::resolve(&wish, &settings.hub)
+    });
+    match (folder.transpose()?, settings.load_format) {
         (None, LoadFormat::Dummy) => Err(StartError::Setting {
             setting: "load-format",
             reason: "dummy needs --model with a folder that holds a config.json".into(),
         }),
         (None, LoadFormat::Auto | LoadFormat::Safetensors) => Ok(ModelSource::Demo),
-        (Some(folder), LoadFormat::Dummy) => {
-            Ok(ModelSource::Dummy { folder: folder.clone(), seed: settings.seed })
-        }
+        (Some(folder), LoadFormat::Dummy) => Ok(ModelSource::Dummy { folder, seed: settings.seed }),
         (Some(folder), LoadFormat::Auto | LoadFormat::Safetensors) => {
-            Ok(ModelSource::Folder(folder.clone()))
+            Ok(ModelSource::Folder(folder))
         }
     }
 }

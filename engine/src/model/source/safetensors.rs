@@ -14,8 +14,10 @@ use super::header::{self, Entry};
 use super::{SourceError, Tensor, TensorSource, rows_cols};
 use crate::model::files::read_bounded;
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
+/// Names the file of each tensor, where there are many.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// Holds all tensors, where there is no index.
+pub(crate) const SINGLE: &str = "model.safetensors";
 /// An index lists tensors; 100,000 of them take 10 MB.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Mapped at once.
@@ -112,8 +114,7 @@ impl Safetensors {
 
     fn open_shards(folder: &Path, index: &Path) -> Result<Self, SourceError> {
         let file = index.display().to_string();
-        let bytes = read_bounded(index, MAX_INDEX_BYTES)?;
-        let listed = parse_index(&bytes).map_err(|reason| SourceError::new(&file, None, reason))?;
+        let listed = read_index(index)?;
         let names: BTreeSet<&String> = listed.values().collect();
         let mut source = Safetensors { shards: Vec::new(), entries: BTreeMap::new() };
         for name in names {
@@ -218,6 +219,18 @@ fn readable_dtype(name: &str) -> Option<DType> {
         "F16" => Some(DType::F16),
         _ => None,
     }
+}
+
+/// The files that an index names, ascending: plain names beside itself.
+pub(crate) fn shards(index: &Path) -> Result<Vec<String>, SourceError> {
+    let names: BTreeSet<String> = read_index(index)?.into_values().collect();
+    Ok(names.into_iter().collect())
+}
+
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>, SourceError> {
+    let bytes = read_bounded(index, MAX_INDEX_BYTES)?;
+    let refuse = |reason| SourceError::new(&index.display().to_string(), None, reason);
+    parse_index(&bytes).map_err(refuse)
 }
 
 /// File of each tensor. A name that leaves the folder is refused.
