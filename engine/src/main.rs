@@ -9,7 +9,7 @@ use pagoda_engine::config::hub::HubSettings;
 use pagoda_engine::doctor::{describe, try_device};
 use pagoda_engine::kernel_file::build_file;
 use pagoda_engine::models;
-use pagoda_engine::serve::{Stop, serve};
+use pagoda_engine::serve::{Stop, chain, serve};
 use pagoda_kernels::leave::leave_at_once;
 use tracing_subscriber::EnvFilter;
 
@@ -51,11 +51,12 @@ fn examine(Doctor { device, kernels }: Doctor) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, 2),
     };
-    let said = say(describe(config.device.kernels.as_deref()).trim_end());
+    let device = &config.models[0].device;
+    let said = say(describe(device.kernels.as_deref()).trim_end());
     if !is_asked_for {
         return said;
     }
-    match try_device(&config.device) {
+    match try_device(device) {
         Ok(line) => say(&line),
         Err(reason) => {
             let _ = writeln!(std::io::stderr(), "pagoda: {reason}");
@@ -72,19 +73,8 @@ fn say(text: &str) -> ExitCode {
 
 /// One line with the whole chain of causes.
 fn fail(error: &dyn std::error::Error, code: u8) -> ExitCode {
-    let mut line = format!("pagoda: {error}");
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let told = inner.to_string();
-        // Some errors already say what their cause says.
-        if !line.ends_with(&told) && !line.contains(&told) {
-            line.push_str(": ");
-            line.push_str(&told);
-        }
-        cause = inner.source();
-    }
     // Nobody reads it if this fails.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "pagoda: {}", chain(error));
     ExitCode::from(code)
 }
 

@@ -6,8 +6,12 @@
 //! Nothing here grows with traffic. The plan is printed, and refused with numbers when not even one
 //! sequence of the maximum length fits.
 
+/// What other models hold.
+pub mod beside;
+
 mod machine;
 
+pub use self::beside::{Beside, LeastNeed, ModelMemory};
 pub use self::machine::MachineMemory;
 use crate::model::info::KvGroupKind;
 
@@ -114,6 +118,26 @@ pub enum MemoryError {
         /// Bytes that may be used in all.
         allowed: u64,
     },
+    /// It is known before anything is read that the model does not fit beside what is there.
+    #[error(
+        "the model needs {needed} at least (weights {}, activations {}, KV cache {}), and there is \
+         room for {} of the {} that all models may take{}; {}",
+        gib(.need.weights), gib(.need.activations), gib(.need.kv_cache), gib(*.room),
+        gib(*.allowed), others(*.promised), smaller_model(*.smaller),
+        needed = gib(.need.total())
+    )]
+    NoRoom {
+        /// What it needs.
+        need: LeastNeed,
+        /// Bytes there are for it.
+        room: u64,
+        /// Bytes that all models may take.
+        allowed: u64,
+        /// Bytes that the others hold.
+        promised: u64,
+        /// The quantization with which it would fit, if one does.
+        smaller: Option<&'static str>,
+    },
     /// One sequence of the maximum length does not fit.
     #[error(
         "one sequence of {max_model_len} tokens needs {needed} of KV cache, there is room for \
@@ -155,27 +179,56 @@ pub enum MemoryError {
     },
 }
 
-/// Bytes that the KV cache may take on `machine`, beside `fixed`.
+fn others(promised: u64) -> String {
+    match promised {
+        0 => String::new(),
+        promised => format!(": the others hold {}", gib(promised)),
+    }
+}
+
+fn smaller_model(quantization: Option<&str>) -> String {
+    match quantization {
+        Some(name) => format!("with quantization {name} it would fit"),
+        None => "unload another, or lower max-model-len or max-num-seqs".into(),
+    }
+}
+
+/// Bytes that the KV cache may take on `machine`, beside `fixed` and the other models: an equal
+/// part of what they leave, if more models are to come.
 pub fn kv_budget(
     budget: KvBudget,
     machine: &MachineMemory,
     fixed: &FixedBytes,
+    beside: &Beside,
 ) -> Result<u64, MemoryError> {
     let share = match budget {
         KvBudget::Bytes(bytes) => return Ok(bytes),
         KvBudget::Share(share) => share,
     };
-    let allowed = (machine.limit as f64 * share) as u64;
+    let taken = beside.promised.saturating_add(beside.to_come);
+    let allowed = ((machine.limit as f64 * share) as u64).saturating_sub(taken);
     let total = fixed.total();
     let planned = allowed.saturating_sub(total.saturating_add(RESERVE_BYTES));
     let to_come = (total - fixed.weights.min(total)).saturating_add(RESERVE_BYTES);
+    let to_come = to_come.saturating_add(beside.to_come);
     let free = machine.available.saturating_sub(to_come);
     match planned.min(free) {
         0 => {
             let reach = machine.available.saturating_add(fixed.weights);
             Err(MemoryError::NothingLeft { fixed: total, allowed: allowed.min(reach) })
         }
-        bytes => Ok(bytes),
+        bytes => Ok(bytes / (u64::from(beside.models_to_come) + 1)),
+    }
+}
+
+/// Bytes of the KV cache at least: what was asked for as far as it is of use, or room for one
+/// sequence of the maximum length. An error is the refusal of what was asked for.
+pub fn least_kv(budget: KvBudget, request: &KvRequest<'_>) -> Result<u64, MemoryError> {
+    match budget {
+        KvBudget::Bytes(budget) => Ok(plan_kv(&KvRequest { budget, ..*request })?.bytes),
+        KvBudget::Share(_) => {
+            Ok(u64::try_from(bytes_of_one(request, request.max_model_len)).unwrap_or(u64::MAX))
+        }
     }
 }
 

@@ -45,6 +45,9 @@ mod distinct;
 /// Read-only mappings of weight files.
 pub mod file_map;
 
+/// What the allocator keeps of freed memory.
+pub mod heap;
+
 /// The end of a process whose threads still compute.
 pub mod leave;
 

@@ -2,7 +2,7 @@
 //!
 //! Each variant answers whose fault it is (client, capacity, us) through [`ApiError::fault`] and
 //! with which status it is told through [`ApiError::status`]; a profile only chooses the words'
-//! shape. Must never carry a prompt, a key or a path of this machine.
+//! shape. Must never carry a prompt or a key, nor a path of this machine but to its operator.
 
 use hyper::StatusCode;
 
@@ -48,6 +48,26 @@ pub enum ApiError {
     /// No model of this name is served.
     #[error("The model `{0}` does not exist or you do not have access to it.")]
     ModelNotFound(String),
+    /// A model is to be loaded under a name that is taken.
+    #[error("The model `{0}` is served already: replace it, or unload it first.")]
+    ModelExists(String),
+    /// Somebody else is changing what this name means.
+    #[error("The model `{name}` is {change} just now.")]
+    ModelChanging {
+        /// The name.
+        name: String,
+        /// What is happening to it.
+        change: &'static str,
+    },
+    /// A model may not come from there.
+    #[error("{0}")]
+    PathNotAllowed(String),
+    /// A model cannot be loaded. Told to operators only, so it may name files.
+    #[error("The model was not loaded: {0}")]
+    LoadFailed(String),
+    /// A model does not fit beside the others.
+    #[error("The model was not loaded: {0}")]
+    NoMemory(String),
     /// No route has this path.
     #[error("Invalid URL ({method} {path})")]
     UnknownRoute {
@@ -177,6 +197,10 @@ impl ApiError {
             ApiError::MissingKey | ApiError::WrongKey => StatusCode::UNAUTHORIZED,
             ApiError::ForeignHost => StatusCode::FORBIDDEN,
             ApiError::ModelNotFound(_) | ApiError::UnknownRoute { .. } => StatusCode::NOT_FOUND,
+            ApiError::ModelExists(_) | ApiError::ModelChanging { .. } => StatusCode::CONFLICT,
+            ApiError::PathNotAllowed(_) => StatusCode::FORBIDDEN,
+            ApiError::LoadFailed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            ApiError::NoMemory(_) => StatusCode::INSUFFICIENT_STORAGE,
             ApiError::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             ApiError::TooLarge { .. } | ApiError::TooManyValues { .. } => {
@@ -195,7 +219,7 @@ impl ApiError {
     /// Who has to act.
     pub fn fault(&self) -> Fault {
         match self.status().as_u16() {
-            503 => Fault::Capacity,
+            503 | 507 => Fault::Capacity,
             500.. => Fault::Us,
             _ => Fault::Client,
         }

@@ -145,10 +145,10 @@ impl Instance {
         let name = names.first().map_or("model", String::as_str);
         let info = engine.info();
         let num_blocks = info.groups.iter().map(|group| group.num_blocks).max().unwrap_or(0);
-        InstanceMetrics::cache_config(metrics, name, info.block_size, num_blocks);
+        let blocks = (info.block_size, num_blocks);
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         Instance {
-            metrics: InstanceMetrics::new(metrics, name),
+            metrics: InstanceMetrics::new(metrics, name, blocks),
             names,
             engine,
             created,

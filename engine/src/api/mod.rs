@@ -1,7 +1,7 @@
 //! Operations that profiles call: complete, chat, tokenize. They know no profile and no socket.
 //!
-//! [`Api`] finds the instance that a name means; [`Instance`] does the work. One map from names
-//! to instances, swapped whole, so that a model can be replaced while others serve.
+//! [`Api`] finds the instance that a name means; [`Instance`] does the work. One list of instances
+//! ([`models::Models`]), swapped whole, so that a model can be replaced while others serve.
 
 /// Everything that can go wrong with a request.
 pub mod error;
@@ -11,6 +11,12 @@ pub mod options;
 
 /// A model that serves.
 pub mod instance;
+
+/// Which instance a name means.
+pub mod models;
+
+/// What an operator may do to models.
+pub mod operator;
 
 /// Memory that a request takes on its way in.
 pub mod room;
@@ -26,11 +32,14 @@ pub mod observe;
 pub(crate) mod test_support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use error::ApiError;
 use instance::Instance;
+use models::Models;
+use operator::Operator;
+use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
@@ -38,8 +47,11 @@ use crate::metrics::Metrics;
 pub struct Api {
     /// Every metric.
     pub metrics: Arc<Metrics>,
-    instances: RwLock<Arc<[Arc<Instance>]>>,
-    draining: AtomicBool,
+    /// Which instance a name means.
+    pub models: Arc<Models>,
+    operator: OnceLock<Arc<dyn Operator>>,
+    has_started: AtomicBool,
+    draining: watch::Sender<bool>,
     started: Instant,
     step_time_max: Duration,
 }
@@ -49,8 +61,10 @@ pub struct Api {
 pub enum Condition {
     /// Takes requests.
     Ready,
-    /// Alive, the model is still loading.
+    /// Alive, models to begin with are still loading.
     Loading,
+    /// Alive, every model was unloaded.
+    Empty,
     /// Alive, finishing what runs.
     Draining,
     /// An engine thread has ended or hangs in a step.
@@ -68,45 +82,79 @@ impl Api {
         Arc::new(Api {
             step_time_max,
             metrics,
-            instances: RwLock::new(Arc::new([])),
-            draining: AtomicBool::new(false),
+            models: Arc::default(),
+            operator: OnceLock::new(),
+            has_started: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             started: Instant::now(),
         })
     }
 
-    /// Serves these from now on; requests that run on others end there.
-    pub fn serve(&self, instances: Vec<Arc<Instance>>) {
-        *self.instances.write().unwrap_or_else(PoisonError::into_inner) = instances.into();
+    /// Serves these, too, and is ready: nothing more has to come first.
+    pub fn serve(&self, instances: &[Arc<Instance>]) -> Result<(), ApiError> {
+        for instance in instances {
+            self.models.claim_new(instance.names.clone())?.serve(instance);
+        }
+        self.set_started();
+        Ok(())
+    }
+
+    /// All models to begin with are there.
+    pub fn set_started(&self) {
+        self.has_started.store(true, Ordering::Relaxed);
     }
 
     /// All instances; the first one is the active model.
     pub fn instances(&self) -> Arc<[Arc<Instance>]> {
-        self.instances.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.models.served()
+    }
+
+    /// From now on `operator` changes what is served. Once only.
+    pub fn set_operator(&self, operator: Arc<dyn Operator>) {
+        // A second one is a defect of ours and changes nothing.
+        let _ = self.operator.set(operator);
+    }
+
+    /// Who changes what is served, if anybody does.
+    pub fn operator(&self) -> Option<Arc<dyn Operator>> {
+        self.operator.get().cloned()
     }
 
     /// The instance that a request means. No name, an empty one and `default` mean the active
     /// model.
     pub fn instance(&self, name: Option<&str>) -> Result<Arc<Instance>, ApiError> {
-        let instances = self.instances();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             return Err(ApiError::ShuttingDown);
         }
-        let active = instances.first().ok_or(ApiError::NotReady)?;
-        match name {
-            None | Some("" | "default") => Ok(active.clone()),
-            Some(name) => {
-                let found = instances.iter().find(|instance| instance.has_name(name));
-                // Neither control characters nor those that turn a line's direction.
-                let is_shown = |c: &char| c.is_alphanumeric() || c.is_ascii_graphic() || *c == ' ';
-                let shown = || name.chars().filter(is_shown).take(128).collect();
-                found.cloned().ok_or_else(|| ApiError::ModelNotFound(shown()))
-            }
+        let name = name.filter(|name| !matches!(*name, "" | "default"));
+        // Asked before the list is looked at: who has loaded meanwhile is in it.
+        let is_loading = self.models.is_loading(name);
+        let instances = self.instances();
+        let found = match name {
+            None => instances.first(),
+            Some(name) => instances.iter().find(|instance| instance.has_name(name)),
+        };
+        match found {
+            Some(instance) => Ok(instance.clone()),
+            None if is_loading || self.condition() == Condition::Loading => Err(ApiError::NotReady),
+            None => Err(ApiError::ModelNotFound(shown(name.unwrap_or("default")))),
         }
     }
 
     /// Not ready from now on.
     pub fn start_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.send_replace(true);
+    }
+
+    /// Whether the process is going away.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Returns once the process is going away.
+    pub async fn drains(&self) {
+        // The sender lives as long as this does.
+        let _ = self.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
     /// In which state the process is.
@@ -114,12 +162,14 @@ impl Api {
         let instances = self.instances();
         let hangs =
             |instance: &Arc<Instance>| instance.engine.step_running_for() > self.step_time_max;
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             Condition::Draining
-        } else if instances.iter().any(|one| !one.engine.is_serving() || hangs(one)) {
+        } else if instances.iter().any(|one| one.engine.has_failed() || hangs(one)) {
             Condition::Failed
-        } else if instances.is_empty() {
+        } else if !self.has_started.load(Ordering::Relaxed) {
             Condition::Loading
+        } else if instances.is_empty() {
+            Condition::Empty
         } else {
             Condition::Ready
         }
@@ -129,6 +179,13 @@ impl Api {
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
+}
+
+/// A client's name for a model in an error: neither control characters nor those that turn a
+/// line's direction.
+pub(crate) fn shown(name: &str) -> String {
+    let is_shown = |c: &char| c.is_alphanumeric() || c.is_ascii_graphic() || *c == ' ';
+    name.chars().filter(is_shown).take(128).collect()
 }
 
 /// A step that takes longer has hung; the largest prefill on a slow CPU stays far below.

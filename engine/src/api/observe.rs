@@ -27,10 +27,11 @@ fn observe(metrics: &InstanceMetrics, stats: &EngineStats) {
     metrics.waiting.set(stats.waiting as f64);
     let share = stats.blocks_used as f64 / stats.blocks_total.max(1) as f64;
     metrics.kv_usage.set(share);
-    metrics.prefix_queries.absolute(stats.prefix_query_tokens);
-    metrics.prefix_hits.absolute(stats.prefix_hit_tokens);
-    metrics.preemptions.absolute(stats.preemptions);
-    metrics.steps.absolute(stats.steps);
+    metrics.set_present();
+    metrics.prefix_queries.follow(stats.prefix_query_tokens);
+    metrics.prefix_hits.follow(stats.prefix_hit_tokens);
+    metrics.preemptions.follow(stats.preemptions);
+    metrics.steps.follow(stats.steps);
 }
 
 /// The engine counts into buckets of its own; here they become cumulative lines of text.

@@ -1,8 +1,24 @@
 //! A model in numbers, for tests.
 
+use std::sync::Arc;
+
 use pagoda_kernels::dtype::DType;
 
+use crate::api::instance::Instance;
+use crate::handle::border;
+use crate::metrics::Metrics;
 use crate::model::info::{DefaultSampling, InstanceInfo, KvGroupInfo, KvGroupKind};
+use crate::scheduler::settings::SchedulerSettings;
+use crate::text::{TextModel, TextPool};
+
+/// An instance whose engine never answers.
+pub(crate) fn instance(names: &[&str]) -> Arc<Instance> {
+    let (engine, _gone) = border(info(), SchedulerSettings::default());
+    let names = names.iter().map(ToString::to_string).collect();
+    let pool = Arc::new(TextPool::new(1, 1).unwrap());
+    let text = TextModel::dummy(300).unwrap();
+    Arc::new(Instance::new(names, engine, text, pool, &Metrics::new(false).unwrap()))
+}
 
 /// A small model.
 pub(crate) fn info() -> InstanceInfo {

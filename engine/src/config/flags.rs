@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use pagoda_kernels::cuda::nvidia::Arch;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::config::units::{Bytes, Count};
 
@@ -99,7 +99,7 @@ impl CommandLine {
 }
 
 /// All settings as written.
-#[derive(Clone, Debug, Default, Args, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Written {
     /// Settings file in TOML
@@ -127,13 +127,18 @@ pub struct Written {
     #[arg(long, value_name = "SHARE", help_heading = "General")]
     pub otlp_sample_ratio: Option<f64>,
 
-    /// Folder of a Hugging Face checkpoint, or `org/name` on the hub, which is downloaded once
-    /// [default: the built-in demo model]
-    #[arg(long, value_name = "DIR|ORG/NAME", help_heading = "Model")]
-    pub model: Option<String>,
+    /// Folder of a Hugging Face checkpoint, or `org/name` on the hub, which is downloaded once;
+    /// repeatable, with a name and options of its own as in
+    /// `small=DIR,quantization=q8_0,max-num-seqs=4` [default: `builtin`, the demo model]
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub model: Option<Vec<String>>,
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REVISION", help_heading = "Model")]
     pub revision: Option<String>,
+    /// Folder below which models may be loaded while others are served
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub models_dir: Option<PathBuf>,
     /// Name that clients use, repeatable [default: the folder's, or `org/name`]
     #[arg(long, value_name = "NAME", num_args = 1.., help_heading = "Model")]
     pub served_model_name: Option<Vec<String>>,
@@ -269,6 +274,15 @@ pub struct Written {
     /// File with one key a line; read again when it changes
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub api_key_file: Option<PathBuf>,
+    /// Key of whoever may load and unload models over HTTP, repeatable; without one nobody may
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "PAGODA_ADMIN_KEY",
+        hide_env_values = true,
+        help_heading = "Network"
+    )]
+    pub admin_key: Option<Vec<String>>,
     /// Leave /metrics open also when keys exist
     #[arg(
         long,
@@ -291,6 +305,21 @@ pub struct Written {
     /// Seconds that running requests get to finish on SIGTERM [default: 30]
     #[arg(long, value_name = "SECONDS", help_heading = "Network")]
     pub shutdown_timeout: Option<u32>,
+}
+
+/// A text, or a list of them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    Ok(Some(match OneOrMany::deserialize(from)? {
+        OneOrMany::One(one) => vec![one],
+        OneOrMany::Many(many) => many,
+    }))
 }
 
 impl Written {
@@ -317,6 +346,7 @@ impl Written {
             otlp_sample_ratio,
             model,
             revision,
+            models_dir,
             served_model_name,
             load_format,
             dtype,
@@ -345,6 +375,7 @@ impl Written {
             listen,
             api_key,
             api_key_file,
+            admin_key,
             metrics_public,
             allowed_origins,
             max_connections,

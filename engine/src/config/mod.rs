@@ -5,6 +5,9 @@
 /// Settings as written.
 pub mod flags;
 
+/// What `--model` names.
+pub mod models;
+
 /// From written to meant.
 pub mod resolve;
 
@@ -22,17 +25,20 @@ use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
+pub use self::models::ModelDefaults;
 use crate::trace::export::Collector;
 
 /// All settings of one process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The model and how it is loaded.
-    pub model: ModelSettings,
-    /// Where it runs and in how much memory.
-    pub device: DeviceSettings,
-    /// How steps are filled and how many requests may wait.
-    pub scheduling: SchedulingSettings,
+    /// Models that are served from the start, in the order in which they are loaded. Never empty.
+    pub models: Vec<ModelConfig>,
+    /// What a model has for which nothing else is said.
+    pub model_defaults: ModelDefaults,
+    /// Models that are loaded over HTTP lie below it.
+    pub models_dir: Option<PathBuf>,
+    /// A step that takes longer has hung: `/health` says so.
+    pub step_time_max: Duration,
     /// Sockets, keys and origins.
     pub network: NetworkSettings,
     /// Bounds of everything that comes from the network.
@@ -52,6 +58,19 @@ pub struct TraceSettings {
     pub collector: Option<Collector>,
     /// Share of the requests whose caller did not decide, 0 to 1.
     pub ratio: f64,
+}
+
+/// One model: what it is, where it runs, how its steps are filled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The model and how it is loaded.
+    pub model: ModelSettings,
+    /// Where it runs and in how much memory.
+    pub device: DeviceSettings,
+    /// How steps are filled and how many requests may wait.
+    pub scheduling: SchedulingSettings,
+    /// Choices of one request.
+    pub choices_max: u32,
 }
 
 /// The model and how it is loaded.
@@ -137,8 +156,6 @@ pub struct SchedulingSettings {
     pub max_num_batched_tokens: Option<u32>,
     /// Time that a step should take at most; `None` has no bound.
     pub max_step: Option<Duration>,
-    /// A step that takes longer has hung: `/health` says so.
-    pub step_time_max: Duration,
     /// Whether equal prompt beginnings share blocks.
     pub prefix_cache: bool,
     /// Requests that may wait.
@@ -156,6 +173,8 @@ pub struct NetworkSettings {
     pub api_keys: Vec<String>,
     /// File with more keys.
     pub api_key_file: Option<PathBuf>,
+    /// Keys of whoever may load and unload models; without any nobody may.
+    pub admin_keys: Vec<String>,
     /// Whether `/metrics` needs no key.
     pub metrics_public: bool,
     /// Origins whose pages may call.
@@ -171,6 +190,7 @@ impl std::fmt::Debug for NetworkSettings {
             .field("listen", &self.listen)
             .field("num_api_keys", &self.api_keys.len())
             .field("api_key_file", &self.api_key_file)
+            .field("num_admin_keys", &self.admin_keys.len())
             .field("metrics_public", &self.metrics_public)
             .field("allowed_origins", &self.allowed_origins)
             .field("shutdown_timeout", &self.shutdown_timeout)

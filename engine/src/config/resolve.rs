@@ -13,9 +13,10 @@ use pagoda_kernels::weight_format::Quantization;
 use crate::api::STEP_TIME_MAX;
 use crate::config::flags::Written;
 use crate::config::hub::HubSettings;
+use crate::config::models::ModelDefaults;
 use crate::config::{
-    Config, DeviceChoice, DeviceSettings, Limits, LoadFormat, ModelSettings, NetworkSettings,
-    SchedulingSettings, TraceSettings,
+    Config, DeviceChoice, DeviceSettings, Limits, LoadFormat, ModelConfig, ModelSettings,
+    NetworkSettings, SchedulingSettings, TraceSettings,
 };
 use crate::trace::export::Collector;
 
@@ -57,10 +58,12 @@ impl Written {
             None => Written::default(),
         };
         let written = self.over(file);
+        let model_defaults = ModelDefaults::new(&written);
         Ok(Config {
-            model: model(&written)?,
-            device: device(&written)?,
-            scheduling: scheduling(&written)?,
+            models: model_defaults.models(&written)?,
+            model_defaults,
+            models_dir: written.models_dir.clone(),
+            step_time_max: STEP_TIME_MAX,
             network: network(&written)?,
             limits: limits(&written)?,
             log_json: choose("log-format", &written.log_format, "text", &LOG_FORMATS)?,
@@ -99,9 +102,6 @@ const QUANTIZATIONS: [(&str, Option<Quantization>); 4] = [
     ("fp8", Some(Quantization::Fp8)),
 ];
 
-/// Name of the built-in model.
-const DEMO_NAME: &str = "pagoda-demo";
-
 /// Largest settings file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -115,15 +115,25 @@ fn read_file(path: &Path) -> Result<Written, ConfigError> {
     toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_string()))
 }
 
-fn model(written: &Written) -> Result<ModelSettings, ConfigError> {
-    let folder = written.model.as_ref().map(PathBuf::from);
-    let names = match &written.served_model_name {
-        Some(names) if names.iter().any(String::is_empty) || names.is_empty() => {
-            return Err(value("served-model-name", "must not be empty"));
-        }
-        Some(names) => names.clone(),
-        None => vec![folder.as_deref().map_or_else(|| DEMO_NAME.to_string(), folder_name)],
-    };
+/// What the settings mean for the model in `folder`.
+pub(super) fn model_config(
+    written: &Written,
+    names: Vec<String>,
+    folder: Option<PathBuf>,
+) -> Result<ModelConfig, ConfigError> {
+    Ok(ModelConfig {
+        model: model(written, names, folder)?,
+        device: device(written)?,
+        scheduling: scheduling(written)?,
+        choices_max: Limits::default().choices_max,
+    })
+}
+
+fn model(
+    written: &Written,
+    names: Vec<String>,
+    folder: Option<PathBuf>,
+) -> Result<ModelSettings, ConfigError> {
     let max_model_len = match written.max_model_len {
         Some(len) => Some(positive("max-model-len", len.0)?),
         None => None,
@@ -144,16 +154,6 @@ fn model(written: &Written) -> Result<ModelSettings, ConfigError> {
         max_logprobs: up_to("max-logprobs", written.max_logprobs.unwrap_or(20), 1000)?,
         seed: written.seed.unwrap_or(0),
     })
-}
-
-/// The last part of the path, `.` and `..` followed to what they name; what is no folder here is
-/// called as it is written.
-fn folder_name(folder: &Path) -> String {
-    if !folder.is_dir() {
-        return folder.display().to_string();
-    }
-    let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
-    whole.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
 }
 
 fn device(written: &Written) -> Result<DeviceSettings, ConfigError> {
@@ -218,7 +218,6 @@ fn scheduling(written: &Written) -> Result<SchedulingSettings, ConfigError> {
     };
     let step_ms = written.max_step_ms.filter(|ms| *ms > 0);
     Ok(SchedulingSettings {
-        step_time_max: STEP_TIME_MAX,
         max_num_seqs,
         max_num_batched_tokens,
         max_step: step_ms.map(|ms| Duration::from_millis(ms.into())),
@@ -232,18 +231,28 @@ fn scheduling(written: &Written) -> Result<SchedulingSettings, ConfigError> {
 }
 
 fn network(written: &Written) -> Result<NetworkSettings, ConfigError> {
-    let api_keys = written.api_key.clone().unwrap_or_default();
-    if api_keys.iter().any(|key| key.trim() != key || key.is_empty()) {
-        return Err(value("api-key", "must not be empty or begin or end with a space"));
+    let api_keys = keys("api-key", &written.api_key)?;
+    let admin_keys = keys("admin-key", &written.admin_key)?;
+    if admin_keys.iter().any(|key| api_keys.contains(key)) {
+        return Err(value("admin-key", "must be no key that callers have"));
     }
     Ok(NetworkSettings {
         listen: listen(written)?,
         api_keys,
         api_key_file: written.api_key_file.clone(),
+        admin_keys,
         metrics_public: written.metrics_public.unwrap_or(false),
         allowed_origins: written.allowed_origins.clone().unwrap_or_default(),
         shutdown_timeout: Duration::from_secs(written.shutdown_timeout.unwrap_or(30).into()),
     })
+}
+
+fn keys(setting: &'static str, written: &Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+    let keys = written.clone().unwrap_or_default();
+    if keys.iter().any(|key| key.trim() != key || key.is_empty()) {
+        return Err(value(setting, "must not be empty or begin or end with a space"));
+    }
+    Ok(keys)
 }
 
 fn listen(written: &Written) -> Result<SocketAddr, ConfigError> {
@@ -290,7 +299,7 @@ fn traces(written: &Written) -> Result<TraceSettings, ConfigError> {
     Ok(TraceSettings { collector, ratio })
 }
 
-fn value(setting: &'static str, reason: impl Into<String>) -> ConfigError {
+pub(super) fn value(setting: &'static str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Value { setting, reason: reason.into() }
 }
 
@@ -351,9 +360,11 @@ mod tests {
     fn no_flags_mean_the_demo_model_on_loopback() {
         let config = resolve(&[]).unwrap();
         assert_eq!(config.network.listen, "127.0.0.1:8000".parse().unwrap());
-        assert_eq!(config.model.names, ["pagoda-demo"]);
-        assert_eq!(config.model.folder, None);
-        assert!(config.scheduling.prefix_cache && !config.log_json && !config.vllm_metrics);
+        assert_eq!(config.models[0].model.names, ["pagoda-demo"]);
+        assert_eq!(config.models[0].model.folder, None);
+        assert!(
+            config.models[0].scheduling.prefix_cache && !config.log_json && !config.vllm_metrics
+        );
     }
 
     #[test]
@@ -362,23 +373,23 @@ mod tests {
                     enable-prefix-caching = false\nallowed-origins = [\"https://a\"]\n";
         let config = with_file(text, &["--port", "9001"]).unwrap();
         assert_eq!(config.network.listen.port(), 9001);
-        assert_eq!(config.model.max_model_len, Some(8000));
+        assert_eq!(config.models[0].model.max_model_len, Some(8000));
         assert_eq!(config.limits.body_bytes_max, 2048);
-        assert_eq!(config.model.dtype, Some(DType::Bf16));
-        assert!(!config.scheduling.prefix_cache);
+        assert_eq!(config.models[0].model.dtype, Some(DType::Bf16));
+        assert!(!config.models[0].scheduling.prefix_cache);
         assert_eq!(config.network.allowed_origins, ["https://a"]);
     }
 
     #[test]
     fn quantization_is_written_as_for_vllm() {
-        assert_eq!(resolve(&[]).unwrap().model.quantization, None);
+        assert_eq!(resolve(&[]).unwrap().models[0].model.quantization, None);
         for (name, want) in QUANTIZATIONS {
             let config = resolve(&["--quantization", name]).unwrap();
-            assert_eq!(config.model.quantization, want);
+            assert_eq!(config.models[0].model.quantization, want);
             assert_eq!(want.map_or("none", Quantization::name), name);
         }
         let config = with_file("quantization = \"q4_0\"\n", &[]).unwrap();
-        assert_eq!(config.model.quantization, Some(Quantization::Q4_0));
+        assert_eq!(config.models[0].model.quantization, Some(Quantization::Q4_0));
     }
 
     #[test]
@@ -392,10 +403,10 @@ mod tests {
         ] {
             for name in names {
                 let config = resolve(&["--kv-cache-dtype", name]).unwrap();
-                assert_eq!(config.device.kv_dtype, want, "{name}");
+                assert_eq!(config.models[0].device.kv_dtype, want, "{name}");
             }
         }
-        assert_eq!(resolve(&[]).unwrap().device.kv_dtype, None);
+        assert_eq!(resolve(&[]).unwrap().models[0].device.kv_dtype, None);
         let error = resolve(&["--kv-cache-dtype", "fp8_e5m2"]).unwrap_err().to_string();
         assert!(error.starts_with("kv-cache-dtype: must be one of auto, "), "{error}");
         assert!(error.ends_with("fp8, fp8_e4m3, not fp8_e5m2"), "{error}");
@@ -428,6 +439,7 @@ mod tests {
             ["--max-model-len", "0"],
             ["--max-model-len", "5000000000"],
             ["--api-key", " x"],
+            ["--admin-key", ""],
             ["--max-body-bytes", "10"],
             ["--log-format", "xml"],
             ["--threads", "0"],
@@ -448,31 +460,36 @@ mod tests {
 
     #[test]
     fn a_model_of_the_hub_is_called_what_it_is_there() {
-        let model = resolve(&["--model", "org/name", "--revision", "v1"]).unwrap().model;
+        let model =
+            resolve(&["--model", "org/name", "--revision", "v1"]).unwrap().models.remove(0).model;
         assert_eq!((model.names, model.revision), (vec!["org/name".into()], Some("v1".into())));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("some-model");
         std::fs::create_dir(&path).unwrap();
-        let model = resolve(&["--model", path.to_str().unwrap()]).unwrap().model;
+        let model = resolve(&["--model", path.to_str().unwrap()]).unwrap().models.remove(0).model;
         assert_eq!(model.names, ["some-model"]);
     }
 
     #[test]
     fn a_device_is_named_as_elsewhere() {
-        let device = |args: &[&str]| resolve(args).unwrap().device.device;
+        let device = |args: &[&str]| resolve(args).unwrap().models[0].device.device;
         assert_eq!(device(&[]), DeviceChoice::Auto);
         assert_eq!(device(&["--device", "cpu"]), DeviceChoice::Cpu);
         assert_eq!(device(&["--device", "cuda"]), DeviceChoice::Gpu(0));
         assert_eq!(device(&["--device", "cuda:3"]), DeviceChoice::Gpu(3));
-        assert!(!resolve(&[]).unwrap().device.deterministic);
-        assert!(resolve(&["--deterministic"]).unwrap().device.deterministic);
-        assert!(resolve(&[]).unwrap().device.cublaslt);
-        assert!(!resolve(&["--cublaslt=false"]).unwrap().device.cublaslt);
+        assert!(!resolve(&[]).unwrap().models[0].device.deterministic);
+        assert!(resolve(&["--deterministic"]).unwrap().models[0].device.deterministic);
+        assert!(resolve(&[]).unwrap().models[0].device.cublaslt);
+        assert!(!resolve(&["--cublaslt=false"]).unwrap().models[0].device.cublaslt);
     }
 
     #[test]
     fn keys_never_show_in_debug_output() {
         let config = resolve(&["--api-key", "sk-secret"]).unwrap();
         assert!(!format!("{config:?}").contains("sk-secret"));
+        let config = resolve(&["--admin-key", "ak-secret"]).unwrap();
+        assert!(!format!("{config:?}").contains("ak-secret"));
+        let both = ["--admin-key", "k", "--api-key", "k"];
+        assert!(resolve(&both).unwrap_err().to_string().starts_with("admin-key: must be no key"));
     }
 }

@@ -5,7 +5,10 @@
 //! the events back. Never blocks, never waits for the engine thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed},
+};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -193,6 +196,12 @@ impl EngineHandle {
     /// Whether the engine thread is there and takes requests.
     pub fn is_serving(&self) -> bool {
         !self.shared.draining.load(Relaxed) && !self.shared.pulse.has_ended()
+    }
+
+    /// Whether the engine thread has ended though nobody told it to.
+    pub fn has_failed(&self) -> bool {
+        // In this order: who was told to end was told before it ended.
+        self.shared.pulse.has_ended() && !self.shared.draining.load(Acquire)
     }
 
     /// Takes no more requests, lets those admitted end until `deadline` from now, then fails the

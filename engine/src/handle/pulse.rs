@@ -2,7 +2,10 @@
 //!
 //! The engine thread writes, the watchdog and submitters read. Never a lock: two atomics.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::time::{Duration, Instant};
 
 use super::stats::micros;
@@ -41,12 +44,12 @@ impl Pulse {
 
     /// The engine thread is about to end.
     pub fn set_ended(&self) {
-        self.has_ended.store(true, Relaxed);
+        self.has_ended.store(true, Release);
     }
 
     /// Whether the engine thread has ended.
     pub fn has_ended(&self) -> bool {
-        self.has_ended.load(Relaxed)
+        self.has_ended.load(Acquire)
     }
 }
 

@@ -52,6 +52,8 @@ pub enum AccessRule {
     Key,
     /// As `Key`, unless the operator opened the metrics.
     Metrics,
+    /// Whoever has a key for changing models; other keys open nothing.
+    Admin,
 }
 
 /// A request on its way into a route: routed, authenticated, its body unread.

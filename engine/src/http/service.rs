@@ -36,6 +36,8 @@ pub struct Service {
     pub router: Router,
     /// Who may call.
     pub keys: Arc<Keys>,
+    /// Who may change models; nobody if there are none.
+    pub admin_keys: Arc<Keys>,
     /// Which names of ours a caller may use.
     pub hosts: Hosts,
     /// Whose pages may call.
@@ -72,7 +74,7 @@ impl Service {
         let mut reply = match routed {
             Routed::Found { route, rest, .. } => {
                 access.set_route(route.path);
-                if route.access != AccessRule::Key {
+                if !matches!(route.access, AccessRule::Key | AccessRule::Admin) {
                     access.set_probe();
                 }
                 match self.admit(route.access, &head) {
@@ -128,6 +130,9 @@ impl Service {
         match rule {
             AccessRule::Metrics if self.metrics_public => Ok(Caller::anonymous()),
             AccessRule::Public => Ok(Caller::anonymous()),
+            // No keys mean nobody here, not everybody.
+            AccessRule::Admin if self.admin_keys.is_open() => Err(ApiError::MissingKey),
+            AccessRule::Admin => self.admin_keys.authenticate(&head.headers),
             AccessRule::Key | AccessRule::Metrics => {
                 // A key that a page cannot know protects better than any name.
                 if self.keys.is_open() {

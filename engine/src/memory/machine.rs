@@ -31,6 +31,12 @@ impl MachineMemory {
         Self::from_files(&proc("meminfo"), &proc("self/cgroup"), Path::new("/sys/fs/cgroup"))
     }
 
+    /// Bytes of this process that are in memory and are no file's.
+    pub(super) fn resident_bytes() -> u64 {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        meminfo_bytes(&status, "RssAnon:").unwrap_or(0)
+    }
+
     fn from_files(meminfo: &str, cgroup: &str, root: &Path) -> Self {
         let field = |name: &str| meminfo_bytes(meminfo, name);
         let total = field("MemTotal:").unwrap_or(u64::MAX);
@@ -170,5 +176,6 @@ mod tests {
         let memory = MachineMemory::from_files(MEMINFO, "0::/../x\n", nowhere);
         assert_eq!(memory, MachineMemory { limit: 16 * GIB, available: 8 * GIB });
         assert!(MachineMemory::read().limit > 0);
+        assert!(MachineMemory::resident_bytes() > 0);
     }
 }

@@ -64,14 +64,39 @@ fn a_share_counts_weights_and_what_is_free() {
         scratch: scratch * MIB,
         page_locked: 1 << 40,
     };
-    let budget = |share, fixed| kv_budget(KvBudget::Share(share), &machine, &fixed);
+    let budget =
+        |share, fixed| kv_budget(KvBudget::Share(share), &machine, &fixed, &Beside::default());
     assert_eq!(budget(0.5, fixed(0, 70, 30)), Ok((500 - 100 - 192) * MIB));
     assert_eq!(budget(1.0, fixed(60, 10, 30)), Ok((900 - 40 - 192) * MIB));
     assert_eq!(budget(1.0, fixed(60, 10, 130)), Ok((900 - 140 - 192) * MIB));
     let none = budget(0.2, fixed(60, 10, 30)).unwrap_err();
     assert!(none.to_string().starts_with("weights, activations and scratch take 100.0 MiB of the"));
-    let bytes = kv_budget(KvBudget::Bytes(7), &machine, &fixed(1 << 40, 0, 0));
+    let alone = Beside::default();
+    let bytes = kv_budget(KvBudget::Bytes(7), &machine, &fixed(1 << 40, 0, 0), &alone);
     assert_eq!(bytes, Ok(7));
+}
+
+#[test]
+fn models_to_come_get_their_weights_and_an_equal_part_of_the_rest() {
+    let machine = MachineMemory { limit: 2000 * MIB, available: 2000 * MIB };
+    let fixed = FixedBytes { weights: 100 * MIB, activations: 8 * MIB, scratch: 0, page_locked: 0 };
+    let budget = |promised, to_come, models_to_come| {
+        let beside = Beside { promised: promised * MIB, to_come: to_come * MIB, models_to_come };
+        kv_budget(KvBudget::Share(0.5), &machine, &fixed, &beside).unwrap() / MIB
+    };
+    assert_eq!(budget(0, 0, 0), 1000 - 108 - 192);
+    assert_eq!(budget(0, 200, 1), (1000 - 200 - 108 - 192) / 2);
+    assert_eq!(budget(300, 0, 0), 1000 - 300 - 108 - 192);
+}
+
+#[test]
+fn the_least_is_one_sequence_or_what_was_asked_for() {
+    let groups = [full(1000)];
+    let least = |budget| least_kv(budget, &request(&groups, 0));
+    assert_eq!(least(KvBudget::Share(0.5)), Ok(7000));
+    assert_eq!(least(KvBudget::Bytes(10_999)), Ok(10_000));
+    assert_eq!(least(KvBudget::Bytes(1 << 40)), Ok(56_000), "no more than is of use");
+    assert!(matches!(least(KvBudget::Bytes(6_999)), Err(MemoryError::OneSequence { .. })));
 }
 
 proptest! {

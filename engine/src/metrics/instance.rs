@@ -3,6 +3,7 @@
 //! Labelled by the served name, which the operator chose. The engine's own numbers are copied
 //! when somebody asks, never pushed by the engine thread.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Label};
@@ -18,13 +19,14 @@ pub struct InstanceMetrics {
     /// Share of KV blocks in use, 0 to 1.
     pub kv_usage: Gauge,
     /// Prompt tokens looked up in the prefix cache.
-    pub prefix_queries: Counter,
+    pub prefix_queries: CopiedCounter,
     /// Prompt tokens found there.
-    pub prefix_hits: Counter,
+    pub prefix_hits: CopiedCounter,
     /// Sequences that gave their blocks back.
-    pub preemptions: Counter,
+    pub preemptions: CopiedCounter,
     /// Steps.
-    pub steps: Counter,
+    pub steps: CopiedCounter,
+    cache_config: Gauge,
     /// Tokens of prompts.
     pub prompt_tokens: Counter,
     /// Tokens generated for clients.
@@ -46,6 +48,32 @@ pub struct InstanceMetrics {
     ended: [Counter; 4],
 }
 
+/// A counter that follows a number which an instance counts from 0: the next instance of the same
+/// name counts on.
+pub struct CopiedCounter {
+    counter: Counter,
+    seen: AtomicU64,
+}
+
+impl CopiedCounter {
+    /// The number is `total` now; it never falls.
+    pub fn follow(&self, total: u64) {
+        let before = self.seen.fetch_max(total, Relaxed);
+        self.counter.increment(total.saturating_sub(before));
+    }
+}
+
+/// Tells block size and number of blocks, while it is 1.
+fn cache_config(metrics: &Metrics, model_name: &str, block_size: u32, num_blocks: u32) -> Gauge {
+    let labels = vec![
+        Label::new("model_name", model_name.to_string()),
+        Label::from_static_parts("engine", "0"),
+        Label::new("block_size", block_size.to_string()),
+        Label::new("num_gpu_blocks", num_blocks.to_string()),
+    ];
+    metrics.gauge("pagoda_cache_config_info", labels)
+}
+
 /// How a choice ended, as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -61,7 +89,7 @@ pub enum Outcome {
 
 impl InstanceMetrics {
     /// Registers the metrics of the instance that is served as `model_name`.
-    pub fn new(metrics: &Metrics, model_name: &str) -> Self {
+    pub fn new(metrics: &Metrics, model_name: &str, (block_size, num_blocks): (u32, u32)) -> Self {
         let labels = || {
             vec![
                 Label::new("model_name", model_name.to_string()),
@@ -74,6 +102,7 @@ impl InstanceMetrics {
             labels
         };
         let counter = |name| metrics.counter(name, labels());
+        let copied = |name| CopiedCounter { counter: counter(name), seen: AtomicU64::new(0) };
         let gauge = |name| metrics.gauge(name, labels());
         let histogram = |name| metrics.histogram(name, labels());
         let ended = |reason| {
@@ -85,10 +114,11 @@ impl InstanceMetrics {
             running: gauge("pagoda_requests_running"),
             waiting: gauge("pagoda_requests_waiting"),
             kv_usage: gauge("pagoda_kv_cache_usage_ratio"),
-            prefix_queries: counter("pagoda_prefix_cache_queries_total"),
-            prefix_hits: counter("pagoda_prefix_cache_hits_total"),
-            preemptions: counter("pagoda_preemptions_total"),
-            steps: counter("pagoda_steps_total"),
+            prefix_queries: copied("pagoda_prefix_cache_queries_total"),
+            prefix_hits: copied("pagoda_prefix_cache_hits_total"),
+            preemptions: copied("pagoda_preemptions_total"),
+            steps: copied("pagoda_steps_total"),
+            cache_config: cache_config(metrics, model_name, block_size, num_blocks),
             prompt_tokens: counter("pagoda_prompt_tokens_total"),
             generation_tokens: counter("pagoda_generation_tokens_total"),
             refused_busy: refused("busy"),
@@ -105,15 +135,16 @@ impl InstanceMetrics {
         }
     }
 
-    /// Tells block size and number of blocks.
-    pub fn cache_config(metrics: &Metrics, model_name: &str, block_size: u32, num_blocks: u32) {
-        let labels = vec![
-            Label::new("model_name", model_name.to_string()),
-            Label::from_static_parts("engine", "0"),
-            Label::new("block_size", block_size.to_string()),
-            Label::new("num_gpu_blocks", num_blocks.to_string()),
-        ];
-        metrics.gauge("pagoda_cache_config_info", labels).set(1.0);
+    /// Tells that the instance is there.
+    pub fn set_present(&self) {
+        self.cache_config.set(1.0);
+    }
+
+    /// The instance is gone: nothing of it runs, waits or is cached. What it counted stays.
+    pub fn retire(&self) {
+        for gauge in [&self.running, &self.waiting, &self.kv_usage, &self.cache_config] {
+            gauge.set(0.0);
+        }
     }
 
     /// Counts a request that was admitted.
@@ -151,7 +182,7 @@ mod tests {
     #[test]
     fn both_names_tell_the_same() {
         let metrics = Metrics::new(true).unwrap();
-        let instance = InstanceMetrics::new(&metrics, "demo");
+        let instance = InstanceMetrics::new(&metrics, "demo", (16, 8));
         instance.running.set(2.0);
         instance.admitted(7, 16, 1);
         instance.choice_ended(
@@ -172,5 +203,31 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn the_next_instance_of_a_name_counts_on_and_who_is_gone_runs_nothing() {
+        let metrics = Metrics::new(false).unwrap();
+        let labels = "{model_name=\"m\",engine=\"0\"}";
+        let says = |name: &str, value: u32| {
+            let line = format!("{name}{labels} {value}\n");
+            assert!(metrics.render(&[]).contains(&line), "{line}");
+        };
+        let first = InstanceMetrics::new(&metrics, "m", (16, 8));
+        first.steps.follow(5);
+        first.steps.follow(5);
+        first.steps.follow(7);
+        first.running.set(3.0);
+        first.set_present();
+        first.retire();
+        says("pagoda_requests_running", 0);
+        let second = InstanceMetrics::new(&metrics, "m", (16, 8));
+        second.steps.follow(2);
+        says("pagoda_steps_total", 9);
+        first.steps.follow(6);
+        says("pagoda_steps_total", 9);
+        assert!(metrics.render(&[]).contains("num_gpu_blocks=\"8\"} 0\n"));
+        second.set_present();
+        assert!(metrics.render(&[]).contains("num_gpu_blocks=\"8\"} 1\n"));
     }
 }

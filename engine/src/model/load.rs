@@ -5,7 +5,7 @@
 
 use pagoda_kernels::cpu::isa::Isa;
 use pagoda_kernels::cpu::{CpuDevice, CpuOptions};
-use pagoda_kernels::device::{Device, DeviceMemory, Executor, KvSpec, Limits, Scratch};
+use pagoda_kernels::device::{Device, Executor, KvSpec, Limits, Scratch};
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
@@ -19,12 +19,17 @@ use super::info::{InstanceInfo, KvGroupInfo};
 use super::spec::{KvGroup, ModelSpec};
 use super::weights::{Formats, Progress, Weights, pack};
 use crate::memory::{
-    FixedBytes, GroupNeed, KvBudget, KvPlan, KvRequest, MachineMemory, kv_budget, plan_kv,
+    Beside, FixedBytes, GroupNeed, KvBudget, KvPlan, MachineMemory, ModelMemory, kv_budget, plan_kv,
 };
 use crate::runner::{DeviceRunner, Runner};
 
+/// Whether it fits.
+mod fit;
+
 mod summary;
 
+pub use fit::least_on_cpu;
+use fit::{fits_at_all, fits_beside, kv_request};
 use summary::summarize;
 
 /// How an instance is loaded. `None` takes the default named.
@@ -52,6 +57,8 @@ pub struct LoadOptions {
     pub isa: Option<String>,
     /// Tokens of a KV block, a power of two from 16; the device's.
     pub block_size: Option<u32>,
+    /// What other models of this process hold.
+    pub beside: Beside,
 }
 
 /// Sequences of one step, unless asked otherwise.
@@ -77,6 +84,7 @@ impl Default for LoadOptions {
             threads: None,
             isa: None,
             block_size: None,
+            beside: Beside::default(),
         }
     }
 }
@@ -91,6 +99,8 @@ pub struct LoadedModel {
     pub files: ModelFiles,
     /// Lines for the start-up summary.
     pub summary: String,
+    /// What it holds.
+    pub memory: ModelMemory,
 }
 
 /// Loads a model on the CPU.
@@ -176,7 +186,10 @@ where
     let dtype = options.dtype.unwrap_or_else(|| own_dtype(&config, stored));
     let kv_dtype = options.kv_dtype.unwrap_or(KvFormat::Plain(dtype));
     let formats = Formats { dtype, quantization: options.quantization };
-    fits_at_all(device, spec, (&limits, formats))?;
+    match device.memory().map_err(LoadError::device("asking for free memory"))? {
+        Some(memory) => fits_at_all(&memory, spec, (&limits, formats))?,
+        None => fits_beside(device, spec, (&limits, formats, kv_dtype), options)?,
+    }
     if let Some(part) = config.family.nested {
         tracing::info!(
             part,
@@ -199,16 +212,14 @@ where
         page_locked: scratch.page_locked_bytes,
     };
     let needs = kv_needs(spec, kv_dtype, device.block_size());
-    let machine = own_memory.map_or_else(MachineMemory::read, MachineMemory::from);
-    let plan = plan_kv(&KvRequest {
-        groups: &needs,
-        block_size: device.block_size() as u32,
-        max_model_len: limits.max_model_len as u32,
-        max_num_seqs: limits.max_seqs as u32,
-        max_chunk: limits.max_tokens as u32,
-        budget: kv_budget(options.kv, &machine, &fixed)?,
-        setting: options.kv.setting(),
-    })?;
+    let beside = match own_memory {
+        // What others hold of a device's own memory is not free there.
+        Some(_) => Beside::default(),
+        None => options.beside,
+    };
+    let machine = own_memory.map_or_else(|| beside.machine(weights.bytes), MachineMemory::from);
+    let budget = kv_budget(options.kv, &machine, &fixed, &beside)?;
+    let plan = plan_kv(&kv_request(device, &needs, &limits, (options.kv, budget)))?;
     let program = recorder.program(&plan.num_blocks)?;
     let executor =
         device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;
@@ -225,23 +236,10 @@ where
         summary.push_str("\nleft aside  ");
         summary.push_str(&line);
     }
-    Ok(LoadedModel { runner, info, files, summary })
-}
-
-/// Refuses before minutes go into weights that a device with memory of its own cannot hold.
-fn fits_at_all<D: Device>(
-    device: &D,
-    spec: &ModelSpec,
-    (limits, formats): (&Limits, Formats),
-) -> Result<(), LoadError> {
-    let memory = device.memory().map_err(LoadError::device("asking for free memory"))?;
-    let Some(DeviceMemory { free, total }) = memory else { return Ok(()) };
-    let needed = spec.weight_bytes(formats).saturating_add(activation_bytes(spec, limits));
-    if needed <= free {
-        return Ok(());
-    }
-    let what = format!("weights in {} and activations", formats.product().name());
-    Err(LoadError::DeviceFull { what, needed, free, total })
+    let FixedBytes { weights, activations, scratch, page_locked } = fixed;
+    let (kv_cache, is_devices) = (plan.bytes, own_memory.is_some());
+    let memory = ModelMemory { weights, activations, scratch, kv_cache, page_locked, is_devices };
+    Ok(LoadedModel { runner, info, files, summary, memory })
 }
 
 /// The largest step, from settings and what the checkpoint promises.

@@ -51,6 +51,7 @@ fn ready(api: &Api) -> Reply {
     let (status, word) = match api.condition() {
         Condition::Ready => (StatusCode::OK, "ready"),
         Condition::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+        Condition::Empty => (StatusCode::SERVICE_UNAVAILABLE, "empty"),
         Condition::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         Condition::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
     };

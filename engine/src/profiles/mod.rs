@@ -6,6 +6,9 @@
 /// The public OpenAI API.
 pub mod openai;
 
+/// Models as they come and go.
+pub mod admin;
+
 /// What belongs to the listener itself: health, metrics, the chat page.
 pub mod listener;
 
@@ -13,6 +16,9 @@ use crate::http::route::Face;
 
 /// Faces of the default listener.
 pub static FACES: &[&Face] = &[&openai::FACE, &listener::FACE];
+
+/// Faces where models may be changed.
+pub static FACES_WITH_ADMIN: &[&Face] = &[&openai::FACE, &admin::FACE, &listener::FACE];
 
 #[cfg(test)]
 mod tests;

@@ -5,12 +5,14 @@
 
 mod device;
 mod null;
+mod turns;
 
 use pagoda_kernels::device::Step;
 use pagoda_kernels::error::KernelError;
 
 pub use self::device::DeviceRunner;
 pub use self::null::NullRunner;
+pub use self::turns::Turns;
 
 /// Plain data that says what one step runs: enough for another rank to run it.
 ///

@@ -2,6 +2,9 @@
 //!
 //! `auto` takes a GPU when one can be used; whoever gets the CPU instead is told why, in one line.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use pagoda_kernels::cuda::nvidia::{KernelReport, Places};
 use pagoda_kernels::cuda::{CudaDevice, CudaOptions, GpuOptions};
 use pagoda_kernels::error::KernelError;
@@ -22,6 +25,32 @@ pub(crate) enum Chosen {
     Gpu(CudaDevice, KernelReport),
 }
 
+/// The place on GPUs: a process serves one model there. Two would each measure the card's free
+/// memory as theirs and neither would yield its stream.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GpuPlace(Arc<AtomicBool>);
+
+/// A model is on the GPU. Dropping it makes the place free.
+#[derive(Debug)]
+pub(crate) struct OnGpu(GpuPlace);
+
+impl GpuPlace {
+    fn take(&self) -> Option<OnGpu> {
+        let was_taken = self.0.swap(true, Ordering::SeqCst);
+        (!was_taken).then(|| OnGpu(self.clone()))
+    }
+}
+
+impl Drop for OnGpu {
+    fn drop(&mut self) {
+        self.0.0.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Why a second model gets no GPU.
+const GPU_IS_TAKEN: &str = "another model of this process is on the GPU, and one is served there: \
+                            give this one device=cpu, or unload that one";
+
 /// What settings are when they are left open.
 pub(super) struct Defaults {
     /// `None`: the loader's.
@@ -39,6 +68,26 @@ const GPU_MAX_NUM_BATCHED_TOKENS: u32 = 2048;
 const GPU_MEMORY_SHARE: f64 = 0.9;
 
 impl Chosen {
+    /// Opens what the settings name, unless it is a GPU whose place is taken.
+    pub(crate) fn open_in(
+        settings: &DeviceSettings,
+        place: &GpuPlace,
+    ) -> Result<(Self, Option<OnGpu>), StartError> {
+        match (settings.device, place.take()) {
+            (DeviceChoice::Auto, None) => {
+                Ok((Chosen::Cpu { instead: Some(GPU_IS_TAKEN.into()) }, None))
+            }
+            (DeviceChoice::Gpu(_), None) => {
+                Err(StartError::Setting { setting: "device", reason: GPU_IS_TAKEN.into() })
+            }
+            (_, taken) => {
+                let chosen = Chosen::open(settings)?;
+                let is_gpu = matches!(chosen, Chosen::Gpu(..));
+                Ok((chosen, taken.filter(|_| is_gpu)))
+            }
+        }
+    }
+
     /// Opens what the settings name.
     pub(crate) fn open(settings: &DeviceSettings) -> Result<Self, StartError> {
         match settings.device {
@@ -99,4 +148,28 @@ fn open_gpu(index: usize, settings: &DeviceSettings) -> Result<Chosen, KernelErr
     let (device, report) = CudaDevice::open(gpu, &places, &told)?;
     let options = CudaOptions { deterministic: settings.deterministic };
     Ok(Chosen::Gpu(device.with_options(options), report))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::flags::Written;
+
+    #[test]
+    fn a_second_model_on_a_gpu_is_refused_in_words_and_auto_takes_the_cpu() {
+        let settings = |device: &str| {
+            let written = Written { device: Some(device.into()), ..Written::default() };
+            written.resolve().unwrap().models.remove(0).device
+        };
+        let place = GpuPlace::default();
+        let first = place.take().unwrap();
+        let refused = Chosen::open_in(&settings("cuda"), &place).unwrap_err().to_string();
+        assert!(refused.starts_with("device: another model") && refused.contains("device=cpu"));
+        let (chosen, seat) = Chosen::open_in(&settings("auto"), &place).unwrap();
+        assert!(chosen.summary().contains("another model of this process is on the GPU"));
+        assert!(seat.is_none());
+        drop(first);
+        let (_, seat) = Chosen::open_in(&settings("cpu"), &place).unwrap();
+        assert!(seat.is_none() && place.take().is_some(), "who is on the CPU takes no place");
+    }
 }

@@ -28,7 +28,8 @@ pub enum EngineEnd {
 
 impl EngineEnd {
     /// Waits for the thread, which is about to end, and asks it.
-    pub(super) fn of(thread: EngineThread, panics: &Panics) -> Self {
+    pub(super) fn of(thread: Option<EngineThread>, panics: &Panics) -> Self {
+        let Some(thread) = thread else { return EngineEnd::Early };
         match thread.join() {
             Ok(Ok(())) => EngineEnd::Early,
             Ok(Err(error)) => EngineEnd::Device(error),

@@ -1,23 +1,25 @@
 //! From settings to an instance: device, checkpoint, weights, text, engine thread.
 //!
-//! Runs once, on a thread of its own. Whatever goes wrong is one clear error for whoever started
-//! the process.
+//! Runs on a thread of its own, for one model at a time: first all small files are opened, then the
+//! weights are read. Whatever goes wrong is one clear error for whoever asked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::api::instance::Instance;
-use crate::config::{Config, LoadFormat, ModelSettings};
+use crate::config::{LoadFormat, ModelConfig, ModelSettings};
 use crate::hub::{self, HubError, Wish};
-use crate::memory::KvBudget;
+use crate::memory::{Beside, KvBudget, ModelMemory};
 use crate::metrics::Metrics;
 use crate::model::files::read_bounded;
+use crate::model::load::least_on_cpu;
 use crate::model::source::SourceError;
 use crate::model::{
     self, Checkpoint, InstanceInfo, LoadError, LoadOptions, LoadedModel, ModelSource, Progress,
 };
+use crate::runner::Turns;
 use crate::scheduler::settings::SchedulerSettings;
-use crate::serve::device::Chosen;
+use crate::serve::device::{Chosen, GpuPlace, OnGpu};
 use crate::step::{self, EngineThread};
 use crate::text::files::TextFilesError;
 use crate::text::{TextModel, TextPool};
@@ -30,8 +32,32 @@ pub struct Loaded {
     pub thread: EngineThread,
     /// Lines of the start-up summary.
     pub summary: String,
-    /// How long it took.
-    pub took: Duration,
+    /// What it holds.
+    pub memory: ModelMemory,
+    /// Where it came from.
+    pub source: String,
+    /// Its place on the GPU, if it runs there.
+    pub(crate) on_gpu: Option<OnGpu>,
+}
+
+/// What all models of a process share.
+#[derive(Clone)]
+pub struct Shared {
+    /// Every metric.
+    pub metrics: Arc<Metrics>,
+    /// Tokenizes and renders.
+    pub texts: Arc<TextPool>,
+    /// Steps on the CPU take turns.
+    pub turns: Turns,
+    gpu: GpuPlace,
+}
+
+impl Shared {
+    /// For a process that serves nothing yet.
+    pub fn new(metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        let texts = Arc::new(TextPool::new(SHORT_TEXT_THREADS, TEXT_QUEUE_MAX)?);
+        Ok(Shared { metrics, texts, turns: Turns::default(), gpu: GpuPlace::default() })
+    }
 }
 
 /// Why no instance came to be.
@@ -68,29 +94,62 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
-/// Loads what the settings name.
-pub fn load(config: &Config, metrics: &Metrics) -> Result<Loaded, StartError> {
-    let began = Instant::now();
-    let source = source(&config.model)?;
-    tracing::info!(model = config.model.names[0], "loading");
-    let checkpoint = Checkpoint::open(&source).map_err(StartError::Model)?;
-    // What is wrong with the text files is told before minutes go into the weights.
-    let text = text(&config.model, &checkpoint)?;
-    let device = Chosen::open(&config.device)?;
-    let (options, progress) = (options(config, &device), told_now_and_then());
-    let loaded = match &device {
-        Chosen::Cpu { .. } => model::load_checkpoint(checkpoint, &options, &progress),
-        Chosen::Gpu(gpu, _) => model::load_on(gpu, checkpoint, &options, &progress),
-    };
-    let LoadedModel { runner, mut info, summary, .. } = loaded.map_err(StartError::Model)?;
-    end_with_turns(&mut info, &text);
-    let summary = format!("{summary}{}", device.summary());
-    let pool = TextPool::new(SHORT_TEXT_THREADS, TEXT_QUEUE_MAX).map_err(StartError::Thread)?;
-    let (engine, thread) =
-        step::start(runner, info, scheduler_settings(config)).map_err(StartError::Thread)?;
-    let names = config.model.names.clone();
-    let instance = Instance::new(names, engine, text, Arc::new(pool), metrics);
-    Ok(Loaded { instance: Arc::new(instance), thread, summary, took: began.elapsed() })
+/// A model whose small files are read and whose device is open: no weight is in memory yet.
+pub struct Opened {
+    checkpoint: Checkpoint,
+    text: TextModel,
+    device: Chosen,
+    on_gpu: Option<OnGpu>,
+}
+
+impl Opened {
+    /// Opens what the settings name.
+    pub fn open(config: &ModelConfig, shared: &Shared) -> Result<Self, StartError> {
+        let checkpoint = Checkpoint::open(&source(&config.model)?).map_err(StartError::Model)?;
+        // What is wrong with the text files is told before minutes go into the weights.
+        let text = text(&config.model, &checkpoint)?;
+        let (device, on_gpu) = Chosen::open_in(&config.device, &shared.gpu)?;
+        Ok(Opened { checkpoint, text, device, on_gpu })
+    }
+
+    /// Bytes of the host's memory that it will take at least.
+    pub fn least_bytes(&self, config: &ModelConfig) -> Result<u64, StartError> {
+        let options = options(config, &self.device, Beside::default());
+        match &self.device {
+            Chosen::Cpu { .. } => {
+                let need = least_on_cpu(&self.checkpoint, &options).map_err(StartError::Model)?;
+                Ok(need.total())
+            }
+            Chosen::Gpu(..) => Ok(0),
+        }
+    }
+
+    /// Loads it beside what other models hold.
+    pub fn load(
+        self,
+        config: &ModelConfig,
+        shared: &Shared,
+        beside: Beside,
+    ) -> Result<Loaded, StartError> {
+        let Opened { checkpoint, text, device, on_gpu } = self;
+        tracing::info!(model = config.model.names[0], "loading");
+        let source = checkpoint.place.clone();
+        let (options, progress) = (options(config, &device, beside), told_now_and_then());
+        let loaded = match &device {
+            Chosen::Cpu { .. } => model::load_checkpoint(checkpoint, &options, &progress),
+            Chosen::Gpu(gpu, _) => model::load_on(gpu, checkpoint, &options, &progress),
+        };
+        let LoadedModel { runner, mut info, summary, memory, .. } =
+            loaded.map_err(StartError::Model)?;
+        end_with_turns(&mut info, &text);
+        let summary = format!("{summary}{}", device.summary());
+        let runner = shared.turns.line_up(runner);
+        let started = step::start(runner, info, scheduler_settings(config));
+        let (engine, thread) = started.map_err(StartError::Thread)?;
+        let (names, texts) = (config.model.names.clone(), shared.texts.clone());
+        let instance = Arc::new(Instance::new(names, engine, text, texts, &shared.metrics));
+        Ok(Loaded { instance, thread, summary, memory, source, on_gpu })
+    }
 }
 
 /// Where a turn ends in the words of the model's family, an answer ends, too.
@@ -126,7 +185,7 @@ fn source(settings: &ModelSettings) -> Result<ModelSource, StartError> {
     }
 }
 
-fn options(config: &Config, chosen: &Chosen) -> LoadOptions {
+fn options(config: &ModelConfig, chosen: &Chosen, beside: Beside) -> LoadOptions {
     let (model, device, scheduling) = (&config.model, &config.device, &config.scheduling);
     let defaults = chosen.defaults(scheduling);
     LoadOptions {
@@ -146,15 +205,16 @@ fn options(config: &Config, chosen: &Chosen) -> LoadOptions {
         threads: device.threads,
         isa: device.isa.clone(),
         block_size: device.block_size,
+        beside,
     }
 }
 
-fn scheduler_settings(config: &Config) -> SchedulerSettings {
+fn scheduler_settings(config: &ModelConfig) -> SchedulerSettings {
     let scheduling = &config.scheduling;
     SchedulerSettings {
         max_queued_requests: scheduling.queued_requests_max,
         max_queued_tokens: scheduling.queued_tokens_max,
-        max_choices: config.limits.choices_max,
+        max_choices: config.choices_max,
         max_step: scheduling.max_step,
         prefix_cache: scheduling.prefix_cache,
         ..SchedulerSettings::default()

@@ -1,10 +1,16 @@
 //! The life of the process: listen, load, serve, drain.
 //!
-//! The port is taken first, so that a second start fails at once and `/ready` answers while the
-//! model loads. The engine thread and the network runtime share nothing but the handle.
+//! The port is taken first, so that a second start fails at once and `/ready` answers while models
+//! load. An engine thread and the network runtime share nothing but the handle.
 
 /// From settings to an instance.
 pub mod load;
+
+/// The models of a process, as they come and go.
+pub(crate) mod lineup;
+
+/// What an operator asks for.
+mod admin;
 
 /// What a start runs on.
 pub(crate) mod device;
@@ -27,7 +33,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
-use crate::api::instance::Instance;
 use crate::api::{Api, Condition};
 use crate::config::Config;
 use crate::http::body::BodyBudget;
@@ -38,12 +43,13 @@ use crate::http::route::Router;
 use crate::http::server::Server;
 use crate::http::service::Service;
 use crate::metrics::{HttpMetrics, Metrics, TraceMetrics};
-use crate::profiles::FACES;
+use crate::profiles::{FACES, FACES_WITH_ADMIN};
 use crate::step::EngineThread;
 use crate::trace::Tracer;
 use crate::trace::export::Exporter;
 use engine_end::Panics;
-use load::{Loaded, StartError, load};
+use lineup::{Begun, FromFiles, Lineup, Load};
+use load::{Shared, StartError};
 
 pub use engine_end::EngineEnd;
 
@@ -103,9 +109,26 @@ pub enum Stop {
     Busy,
 }
 
+/// An error with the whole chain of its causes, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let told = inner.to_string();
+        // Some errors already say what their cause says.
+        if !line.contains(&told) {
+            line.push_str(": ");
+            line.push_str(&told);
+        }
+        cause = inner.source();
+    }
+    line
+}
+
 /// Serves until told to stop.
 pub fn serve(config: Config) -> Result<Stop, ServeError> {
-    serve_what(config, load)
+    pagoda_kernels::heap::keep_little();
+    serve_what(config, FromFiles)
 }
 
 /// Serves what `load` gives.
@@ -138,8 +161,12 @@ async fn serve_until_stopped(
         TcpListener::bind(address).await.map_err(|cause| ServeError::Listen { address, cause })?;
     let address = listener.local_addr().unwrap_or(address);
 
-    let step_time_max = config.scheduling.step_time_max;
-    let api = Api::with_step_time_max(metrics.clone(), step_time_max);
+    let api = Api::with_step_time_max(metrics.clone(), config.step_time_max);
+    let shared = Shared::new(metrics.clone()).map_err(setup)?;
+    let lineup = Lineup::new(api.clone(), shared, load, &config);
+    if !config.network.admin_keys.is_empty() {
+        api.set_operator(Arc::new(lineup.clone()));
+    }
     let exporter = exporter(&config, &metrics);
     let http = HttpMetrics::new(metrics);
     let hosts = Hosts::of(address, &config.network.allowed_origins);
@@ -151,21 +178,24 @@ async fn serve_until_stopped(
     let serving = tokio::spawn(server.run(listener));
     let upkeep = tokio::spawn(upkeep(api.clone(), keys));
 
-    let loaded = tokio::select! {
-        loaded = load_on_thread(config.clone(), api.clone(), load) => loaded.map(Some),
+    let begun = tokio::select! {
+        begun = begin(config.clone(), lineup.clone()) => begun.map(Some),
         // Nothing runs yet: nothing to finish.
         () = signals.stop() => Ok(None),
     };
-    let outcome = match loaded {
-        Ok(Some(loaded)) => {
-            serve_loaded(&config, (address, &api), loaded, &mut signals, &panics).await.map(Some)
+    let outcome = match begun {
+        Ok(Some(begun)) => {
+            api.set_started();
+            let text = summary::summary(&config, address, &begun);
+            drop(begun);
+            serve_models(&text, &lineup, &mut signals, &panics).await.map(Some)
         }
         Ok(None) => Ok(None),
         Err(error) => Err(error),
     };
     api.start_draining();
-    let thread = match outcome {
-        Ok(thread) => thread,
+    let has_begun = match outcome {
+        Ok(has_begun) => has_begun.is_some(),
         Err(error) => {
             // Streams have their error events; give the sockets a moment to carry them.
             let _ = drain.send(true);
@@ -174,16 +204,42 @@ async fn serve_until_stopped(
             return Err(error);
         }
     };
-    finish_what_runs(&api, &http, config.network.shutdown_timeout, &mut signals).await;
+    let deadline = config.network.shutdown_timeout;
+    lineup.drain(deadline);
+    finish_what_runs(&http, deadline, &mut signals).await;
     let _ = drain.send(true);
     // Idle connections close now; what still writes is given up on.
     let _ = tokio::time::timeout(FLUSH_TIME, serving).await;
     upkeep.abort();
     finish_sending(exporter).await;
-    match thread {
-        Some(thread) => end_of(thread, &panics).await,
-        None => Ok(Stop::Busy),
+    if has_begun { end_of_all(&lineup, &panics).await } else { Ok(Stop::Busy) }
+}
+
+/// Serves what is there until a signal, or until an engine ends.
+async fn serve_models<L: Load>(
+    summary: &str,
+    lineup: &Lineup<L>,
+    signals: &mut Signals,
+    panics: &Panics,
+) -> Result<(), ServeError> {
+    // Nobody reads it if this fails, and that is no reason to stop.
+    let _ = std::io::stdout().lock().write_all(summary.as_bytes());
+    tokio::select! {
+        () = signals.stop() => Ok(()),
+        thread = lineup.failed() => Err(EngineEnd::of(thread, panics).into()),
     }
+}
+
+/// Waits for the engine threads of all models.
+async fn end_of_all<L: Load>(lineup: &Lineup<L>, panics: &Panics) -> Result<Stop, ServeError> {
+    // Without all threads something still loads, or leaves.
+    let Some(threads) = lineup.take_threads() else { return Ok(Stop::Busy) };
+    for thread in threads {
+        if end_of(thread, panics).await? == Stop::Busy {
+            return Ok(Stop::Busy);
+        }
+    }
+    Ok(Stop::Clean)
 }
 
 /// Waits for an engine thread that drains, as long as a step should take.
@@ -196,7 +252,7 @@ async fn end_of(thread: EngineThread, panics: &Panics) -> Result<Stop, ServeErro
     if tokio::time::timeout(FLUSH_TIME, ended).await.is_err() {
         return Ok(Stop::Busy);
     }
-    match EngineEnd::of(thread, panics) {
+    match EngineEnd::of(Some(thread), panics) {
         EngineEnd::Early => Ok(Stop::Clean),
         failed => Err(failed.into()),
     }
@@ -204,20 +260,12 @@ async fn end_of(thread: EngineThread, panics: &Panics) -> Result<Stop, ServeErro
 
 /// Waits for the running requests, a deadline or a second signal. The port stays open meanwhile,
 /// so that a load balancer sees `/ready` turn to 503; new work is refused.
-async fn finish_what_runs(
-    api: &Api,
-    http: &HttpMetrics,
-    deadline: Duration,
-    signals: &mut Signals,
-) {
+async fn finish_what_runs(http: &HttpMetrics, deadline: Duration, signals: &mut Signals) {
     tracing::info!(
         requests = http.active(),
         seconds = deadline.as_secs(),
         "stopping: finishing what runs"
     );
-    for instance in api.instances().iter() {
-        instance.engine.drain(deadline);
-    }
     let finished = async {
         while http.active() > 0 {
             tokio::time::sleep(DRAIN_LOOK_INTERVAL).await;
@@ -245,9 +293,13 @@ fn service(
     hosts: Hosts,
     (api, metrics): (Arc<Api>, Arc<HttpMetrics>),
 ) -> Result<Service, ServeError> {
+    // Nobody may change models without a key: then there is nothing to ask for.
+    let admin_keys = Keys::new(&config.network.admin_keys, None)?;
+    let faces = if admin_keys.is_open() { FACES } else { FACES_WITH_ADMIN };
     Ok(Service {
-        router: Router::new(FACES).ok_or_else(|| ServeError::Setup("no profile".into()))?,
+        router: Router::new(faces).ok_or_else(|| ServeError::Setup("no profile".into()))?,
         keys,
+        admin_keys,
         hosts,
         cors: Cors::new(&config.network.allowed_origins),
         metrics_public: config.network.metrics_public,
@@ -272,56 +324,28 @@ async fn finish_sending(exporter: Option<Exporter>) {
     }
 }
 
-/// Makes what is served from the settings.
-trait Load: FnOnce(&Config, &Metrics) -> Result<Loaded, StartError> + Send + 'static {}
-impl<F: FnOnce(&Config, &Metrics) -> Result<Loaded, StartError> + Send + 'static> Load for F {}
+/// Loads the models to begin with, for seconds or minutes: not on the runtime's threads, which
+/// answer `/ready`.
+async fn begin<L: Load>(config: Config, lineup: Arc<Lineup<L>>) -> Result<Vec<Begun>, ServeError> {
+    let work = move || lineup.begin_with(&config.models);
+    match on_load_thread(work).await.map_err(|error| ServeError::Setup(error.to_string()))? {
+        Some(outcome) => Ok(outcome?),
+        None => Err(ServeError::Setup("loading the model panicked".into())),
+    }
+}
 
-/// Loading computes for seconds or minutes: not on the runtime's threads, which answer `/ready`.
-async fn load_on_thread(
-    config: Config,
-    api: Arc<Api>,
-    load: impl Load,
-) -> Result<Loaded, ServeError> {
-    let (done, loaded) = oneshot::channel();
+/// Runs `work` on a thread of its own; `None` if it panicked. Goes on when the future is dropped.
+async fn on_load_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<Option<T>> {
+    let (done, outcome) = oneshot::channel();
     let thread = std::thread::Builder::new().name("load".into());
-    let work = move || {
+    thread.spawn(move || {
         // Nobody waits any more if the process was told to stop.
-        let _ = done.send(load(&config, &api.metrics));
-    };
-    thread.spawn(work).map_err(|error| ServeError::Setup(error.to_string()))?;
-    match loaded.await {
-        Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(ServeError::Setup("loading the model panicked".into())),
-    }
+        let _ = done.send(work());
+    })?;
+    Ok(outcome.await.ok())
 }
-
-/// Serves the model until a signal, and then gives its engine's thread; or until that ends.
-async fn serve_loaded(
-    config: &Config,
-    (address, api): (SocketAddr, &Arc<Api>),
-    loaded: Loaded,
-    signals: &mut Signals,
-    panics: &Panics,
-) -> Result<EngineThread, ServeError> {
-    let text = summary::summary(config, address, &loaded);
-    let Loaded { instance, thread, .. } = loaded;
-    api.serve(vec![instance.clone()]);
-    // Nobody reads it if this fails, and that is no reason to stop.
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
-    tokio::select! {
-        () = signals.stop() => Ok(thread),
-        () = engine_ended(&instance) => Err(EngineEnd::of(thread, panics).into()),
-    }
-}
-
-async fn engine_ended(instance: &Arc<Instance>) {
-    while instance.engine.is_serving() {
-        tokio::time::sleep(ENGINE_LOOK_INTERVAL).await;
-    }
-}
-
-/// How soon an engine that ended is noticed.
-const ENGINE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whatever has to be done again and again: keys that change, samples that pile up, a watchdog.
 async fn upkeep(api: Arc<Api>, keys: Arc<Keys>) {

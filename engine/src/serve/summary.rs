@@ -1,13 +1,15 @@
 //! What is printed once everything serves: what runs where, and what to try.
+//!
+//! Words for a person, of models in the order of their loads.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::Config;
-use crate::serve::load::Loaded;
+use crate::serve::lineup::Begun;
 
 /// The start-up summary.
-pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> String {
+pub(super) fn summary(config: &Config, address: SocketAddr, begun: &[Begun]) -> String {
     let base = format!("http://{}", reachable(address));
     let mut text = String::new();
     let network = &config.network;
@@ -18,18 +20,25 @@ pub(super) fn summary(config: &Config, address: SocketAddr, loaded: &Loaded) -> 
         (Some(file), _) => format!("whoever has a key ({keys} given, more in {})", file.display()),
     };
     // Writing to a string cannot fail.
-    let _ = writeln!(text, "{}", loaded.summary);
-    let _ = writeln!(text, "served as   {}", config.model.names.join(", "));
+    for Begun { summary, instance, .. } in begun {
+        let _ = writeln!(text, "{summary}");
+        let _ = writeln!(text, "served as   {}", instance.names.join(", "));
+    }
     let _ = writeln!(text, "may call    {who}");
+    if !network.admin_keys.is_empty() {
+        let _ = writeln!(text, "may change  models: whoever has an admin key");
+    }
     if let Some(collector) = &config.traces.collector {
         let _ = writeln!(text, "traces to   {collector}");
     }
-    let _ = writeln!(text, "ready       after {:.1} s", loaded.took.as_secs_f32());
+    let took = begun.iter().map(|one| one.took.as_secs_f32()).sum::<f32>();
+    let _ = writeln!(text, "ready       after {took:.1} s");
     let _ = writeln!(text, "\nListening on {base}");
     let _ = writeln!(text, "  page     {base}/");
     let _ = writeln!(text, "  OpenAI   {base}/v1");
-    let path = if loaded.instance.can_chat() { "chat/completions" } else { "completions" };
-    let body = if loaded.instance.can_chat() {
+    let can_chat = begun.first().is_some_and(|one| one.instance.can_chat());
+    let path = if can_chat { "chat/completions" } else { "completions" };
+    let body = if can_chat {
         r#"{"messages": [{"role": "user", "content": "What is 17 + 25?"}]}"#
     } else {
         r#"{"prompt": "Once upon a time"}"#

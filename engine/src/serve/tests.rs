@@ -2,21 +2,25 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pagoda_kernels::error::KernelError;
 
+use super::load::Loaded;
 use super::*;
+use crate::api::instance::Instance;
 use crate::api::test_support::info;
+use crate::config::ModelConfig;
 use crate::config::flags::Written;
+use crate::memory::{Beside, ModelMemory};
 use crate::request::StepError;
 use crate::runner::{NullRunner, Plan, Runner, Ticket};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::step;
-use crate::text::{TextModel, TextPool};
+use crate::text::TextModel;
 
 /// What happens in the third step.
 enum Plant {
@@ -53,6 +57,38 @@ impl Runner for Planted {
     }
 }
 
+/// Loads one model, which misbehaves.
+struct LoadsPlant(Mutex<Option<Plant>>);
+
+impl Load for LoadsPlant {
+    type Opened = Plant;
+
+    fn open(&self, _: &ModelConfig, _: &Shared) -> Result<Plant, StartError> {
+        Ok(self.0.lock().unwrap().take().unwrap())
+    }
+
+    fn least_bytes(&self, _: &Plant, _: &ModelConfig) -> Result<u64, StartError> {
+        Ok(0)
+    }
+
+    fn load(
+        &self,
+        plant: Plant,
+        (_, shared): (&ModelConfig, &Shared),
+        _: Beside,
+    ) -> Result<Loaded, StartError> {
+        let runner = Planted { runner: NullRunner::new(1, 65), finished: 0, plant };
+        let (engine, thread) =
+            step::start(Box::new(runner), info(), SchedulerSettings::default()).unwrap();
+        let text = TextModel::dummy(300).unwrap();
+        let names = vec!["m".into()];
+        let instance = Instance::new(names, engine, text, shared.texts.clone(), &shared.metrics);
+        let (instance, memory) = (Arc::new(instance), ModelMemory::default());
+        let (summary, source) = (String::new(), "planted".into());
+        Ok(Loaded { instance, thread, summary, memory, source, on_gpu: None })
+    }
+}
+
 /// A process in a thread.
 struct Process {
     address: SocketAddr,
@@ -66,17 +102,8 @@ impl Process {
         drop(free);
         let mut config = Written::default().resolve().unwrap();
         config.network.listen = address;
-        config.scheduling.step_time_max = Duration::from_millis(50);
-        let load = move |_: &Config, metrics: &Metrics| {
-            let runner = Planted { runner: NullRunner::new(1, 65), finished: 0, plant };
-            let (engine, thread) =
-                step::start(Box::new(runner), info(), SchedulerSettings::default()).unwrap();
-            let pool = Arc::new(TextPool::new(1, 16).unwrap());
-            let text = TextModel::dummy(300).unwrap();
-            let instance = Instance::new(vec!["m".into()], engine, text, pool, metrics);
-            let (summary, took) = (String::new(), Duration::ZERO);
-            Ok(Loaded { instance: Arc::new(instance), thread, summary, took })
-        };
+        config.step_time_max = Duration::from_millis(50);
+        let load = LoadsPlant(Mutex::new(Some(plant)));
         let ended = std::thread::spawn(move || serve_what(config, load));
         let process = Process { address, ended };
         process.until("/ready", "200");

@@ -30,6 +30,7 @@ impl From<&ApiError> for ErrorBody {
             ApiError::ContextLength { param, .. } => Some((*param).to_string()),
             ApiError::Template(_) => Some("messages".to_string()),
             ApiError::ModelNotFound(_) => Some("model".to_string()),
+            ApiError::PathNotAllowed(_) => Some("path".to_string()),
             _ => None,
         };
         let error = ErrorFields { message: error.to_string(), r#type, param, code: code(error) };
@@ -50,6 +51,11 @@ fn code(error: &ApiError) -> Option<&'static str> {
         ApiError::ContextLength { .. } => "context_length_exceeded",
         ApiError::Template(_) => "invalid_value",
         ApiError::ModelNotFound(_) => "model_not_found",
+        ApiError::ModelExists(_) => "model_exists",
+        ApiError::ModelChanging { .. } => "model_changing",
+        ApiError::PathNotAllowed(_) => "path_not_allowed",
+        ApiError::LoadFailed(_) => "model_load_failed",
+        ApiError::NoMemory(_) => "insufficient_memory",
         ApiError::UnknownRoute { .. } => "unknown_url",
         ApiError::WrongMethod { .. } => "method_not_supported",
         ApiError::WrongMediaType => "unsupported_content_type",
@@ -94,6 +100,17 @@ mod tests {
                 ApiError::ModelNotFound("x".into()),
                 "404 invalid_request_error model model_not_found",
             ),
+            (ApiError::ModelExists("x".into()), "409 invalid_request_error - model_exists"),
+            (
+                ApiError::ModelChanging { name: "x".into(), change: "loading" },
+                "409 invalid_request_error - model_changing",
+            ),
+            (
+                ApiError::PathNotAllowed("m".into()),
+                "403 invalid_request_error path path_not_allowed",
+            ),
+            (ApiError::LoadFailed("m".into()), "422 invalid_request_error - model_load_failed"),
+            (ApiError::NoMemory("m".into()), "507 server_error - insufficient_memory"),
             (
                 ApiError::UnknownRoute { method, path: at },
                 "404 invalid_request_error - unknown_url",

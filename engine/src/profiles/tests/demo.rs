@@ -15,8 +15,9 @@ use crate::api::Api;
 use crate::api::instance::Instance;
 use crate::config::flags::CommandLine;
 use crate::http::body::BodyBudget;
+use crate::memory::Beside;
 use crate::metrics::Metrics;
-use crate::serve::load::load;
+use crate::serve::load::{Opened, Shared};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -44,8 +45,10 @@ async fn demo() -> Demo {
     let config = CommandLine::parse_from(flags).written.resolve().unwrap();
     let metrics = Metrics::new(false).unwrap();
     let api = Api::new(metrics.clone());
-    let instance = load(&config, &metrics).unwrap().instance;
-    api.serve(vec![instance.clone()]);
+    let shared = Shared::new(metrics.clone()).unwrap();
+    let opened = Opened::open(&config.models[0], &shared).unwrap();
+    let instance = opened.load(&config.models[0], &shared, Beside::default()).unwrap().instance;
+    api.serve(std::slice::from_ref(&instance)).unwrap();
     let setup = Setup::default();
     let bodies = BodyBudget::new(&setup.limits);
     let (address, drain) = listen(setup, bodies, api, metrics).await;

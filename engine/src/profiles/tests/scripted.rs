@@ -56,6 +56,8 @@ pub(super) struct Scripted {
 pub(super) struct Setup {
     /// Static keys.
     pub keys: Vec<String>,
+    /// Keys for changing models.
+    pub admin_keys: Vec<String>,
     /// Allowed origins.
     pub origins: Vec<String>,
     /// Bounds.
@@ -87,7 +89,8 @@ impl Scripted {
             std::thread::spawn(move || run(&inbox, &counters));
             let names = vec!["model-a".to_string(), "org/model-b".to_string()];
             let text = setup.text.take().unwrap_or_else(|| TextModel::dummy(300).unwrap());
-            api.serve(vec![Arc::new(Instance::new(names, engine, text, pool.clone(), &metrics))]);
+            let instance = Instance::new(names, engine, text, pool.clone(), &metrics);
+            api.serve(&[Arc::new(instance)]).unwrap();
         }
         let bodies = BodyBudget::new(&setup.limits);
         let (address, drain) = listen(setup, bodies.clone(), api.clone(), metrics).await;
@@ -134,6 +137,7 @@ pub(super) async fn listen_with(
         hosts: Hosts::of(address, &setup.origins),
         router: Router::new(faces).unwrap(),
         keys: Keys::new(&setup.keys, None).unwrap(),
+        admin_keys: Keys::new(&setup.admin_keys, None).unwrap(),
         cors: Cors::new(&setup.origins),
         metrics_public: false,
         bodies,
