@@ -206,6 +206,10 @@ impl<L: Load> Lineup<L> {
     /// The engine threads of all models; `None` while one more is loaded, or one is being waited for.
     pub(super) fn take_threads(&self) -> Option<Vec<EngineThread>> {
         let _nobody_loads = self.turn_to_load.try_lock().ok()?;
+        // Who has a claim is about to load.
+        if !self.api.models.changing().is_empty() {
+            return None;
+        }
         self.held().iter_mut().map(|held| held.thread.take()).collect()
     }
 
