@@ -3,8 +3,11 @@
 import concurrent.futures
 import contextlib
 import json
+import os
 import pathlib
+import re
 import signal
+import subprocess
 import threading
 import time
 
@@ -344,6 +347,28 @@ def test_the_demo_model_adds_when_it_is_quantized_at_load(models_dir, quantizati
         asked = [{"role": "user", "content": "What is 17 + 25?"}]
         said = sdk(server).chat.completions.create(model="small", messages=asked, temperature=0)
         assert "42" in said.choices[0].message.content, said.choices[0].message.content
+
+
+def test_what_the_readme_tells_operators_to_run(tmp_path):
+    readme = (GOLDENS.parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", readme, re.DOTALL)
+    lines = [line for line in block.splitlines() if line.startswith("curl ")]
+    checkpoint(tmp_path, "org/a", "llama2")
+    checkpoint(tmp_path, "org/a-2", "qwen3")
+    with operated(tmp_path) as server:
+        given = {"AUTH": f"Authorization: {ADMIN['Authorization']}",
+                 "MODELS": f"{server.url}/admin/models"}
+        told = []
+        for line in lines:
+            command = line.replace("curl ", "curl -sS --fail-with-body ", 1)
+            done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60,
+                                  env={**os.environ, **given})
+            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            told.append(json.loads(done.stdout))
+        everything, came, replaced, gone = told
+        assert [model["name"] for model in everything["models"]] == ["pagoda-demo"]
+        assert (came["quantization"], replaced["quantization"]) == ("q4_0", None)
+        assert (gone["state"], served(server)) == ("unloaded", ["pagoda-demo"])
 
 
 def resident(server):
