@@ -205,8 +205,7 @@ impl<L: Load> Lineup<L> {
 
     /// The engine threads of all models; `None` while one more is loaded, or one is being waited for.
     pub(super) fn take_threads(&self) -> Option<Vec<EngineThread>> {
-        let _nobody_loads = self.turn_to_load.try_lock().ok()?;
-        // Who has a claim is about to load.
+        // Whoever loads has a claim, from before its turn until after it.
         if !self.api.models.changing().is_empty() {
             return None;
         }
