@@ -1,0 +1,15 @@
+//! Pagoda's control plane: users, keys, models, agents, sessions and usage over Postgres.
+//!
+//! A request flows through `http` (route, credential, body), a face in `profiles` (its document's
+//! names and shapes), an operation in `operations` (what is done, no HTTP in it) and `database`
+//! (one transaction that writes, audits and publishes). What data planes need leaves through
+//! `internal`. ARCHITECTURE.md has the whole picture.
+
+/// Connections, migrations and the one way to write.
+pub mod database;
+
+/// Whose fault it was.
+pub mod fault;
+
+/// What the installation alone knows.
+pub mod secrets;
