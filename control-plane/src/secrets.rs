@@ -126,7 +126,7 @@ fn derived(root: &Secret, purpose: &[u8]) -> Result<Secret, SecretsError> {
 fn make(path: &Path) -> Result<(), SecretsError> {
     let fail = |source| SecretsError::File { path: path.into(), source };
     let root = Secret::random().map_err(|_| SecretsError::System)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(folder).map_err(fail)?;
     let unfinished = path.with_extension(format!("{}.new", uuid::Uuid::now_v7()));
     let mut file = OpenOptions::new()

@@ -38,7 +38,7 @@ pub struct Delta {
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// The record as it is now.
-    Put(Item),
+    Put(Box<Item>),
     /// No record of this kind has this id any more.
     Remove(Kind, Uuid),
 }
