@@ -9,7 +9,7 @@ use serde_json::Value;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 use pagoda_engine::http::body::room_bytes;
-use pagoda_engine::http::values::ValueCount;
+use pagoda_http::values::ValueCount;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;

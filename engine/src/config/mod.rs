@@ -201,24 +201,10 @@ impl std::fmt::Debug for NetworkSettings {
 /// Bounds of everything that comes from the network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
-    /// Open connections.
-    pub connections_max: u32,
-    /// Bytes of a request head: line and headers.
-    pub head_bytes_max: usize,
-    /// Headers of a request.
-    pub headers_max: usize,
-    /// Time for a request head, and for an idle connection to bring the next one.
-    pub head_timeout: Duration,
-    /// Bytes of a request body.
-    pub body_bytes_max: u64,
+    /// Sockets, heads and bodies.
+    pub http: pagoda_http::limits::Limits,
     /// Bytes of memory for request bodies: being read, parsed, or waiting to be token ids.
     pub body_bytes_total: u64,
-    /// Time for a request body.
-    pub body_timeout: Duration,
-    /// Time that a client may take none of the bytes that wait for it.
-    pub write_timeout: Duration,
-    /// Streams of one HTTP/2 connection.
-    pub http2_streams_max: u32,
     /// Messages of a conversation.
     pub messages_max: usize,
     /// Prompts of one completions request.
@@ -236,16 +222,8 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            connections_max: 4096,
-            head_bytes_max: 64 << 10,
-            headers_max: 100,
-            // Longer than the 60 s that balancers keep idle connections.
-            head_timeout: Duration::from_secs(65),
-            body_bytes_max: 8 << 20,
+            http: pagoda_http::limits::Limits::default(),
             body_bytes_total: 256 << 20,
-            body_timeout: Duration::from_secs(60),
-            write_timeout: Duration::from_secs(60),
-            http2_streams_max: 256,
             messages_max: 4096,
             prompts_max: 256,
             choices_max: 256,

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pagoda_http::limits::Limits as HttpLimits;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
@@ -270,18 +271,15 @@ fn listen(written: &Written) -> Result<SocketAddr, ConfigError> {
 
 fn limits(written: &Written) -> Result<Limits, ConfigError> {
     let defaults = Limits::default();
-    let connections = written.max_connections.unwrap_or(defaults.connections_max);
-    let body = written.max_body_bytes.map_or(defaults.body_bytes_max, |bytes| bytes.0);
+    let connections = written.max_connections.unwrap_or(defaults.http.connections_max);
+    let body = written.max_body_bytes.map_or(defaults.http.body_bytes_max, |bytes| bytes.0);
     if !(1024..=1 << 32).contains(&body) {
         return Err(value("max-body-bytes", "must be from 1KiB to 4GiB"));
     }
+    let connections = positive("max-connections", connections.into())?;
+    let connections_max = up_to("max-connections", connections, 1_000_000)?;
     Ok(Limits {
-        connections_max: up_to(
-            "max-connections",
-            positive("max-connections", connections.into())?,
-            1_000_000,
-        )?,
-        body_bytes_max: body,
+        http: HttpLimits { connections_max, body_bytes_max: body, ..defaults.http },
         body_bytes_total: defaults.body_bytes_total.max(body),
         ..defaults
     })
@@ -374,7 +372,7 @@ mod tests {
         let config = with_file(text, &["--port", "9001"]).unwrap();
         assert_eq!(config.network.listen.port(), 9001);
         assert_eq!(config.models[0].model.max_model_len, Some(8000));
-        assert_eq!(config.limits.body_bytes_max, 2048);
+        assert_eq!(config.limits.http.body_bytes_max, 2048);
         assert_eq!(config.models[0].model.dtype, Some(DType::Bf16));
         assert!(!config.models[0].scheduling.prefix_cache);
         assert_eq!(config.network.allowed_origins, ["https://a"]);

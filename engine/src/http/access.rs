@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use crate::http::uses::Use;
+use pagoda_http::reply::Record;
+
 use crate::metrics::HttpMetrics;
 use crate::trace::Trace;
 use crate::trace::record::Ended;
@@ -33,7 +34,6 @@ pub struct Access {
     tally: Arc<Tally>,
     metrics: Arc<HttpMetrics>,
     trace: Trace,
-    _use: Option<Use>,
 }
 
 impl Access {
@@ -56,13 +56,7 @@ impl Access {
             tally: Arc::default(),
             metrics,
             trace,
-            _use: None,
         }
-    }
-
-    /// The connection is in use as long as the request.
-    pub(super) fn set_use(&mut self, of_connection: Option<Use>) {
-        self._use = of_connection;
     }
 
     /// Names the route once it is found.
@@ -89,9 +83,10 @@ impl Access {
     pub fn trace(&self) -> Trace {
         self.trace.clone()
     }
+}
 
-    /// The whole answer was handed to the socket.
-    pub fn complete(&mut self) {
+impl Record for Access {
+    fn complete(&mut self) {
         self.complete = true;
     }
 }

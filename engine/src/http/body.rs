@@ -1,20 +1,18 @@
-//! Reads a request body: bounded in bytes and time, and against a budget of memory for all bodies.
+//! Reads a request body's JSON against a budget of memory for all bodies.
 //!
 //! What a body takes is reserved before it is taken: its text several times over, and its values
 //! by a count that is made as the text arrives. Nobody queues for room: whoever finds too little
 //! tries again for a while, so that a large body that waits holds up no other, and small bodies
-//! have a part of their own, so that they never wait for large ones. A body that is too large is read on and thrown away
-//! for a while after the answer, because a connection closed over unread data resets, and the
-//! client would never see the 413.
+//! have a part of their own, so that they never wait for large ones.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
 use hyper::HeaderMap;
-use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, ORIGIN};
+use hyper::body::Incoming;
+use pagoda_http::body::{Arriving, BodyError, json_fault, open_json};
+use pagoda_http::values::ValueCount;
 use serde_json::{Map, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -22,7 +20,6 @@ use tokio::time::Instant;
 use crate::api::error::ApiError;
 use crate::api::room::Room;
 use crate::config::Limits;
-use crate::http::values::ValueCount;
 
 /// Room for bodies that are in memory at the same time.
 #[derive(Debug)]
@@ -31,10 +28,9 @@ pub struct BodyBudget {
     small: Arc<Semaphore>,
     /// KiB for all others.
     large: Arc<Semaphore>,
-    body_bytes_max: u64,
+    limits: pagoda_http::limits::Limits,
     /// What one body may take.
     room_bytes_max: u64,
-    timeout: Duration,
 }
 
 /// A parsed body. The room of its values is free again once this is dropped; that of its text goes
@@ -71,7 +67,7 @@ pub fn room_bytes(text_bytes: u64, values: u64) -> u64 {
 impl BodyBudget {
     /// Budget after the limits.
     pub fn new(limits: &Limits) -> Arc<Self> {
-        let text = room_bytes(limits.body_bytes_max, 0).saturating_add(ROOM_STEP_BYTES);
+        let text = room_bytes(limits.http.body_bytes_max, 0).saturating_add(ROOM_STEP_BYTES);
         let largest = text.saturating_add(room_bytes(0, VALUES_MIN));
         let small = limits.body_bytes_total / SMALL_PARTS;
         // The largest body alone always fits.
@@ -83,9 +79,8 @@ impl BodyBudget {
         Arc::new(BodyBudget {
             small: pool(small),
             large: pool(large),
-            body_bytes_max: limits.body_bytes_max,
+            limits: limits.http.clone(),
             room_bytes_max: largest.max(limits.body_bytes_total / BODY_PARTS) - ROOM_STEP_BYTES,
-            timeout: limits.body_timeout,
         })
     }
 
@@ -95,22 +90,9 @@ impl BodyBudget {
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<BodyObject, ApiError> {
-        let declared = body.size_hint().upper();
-        let refused = if !claims_json(headers) {
-            Some(ApiError::WrongMediaType)
-        } else if !is_plain(headers) {
-            Some(ApiError::WrongEncoding)
-        } else if declared.is_some_and(|bytes| bytes > self.body_bytes_max) {
-            Some(ApiError::TooLarge { limit: self.body_bytes_max })
-        } else {
-            None
-        };
-        if let Some(refused) = refused {
-            self.linger(headers, body);
-            return Err(refused);
-        }
+        let mut arriving = open_json(&self.limits, headers, body)?;
         let mut room = self.no_room()?;
-        let bytes = self.read(headers, body, &mut room).await?;
+        let bytes = self.read(&mut arriving, &mut room).await.inspect_err(|_| arriving.refuse())?;
         let text_kib = room_bytes(bytes.len() as u64, 0).div_ceil(1024) as usize;
         let (object, mut room) = parse(bytes, room).await?;
         let values = room.split(room.num_permits().saturating_sub(text_kib));
@@ -144,7 +126,7 @@ impl BodyBudget {
         // At most what `new` found room for, below 4 TiB.
         let stepped = bytes.max(held.saturating_add(ROOM_STEP_BYTES));
         let kib = u32::try_from(stepped.div_ceil(1024)).unwrap_or(u32::MAX);
-        let deadline = Instant::now() + ROOM_WAIT_MAX.min(self.timeout);
+        let deadline = Instant::now() + ROOM_WAIT_MAX.min(self.limits.body_timeout);
         loop {
             if is_small && grow_in(&self.small, room, kib) || grow_in(&self.large, room, kib) {
                 return Ok(());
@@ -159,57 +141,33 @@ impl BodyBudget {
     /// Room is taken as bytes arrive, so that a claim alone takes none from others.
     async fn read(
         &self,
-        headers: &HeaderMap,
-        mut body: Incoming,
+        arriving: &mut Arriving,
         room: &mut OwnedSemaphorePermit,
     ) -> Result<Bytes, ApiError> {
-        let late = ApiError::BodyTimeout { seconds: self.timeout.as_secs() };
         let (mut bytes, mut values) = (BytesMut::new(), ValueCount::default());
-        let deadline = Instant::now() + self.timeout;
-        loop {
-            let frame = match tokio::time::timeout_at(deadline, body.frame()).await {
-                Ok(Some(Ok(frame))) => frame,
-                Ok(None) => return Ok(bytes.freeze()),
-                // Broken framing; a body that breaks off has no reader for this answer.
-                Ok(Some(Err(_))) => {
-                    return Err(ApiError::BadJson("The request body is broken.".into()));
-                }
-                Err(_) => return Err(late),
-            };
-            let Ok(data) = frame.into_data() else { continue };
-            if (bytes.len() + data.len()) as u64 > self.body_bytes_max {
-                self.linger(headers, body);
-                return Err(ApiError::TooLarge { limit: self.body_bytes_max });
-            }
+        while let Some(data) = arriving.next().await? {
             values.feed(&data);
             let num_bytes = (bytes.len() + data.len()) as u64;
             let left = self.room_bytes_max.saturating_sub(room_bytes(num_bytes, 0));
             if values.count() > left / VALUE_BYTES {
-                self.linger(headers, body);
                 return Err(ApiError::TooManyValues { limit: left / VALUE_BYTES });
             }
-            if let Err(busy) = self.grow(room, room_bytes(num_bytes, values.count())).await {
-                self.linger(headers, body);
-                return Err(busy);
-            }
+            self.grow(room, room_bytes(num_bytes, values.count())).await?;
             bytes.extend_from_slice(&data);
         }
+        Ok(bytes.freeze())
     }
+}
 
-    /// Reads on in the background, so that the answer to a body we refuse is seen.
-    pub fn linger(&self, headers: &HeaderMap, mut body: Incoming) {
-        // A client that expects waits for our answer before it sends; reading would invite it.
-        if body.is_end_stream() || headers.contains_key(EXPECT) {
-            return;
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::WrongMediaType => ApiError::WrongMediaType,
+            BodyError::WrongEncoding => ApiError::WrongEncoding,
+            BodyError::TooLarge { limit } => ApiError::TooLarge { limit },
+            BodyError::Late { time } => ApiError::BodyTimeout { seconds: time.as_secs() },
+            BodyError::Broken => ApiError::BadJson(error.to_string()),
         }
-        let mut left = self.body_bytes_max.saturating_mul(LINGER_BODIES_MAX).max(LINGER_BYTES_MIN);
-        tokio::spawn(tokio::time::timeout(LINGER_TIME_MAX, async move {
-            while let Some(Ok(frame)) = body.frame().await {
-                let read = frame.data_ref().map_or(0, Bytes::len) as u64;
-                let Some(rest) = left.checked_sub(read) else { break };
-                left = rest;
-            }
-        }));
     }
 }
 
@@ -245,31 +203,6 @@ const ROOM_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// How often it looks.
 const ROOM_RETRY_EVERY: Duration = Duration::from_millis(10);
-
-/// A refused body is read on for at most this long,
-const LINGER_TIME_MAX: Duration = Duration::from_secs(20);
-
-/// and for at most this many times the largest body,
-const LINGER_BODIES_MAX: u64 = 4;
-
-/// but at least this far.
-const LINGER_BYTES_MIN: u64 = 64 << 20;
-
-/// Absent is taken for JSON, but not from a browser. Anything else is refused: a page of another
-/// origin can send forms, plain text and bytes of no type without asking, but not JSON.
-fn claims_json(headers: &HeaderMap) -> bool {
-    let Some(value) = headers.get(CONTENT_TYPE) else { return !headers.contains_key(ORIGIN) };
-    let Ok(value) = value.to_str() else { return false };
-    let kind = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
-}
-
-/// Whether the body is sent as it is.
-fn is_plain(headers: &HeaderMap) -> bool {
-    let plain =
-        |value: &hyper::header::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
-    headers.get_all(CONTENT_ENCODING).iter().all(plain)
-}
 
 /// Lets `room` be of `kib` in `pool`, where it may or may not be yet; false if too little is left.
 fn grow_in(pool: &Arc<Semaphore>, room: &mut OwnedSemaphorePermit, kib: u32) -> bool {
@@ -307,57 +240,15 @@ fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(ApiError::BadJson("The request body must be a JSON object.".into())),
         Err(error) => Err(ApiError::BadJson(format!(
-            "We could not parse the JSON body of your request: {} at line {} column {}.",
-            kind_of(&error),
-            error.line(),
-            error.column()
+            "We could not parse the JSON body of your request: {}.",
+            json_fault(&error)
         ))),
-    }
-}
-
-/// serde's own text can quote the body, and bodies never reach a log.
-fn kind_of(error: &serde_json::Error) -> &'static str {
-    match error.classify() {
-        serde_json::error::Category::Eof => "unexpected end",
-        serde_json::error::Category::Syntax => "syntax error",
-        serde_json::error::Category::Data => "value out of range",
-        serde_json::error::Category::Io => "unreadable",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::HeaderValue;
-
-    #[test]
-    fn only_json_is_json() {
-        let claims = |kind: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-            claims_json(&headers)
-        };
-        assert!(claims_json(&HeaderMap::new()));
-        let from_page = (ORIGIN, HeaderValue::from_static("https://evil.example"));
-        assert!(!claims_json(&HeaderMap::from_iter([from_page])));
-        assert!(claims("application/json"));
-        assert!(claims("Application/JSON; charset=utf-8"));
-        assert!(claims("application/vnd.openai.v1+json"));
-        assert!(!claims("text/plain"));
-        assert!(!claims("application/x-www-form-urlencoded"));
-        assert!(!claims("multipart/form-data; boundary=application/json"));
-    }
-
-    #[test]
-    fn only_a_plain_body_is_read() {
-        let plain = |encoding: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
-            is_plain(&headers)
-        };
-        assert!(is_plain(&HeaderMap::new()) && plain("identity") && plain("Identity"));
-        assert!(!plain("gzip") && !plain("identity, br") && !plain(""));
-    }
 
     #[test]
     fn broken_json_is_told_without_quoting_it() {

@@ -1,49 +1,17 @@
-//! From socket to route and back.
+//! What the data plane adds to its HTTP server: routes, keys, room for bodies, and the record of a
+//! request. Sockets, bounds and answers are the crate `pagoda_http`'s.
 
 /// One line a request, and its metrics.
 pub mod access;
 
-/// Request bodies, bounded.
+/// Request bodies, within a budget of memory.
 pub mod body;
-
-/// How many values a body has.
-pub mod values;
-
-/// Cross-origin requests.
-pub mod cors;
-
-/// Names that the server answers to.
-pub mod hosts;
 
 /// Static API keys.
 pub mod keys;
-
-/// Answers.
-pub mod reply;
-
-/// JSON as text in blocks.
-pub mod json_text;
-
-/// Content that is dropped when nobody takes it.
-pub mod untaken;
-
-/// `X-Request-Id`.
-pub mod request_id;
 
 /// Routes and how they are found.
 pub mod route;
 
 /// One request.
 pub mod service;
-
-/// Accepts connections.
-pub mod server;
-
-/// A socket with deadlines.
-pub mod io;
-
-/// Requests of a connection.
-mod uses;
-
-/// Server-sent events.
-pub mod sse;

@@ -1,13 +1,14 @@
 //! Routes: what a face offers, and which route a request means.
 //!
-//! The path is looked at exactly once, undecoded; the route found decides about keys and handler
-//! alike, so no second reading of the path can disagree with the first.
+//! The path is looked at exactly once; the route found decides about keys and handler alike.
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Method};
+use pagoda_http::path::{self, Found, Tail};
+use pagoda_http::reply::Reply;
 
 use crate::api::Api;
 use crate::api::error::ApiError;
@@ -15,7 +16,6 @@ use crate::config::Limits;
 use crate::http::access::Tally;
 use crate::http::body::{BodyBudget, BodyObject};
 use crate::http::keys::Caller;
-use crate::http::reply::Reply;
 use crate::metrics::HttpMetrics;
 use crate::trace::Trace;
 
@@ -138,28 +138,17 @@ impl Router {
 
     /// Finds the route. `path` is the request's path as it came.
     pub fn find(&self, method: &Method, path: &str) -> Routed {
-        let wanted = if method == Method::HEAD { &Method::GET } else { method };
-        let mut other_methods: Option<(&'static Face, &'static str, Vec<&'static str>)> = None;
-        for face in self.faces {
-            for route in face.routes {
-                let Some(rest) = matches(route.path, path) else { continue };
-                if route.method == *wanted {
-                    return Routed::Found { face, route, rest };
-                }
-                let (_, _, methods) =
-                    other_methods.get_or_insert_with(|| (face, route.path, Vec::new()));
-                methods.push(known(&route.method));
+        let routes = self.faces.iter().flat_map(|&face| {
+            face.routes.iter().map(move |route| (&route.method, route.path, (face, route)))
+        });
+        match path::find(routes, method, path, Tail::Rest) {
+            Found::Route { route: (face, route), params } => {
+                Routed::Found { face, route, rest: params.into_last() }
             }
-        }
-        match other_methods {
-            Some((face, path, mut methods)) => {
-                if methods.contains(&"GET") {
-                    methods.push("HEAD");
-                }
-                methods.push("OPTIONS");
-                Routed::WrongMethod { face, path, allow: methods.join(", ") }
+            Found::WrongMethod { first: (face, route), allow } => {
+                Routed::WrongMethod { face, path: route.path, allow }
             }
-            None => Routed::Unknown { face: self.covering(path) },
+            Found::Unknown => Routed::Unknown { face: self.covering(path) },
         }
     }
 
@@ -173,47 +162,6 @@ impl Router {
     }
 }
 
-/// `Some(rest)` if `path` has the form of `pattern`.
-fn matches(pattern: &str, path: &str) -> Option<Option<String>> {
-    match pattern.strip_suffix("{id}") {
-        None => (pattern == path).then_some(None),
-        Some(prefix) => {
-            let rest = path.strip_prefix(prefix).filter(|rest| !rest.is_empty())?;
-            percent_decoded(rest).map(Some)
-        }
-    }
-}
-
-/// `None` if an escape is broken or the bytes are no UTF-8.
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let (escape, after) = rest.split_at_checked(2)?;
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        let value = digit(escape[0])? * 16 + digit(escape[1])?;
-        bytes.push(u8::try_from(value).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
-}
-
-/// Methods that routes have, as static text.
-fn known(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "PUT" => "PUT",
-        "DELETE" => "DELETE",
-        "PATCH" => "PATCH",
-        _ => "POST",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,7 +172,7 @@ mod tests {
     }
 
     fn error(_: &ApiError) -> Reply {
-        crate::http::reply::json(StatusCode::NOT_FOUND, &())
+        pagoda_http::reply::json(StatusCode::NOT_FOUND, &())
     }
 
     const fn route(method: Method, path: &'static str) -> Route {

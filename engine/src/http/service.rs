@@ -3,7 +3,6 @@
 //! A handler's panic ends its own request with a 500. Dropping the future, which hyper does when
 //! the client leaves, drops the handler and with it its request in the engine.
 
-use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -14,17 +13,20 @@ use hyper::header::{
 };
 use hyper::http::request;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use pagoda_http::body::linger;
+use pagoda_http::cors::Cors;
+use pagoda_http::hosts::Hosts;
+use pagoda_http::peer::Peer;
+use pagoda_http::reply::{Reply, ReplyBody};
+use pagoda_http::request_id::{REQUEST_ID, header_value, request_id};
+use pagoda_http::server::Answer;
 
 use crate::api::Api;
 use crate::api::error::ApiError;
 use crate::config::Limits;
 use crate::http::access::Access;
 use crate::http::body::BodyBudget;
-use crate::http::cors::Cors;
-use crate::http::hosts::Hosts;
 use crate::http::keys::{Caller, Keys};
-use crate::http::reply::{Reply, ReplyBody};
-use crate::http::request_id::{REQUEST_ID, header_value, request_id};
 use crate::http::route::{AccessRule, Call, CallContext, Face, Routed, Router};
 use crate::metrics::HttpMetrics;
 use crate::trace::Tracer;
@@ -56,15 +58,13 @@ pub struct Service {
     pub tracer: Tracer,
 }
 
-impl Service {
-    /// Answers one request; never fails.
-    pub async fn answer(&self, request: Request<Incoming>) -> Result<Reply, Infallible> {
-        let (mut head, body) = request.into_parts();
+impl Answer for Service {
+    async fn answer(&self, request: Request<Incoming>, _: Peer) -> Reply {
+        let (head, body) = request.into_parts();
         let id = request_id(&head.headers);
         let trace = self.tracer.begin(&head.headers);
         let metrics = self.metrics.clone();
         let mut access = Access::begin(id.clone(), &head.method, metrics, trace.clone());
-        access.set_use(head.extensions.remove());
         let routed = self.router.find(&head.method, head.uri.path());
         let face = match &routed {
             Routed::Found { face, .. }
@@ -86,18 +86,18 @@ impl Service {
                         answer_or_error(face, (route.serve)(call)).await
                     }
                     Err(refused) => {
-                        self.bodies.linger(&head.headers, body);
+                        linger(&self.limits.http, &head.headers, body);
                         error_reply(face, &refused)
                     }
                 }
             }
             Routed::WrongMethod { path, allow, .. } => {
                 access.set_route(path);
-                self.bodies.linger(&head.headers, body);
+                linger(&self.limits.http, &head.headers, body);
                 self.other_method(face, &head.method, head.uri.path(), &allow, &head.headers)
             }
             Routed::Unknown { .. } => {
-                self.bodies.linger(&head.headers, body);
+                linger(&self.limits.http, &head.headers, body);
                 let (method, path) = (shown(head.method.as_str()), shown(head.uri.path()));
                 error_reply(face, &ApiError::UnknownRoute { method, path })
             }
@@ -109,10 +109,11 @@ impl Service {
         }
         access.set_status(reply.status().as_u16());
         let reply = if head.method == Method::HEAD { without_body(reply) } else { reply };
-        let untaken_max = self.limits.write_timeout;
-        Ok(reply.map(|body| body.guarded(access, untaken_max)))
+        reply.map(|body| body.recorded(Box::new(access)))
     }
+}
 
+impl Service {
     fn context(&self, id: Arc<str>, caller: Caller, access: &Access) -> CallContext {
         CallContext {
             id,
@@ -135,8 +136,8 @@ impl Service {
             AccessRule::Admin => self.admin_keys.authenticate(&head.headers),
             AccessRule::Key | AccessRule::Metrics => {
                 // A key that a page cannot know protects better than any name.
-                if self.keys.is_open() {
-                    self.hosts.check(&head.uri, &head.headers)?;
+                if self.keys.is_open() && !self.hosts.allow(&head.uri, &head.headers) {
+                    return Err(ApiError::ForeignHost);
                 }
                 self.keys.authenticate(&head.headers)
             }
@@ -199,6 +200,9 @@ fn error_reply(face: &Face, error: &ApiError) -> Reply {
     }
     reply
 }
+
+/// Headers of answers that pages of other origins may read.
+pub const READABLE_HEADERS: &str = "x-request-id, x-pagoda-ignored, x-api-profile, retry-after";
 
 /// Headers of every answer.
 fn carry(headers: &mut HeaderMap, id: &str, face: &Face) {

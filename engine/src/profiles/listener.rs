@@ -4,11 +4,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hyper::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY};
 use hyper::{Method, StatusCode};
+use pagoda_http::reply::{Reply, json as json_reply, with_type};
 use serde_json::json;
 
 use crate::api::error::ApiError;
 use crate::api::{Api, Condition};
-use crate::http::reply::{Reply, json as json_reply, with_type};
 use crate::http::route::{AccessRule, Call, Face, Route};
 use crate::page;
 use crate::profiles::openai;

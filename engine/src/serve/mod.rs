@@ -29,6 +29,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pagoda_http::cors::Cors;
+use pagoda_http::hosts::Hosts;
+use pagoda_http::server::{Server, Settings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -36,12 +39,9 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{Api, Condition};
 use crate::config::Config;
 use crate::http::body::BodyBudget;
-use crate::http::cors::Cors;
-use crate::http::hosts::Hosts;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::route::Router;
-use crate::http::server::Server;
-use crate::http::service::Service;
+use crate::http::service::{READABLE_HEADERS, Service};
 use crate::metrics::{HttpMetrics, Metrics, TraceMetrics};
 use crate::profiles::{FACES, FACES_WITH_ADMIN};
 use crate::step::EngineThread;
@@ -152,7 +152,7 @@ async fn serve_until_stopped(
 ) -> Result<Stop, ServeError> {
     let setup = |error: std::io::Error| ServeError::Setup(error.to_string());
     let mut signals = Signals::new().map_err(setup)?;
-    open_files::allow(config.limits.connections_max);
+    open_files::allow(config.limits.http.connections_max);
     let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
     let metrics =
         Metrics::new(config.vllm_metrics).map_err(|error| ServeError::Setup(error.to_string()))?;
@@ -174,7 +174,9 @@ async fn serve_until_stopped(
     let mut service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
     service.tracer = tracer.unwrap_or_default();
     let (drain, draining) = watch::channel(false);
-    let server = Server::new(Arc::new(service), config.limits.clone(), draining);
+    let limits = config.limits.http.clone();
+    let settings = Settings { limits, connections: http.connections.clone() };
+    let server = Server::new(Arc::new(service), settings, draining);
     let serving = tokio::spawn(server.run(listener));
     let upkeep = tokio::spawn(upkeep(api.clone(), keys));
 
@@ -301,7 +303,7 @@ fn service(
         keys,
         admin_keys,
         hosts,
-        cors: Cors::new(&config.network.allowed_origins),
+        cors: Cors::new(&config.network.allowed_origins, READABLE_HEADERS),
         metrics_public: config.network.metrics_public,
         limits: Arc::new(config.limits.clone()),
         bodies: BodyBudget::new(&config.limits),

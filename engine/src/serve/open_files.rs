@@ -23,7 +23,7 @@ pub(super) fn allow(connections_max: u32) {
     }
 }
 
-/// A connection's socket has two names (`http::server`).
+/// A connection's socket has two names (`pagoda_http::connection`).
 const FILES_OF_CONNECTION: u64 = 2;
 
 /// Files, pipes and sockets of everything else.

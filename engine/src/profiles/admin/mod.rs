@@ -14,12 +14,12 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use hyper::{Method, StatusCode};
+use pagoda_http::reply::{Reply, json as json_reply};
 use serde_json::json;
 
 use crate::api::error::ApiError;
 use crate::api::operator::{Operator, Wanted};
 use crate::api::shown;
-use crate::http::reply::{Reply, json as json_reply};
 use crate::http::route::{AccessRule, Call, Face, Route};
 use crate::profiles::openai;
 use wire::{Asked, Going};

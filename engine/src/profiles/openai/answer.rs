@@ -5,6 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hyper::header::{HeaderName, HeaderValue};
+use pagoda_http::json_text::JsonText;
+use pagoda_http::reply::Reply;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
@@ -12,8 +14,6 @@ use crate::api::generation::{EndReason, Generation, Piece};
 use crate::api::instance::Instance;
 use crate::handle::AnswerRoom;
 use crate::http::access::Tally;
-use crate::http::json_text::JsonText;
-use crate::http::reply::Reply;
 use crate::metrics::HttpMetrics;
 use crate::profiles::openai::prompt_part::{PromptPart, WrittenPart};
 use crate::profiles::openai::wire::Wire;

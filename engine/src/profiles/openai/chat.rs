@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use pagoda_http::json_text::JsonText;
+use pagoda_http::reply::Reply;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Start};
 use crate::api::instance::{Conversation, Instance, Intake, Work};
-use crate::http::json_text::JsonText;
-use crate::http::reply::Reply;
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
     Collected, CollectedChoice, Head, StopReason, Usage, collect, finish_reason, note_ignored,

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use pagoda_http::json_text::JsonText;
+use pagoda_http::reply::Reply;
 use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Start};
 use crate::api::instance::{Instance, Intake, Work};
 use crate::api::room::Room;
-use crate::http::json_text::JsonText;
-use crate::http::reply::Reply;
 use crate::http::route::Call;
 use crate::profiles::openai::answer::{
     CollectedChoice, Head, StopReason, Usage, collect_all, finish_reason, note_ignored, stop_reason,

@@ -1,9 +1,9 @@
 //! The shape of errors: `{"error": {"message", "type", "param", "code"}}`, everywhere.
 
+use pagoda_http::reply::{Reply, json};
 use serde::Serialize;
 
 use crate::api::error::{ApiError, Fault};
-use crate::http::reply::{Reply, json};
 
 /// A body that tells an error; also the last event of a stream that fails.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use pagoda_http::json_text::{List, SharedText};
 use serde::{Serialize, Serializer};
 
 use crate::api::instance::Instance;
-use crate::http::json_text::{List, SharedText};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;
 use crate::text::Tokenizer;

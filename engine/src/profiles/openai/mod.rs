@@ -51,9 +51,9 @@ pub mod errors;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use hyper::Method;
+use pagoda_http::reply::Reply;
 
 use crate::api::error::ApiError;
-use crate::http::reply::Reply;
 use crate::http::route::{AccessRule, Call, Face, Route};
 
 /// Every route of this face.

@@ -1,11 +1,11 @@
 //! `/v1/models`: what is served, under every name.
 
 use hyper::StatusCode;
+use pagoda_http::reply::{Reply, json};
 use serde::Serialize;
 
 use crate::api::error::ApiError;
 use crate::api::instance::Instance;
-use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 
 #[derive(Serialize)]

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use pagoda_http::json_text::{JsonText, List, SharedText};
+
 use crate::api::error::ApiError;
 use crate::api::generation::AnswerBytes;
 use crate::api::instance::Instance;
 use crate::api::room::Room;
-use crate::http::json_text::{JsonText, List, SharedText};
 use crate::profiles::openai::logprobs::{self, TextColumns, TokenNames, WrittenColumns};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;

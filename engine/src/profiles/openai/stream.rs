@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
+use pagoda_http::json_text::JsonText;
+use pagoda_http::reply::Reply;
+use pagoda_http::sse::{self, Encoder};
 
 use crate::api::error::ApiError;
 use crate::api::generation::{EndReason, Generation, Piece};
 use crate::handle::AnswerRoom;
 use crate::http::access::Tally;
-use crate::http::json_text::JsonText;
-use crate::http::reply::Reply;
-use crate::http::sse::{self, Encoder};
 use crate::profiles::openai::answer::Usage;
 use crate::profiles::openai::errors::ErrorBody;
 use crate::profiles::openai::wire::Wire;

@@ -1,12 +1,12 @@
 //! `/tokenize` and `/detokenize`, as vLLM has them: text or a conversation to ids, and back.
 
 use hyper::StatusCode;
+use pagoda_http::reply::{Reply, json};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::api::error::ApiError;
 use crate::api::instance::{Conversation, Intake};
-use crate::http::reply::{Reply, json};
 use crate::http::route::Call;
 use crate::profiles::openai::answer::note_ignored;
 use crate::profiles::openai::messages;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::StatusCode;
+use pagoda_http::json_text::{JsonText, List, SharedText};
+use pagoda_http::reply::{Reply, json_blocks, with_type};
 
 use crate::api::instance::Instance;
 use crate::handle::AnswerRoom;
-use crate::http::json_text::{JsonText, List, SharedText};
-use crate::http::reply::{Reply, json_blocks, with_type};
 use crate::profiles::openai::answer::{CollectedChoice, Head};
 use crate::profiles::openai::logprobs::{Column, TokenNames};
 use crate::profiles::openai::wire::Wire;

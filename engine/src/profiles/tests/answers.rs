@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pagoda_http::json_text::SharedText;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -12,7 +13,6 @@ use tokio::sync::Semaphore;
 use super::client::{post, request};
 use super::scripted::{Scripted, Setup};
 use crate::api::room::Room;
-use crate::http::json_text::SharedText;
 use crate::profiles::openai::prompt_part::{PromptPart, WrittenPart, answer_bytes};
 use crate::profiles::openai::wire::Wire;
 use crate::request::TokenOut;

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
+use pagoda_http::limits::Limits as HttpLimits;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -92,8 +93,9 @@ fn chat_frames(stream_id: u32, text: &str, stream: bool) -> Vec<u8> {
 
 #[tokio::test]
 async fn an_answer_of_http2_that_nobody_takes_is_dropped_and_its_request_cancelled() {
-    let limits = Limits { write_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let write_timeout = Duration::from_millis(50);
+    let server =
+        Scripted::with(bounded(HttpLimits { write_timeout, ..HttpLimits::default() })).await;
     let mut socket = connect(&server).await;
     let (settings, initial_window_size) = (4, [0, 4, 0, 0, 0, 0]);
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -164,8 +166,9 @@ async fn a_connection_serves_many_requests() {
 
 #[tokio::test]
 async fn a_connection_of_http2_without_requests_ends_whatever_it_answers_to_pings() {
-    let limits = Limits { head_timeout: Duration::from_millis(50), ..Limits::default() };
-    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let head_timeout = Duration::from_millis(50);
+    let server =
+        Scripted::with(bounded(HttpLimits { head_timeout, ..HttpLimits::default() })).await;
     let mut socket = connect(&server).await;
     let (settings, ping, ack) = (4, 6, 1);
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -184,19 +187,29 @@ async fn a_connection_of_http2_without_requests_ends_whatever_it_answers_to_ping
 }
 
 fn small() -> Setup {
-    let limits = Limits {
+    bounded(HttpLimits {
         body_bytes_max: 2048,
         body_timeout: Duration::from_millis(200),
         head_timeout: Duration::from_millis(300),
-        ..Limits::default()
-    };
+        ..HttpLimits::default()
+    })
+}
+
+/// A server with these bounds.
+fn bounded(http: HttpLimits) -> Setup {
+    Setup { limits: Limits { http, ..Limits::default() }, ..Setup::default() }
+}
+
+/// Bounds of a megabyte for a body, and of what all of them take.
+fn megabyte(body_bytes_total: u64) -> Setup {
+    let http = HttpLimits { body_bytes_max: 1 << 20, ..HttpLimits::default() };
+    let limits = Limits { http, body_bytes_total, ..Limits::default() };
     Setup { limits, ..Setup::default() }
 }
 
 #[tokio::test]
 async fn bodies_that_are_only_announced_take_no_room_from_others() {
-    let limits = Limits { body_bytes_max: 1 << 20, body_bytes_total: 1 << 20, ..Limits::default() };
-    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let server = Scripted::with(megabyte(1 << 20)).await;
     let mut silent = Vec::new();
     for _ in 0..8 {
         let mut socket = connect(&server).await;
@@ -217,8 +230,9 @@ async fn bodies_that_are_only_announced_take_no_room_from_others() {
 
 #[tokio::test]
 async fn small_bodies_find_room_beside_large_ones() {
-    let limits = Limits { body_timeout: Duration::from_secs(2), ..Limits::default() };
-    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let body_timeout = Duration::from_secs(2);
+    let server =
+        Scripted::with(bounded(HttpLimits { body_timeout, ..HttpLimits::default() })).await;
     let large = json!({"prompt": vec![1; 60_000]});
     let large_error = async || post(server.address, "/v1/completions", &large).await.error();
     let held = server.bodies.take_large();
@@ -265,8 +279,7 @@ async fn a_prompt_that_waits_keeps_its_room_also_when_its_client_has_left() {
 
 #[tokio::test]
 async fn bodies_are_bounded_by_the_values_in_them() {
-    let limits = Limits { body_bytes_max: 1 << 20, body_bytes_total: 0, ..Limits::default() };
-    let server = Scripted::with(Setup { limits, ..Setup::default() }).await;
+    let server = Scripted::with(megabyte(0)).await;
     for (num_ids, told) in
         [(60_000, "400 prompt context_length_exceeded"), (80_000, "413 - request_too_large")]
     {

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
+use pagoda_http::cors::Cors;
+use pagoda_http::hosts::Hosts;
+use pagoda_http::server::{Server, Settings};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -16,12 +19,9 @@ use crate::config::Limits;
 use crate::handle::stream::{EventSink, FlatToken};
 use crate::handle::{Inbox, Message, border};
 use crate::http::body::BodyBudget;
-use crate::http::cors::Cors;
-use crate::http::hosts::Hosts;
 use crate::http::keys::Keys;
 use crate::http::route::{Face, Router};
-use crate::http::server::Server;
-use crate::http::service::Service;
+use crate::http::service::{READABLE_HEADERS, Service};
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::model::info::InstanceInfo;
 use crate::profiles::FACES;
@@ -138,7 +138,7 @@ pub(super) async fn listen_with(
         router: Router::new(faces).unwrap(),
         keys: Keys::new(&setup.keys, None).unwrap(),
         admin_keys: Keys::new(&setup.admin_keys, None).unwrap(),
-        cors: Cors::new(&setup.origins),
+        cors: Cors::new(&setup.origins, READABLE_HEADERS),
         metrics_public: false,
         bodies,
         limits: Arc::new(setup.limits.clone()),
@@ -147,7 +147,9 @@ pub(super) async fn listen_with(
         tracer: Tracer::default(),
     };
     let (drain, draining) = watch::channel(false);
-    tokio::spawn(Server::new(Arc::new(service), setup.limits, draining).run(listener));
+    let settings =
+        Settings { limits: setup.limits.http, connections: service.metrics.connections.clone() };
+    tokio::spawn(Server::new(Arc::new(service), settings, draining).run(listener));
     (address, drain)
 }
 

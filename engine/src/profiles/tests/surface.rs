@@ -3,6 +3,7 @@
 use futures_util::future::{BoxFuture, ready};
 use futures_util::{FutureExt, StreamExt, stream};
 use hyper::Method;
+use pagoda_http::reply::{Reply, ReplyBody};
 use serde_json::json;
 
 use tokio::io::AsyncWriteExt;
@@ -13,7 +14,6 @@ use super::scripted::{Scripted, Setup, listen_with, until};
 use crate::api::Api;
 use crate::api::error::ApiError;
 use crate::http::body::BodyBudget;
-use crate::http::reply::{Reply, ReplyBody};
 use crate::http::route::{AccessRule, Call, Face, Route};
 use crate::metrics::Metrics;
 use crate::profiles::openai::errors::render;

@@ -15,7 +15,7 @@ use atomic_waker::AtomicWaker;
 use tokio::task::AbortHandle;
 
 /// Content behind a deadline.
-pub struct Untaken<T> {
+pub(crate) struct Untaken<T> {
     shared: Arc<Shared<T>>,
     watch: AbortHandle,
 }
@@ -26,8 +26,8 @@ struct Shared<T> {
     clock: Arc<Clock>,
 }
 
-/// Since when there is something to take. Without a lock: what an answer waits for wakes it from
-/// the engine thread.
+/// Since when there is something to take. Without a lock: what an answer waits for may wake it from a
+/// thread that must not wait.
 struct Clock {
     began: Instant,
     /// Milliseconds after `began`, or [`NOTHING`].
@@ -39,7 +39,7 @@ const NOTHING: u64 = u64::MAX;
 
 impl<T: Send + 'static> Untaken<T> {
     /// Drops `content` once nothing of it is taken for `timeout`.
-    pub fn new(content: T, timeout: Duration) -> Self {
+    pub(crate) fn new(content: T, timeout: Duration) -> Self {
         let clock = Arc::new(Clock {
             began: Instant::now(),
             since_ms: AtomicU64::new(0),
@@ -51,7 +51,7 @@ impl<T: Send + 'static> Untaken<T> {
     }
 
     /// Takes of the content; `None` if it was dropped.
-    pub fn poll<R>(
+    pub(crate) fn poll<R>(
         &self,
         cx: &mut Context<'_>,
         take: impl FnOnce(&mut T, &mut Context<'_>) -> Poll<R>,
@@ -69,7 +69,7 @@ impl<T: Send + 'static> Untaken<T> {
     }
 
     /// Looks at the content, unless it was dropped.
-    pub fn look<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+    pub(crate) fn look<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
         self.shared.lock().as_ref().map(look)
     }
 }

@@ -1,8 +1,8 @@
 //! What a route answers: a status, headers and a body that is whole or a stream of frames.
 //!
-//! The last step of the flow before the socket. Dropping a [`ReplyBody`] drops what feeds it, and
-//! with it the request in the engine: hyper does so as soon as the client leaves, and a body that nobody
-//! takes for too long frees what it holds by itself.
+//! The last step of the flow before the socket. Dropping a [`ReplyBody`] drops what feeds it: hyper does
+//! so as soon as the client leaves, and a body that nobody takes for too long frees what it holds by
+//! itself.
 
 use std::io;
 use std::pin::Pin;
@@ -15,8 +15,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::http::access::Access;
-use crate::http::untaken::Untaken;
+use crate::untaken::Untaken;
+use crate::uses::Use;
 
 /// An answer on its way to the socket.
 pub type Reply = Response<ReplyBody>;
@@ -24,7 +24,13 @@ pub type Reply = Response<ReplyBody>;
 /// Frames that appear over time. Ends when the answer does.
 pub type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
 
-/// A body, and the record that is written once the body is gone.
+/// What is to be done once an answer is over: whoever implements it does so when it is dropped.
+pub trait Record: Send {
+    /// The whole answer was handed to the socket.
+    fn complete(&mut self);
+}
+
+/// A body, and the record that ends with it.
 pub struct ReplyBody(Held);
 
 enum Held {
@@ -35,7 +41,8 @@ enum Held {
 
 struct Parts {
     content: Content,
-    access: Option<Access>,
+    record: Option<Box<dyn Record>>,
+    _use: Option<Use>,
 }
 
 enum Content {
@@ -47,23 +54,31 @@ impl ReplyBody {
     /// A body that is already whole.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        Self::new(Content::Full((!bytes.is_empty()).then_some(bytes)), None)
+        Self::new(Content::Full((!bytes.is_empty()).then_some(bytes)))
     }
 
     /// A body that appears over time.
     pub fn frames(frames: Frames) -> Self {
-        Self::new(Content::Frames(frames), None)
+        Self::new(Content::Frames(frames))
     }
 
-    fn new(content: Content, access: Option<Access>) -> Self {
-        ReplyBody(Held::Here(Parts { content, access }))
+    fn new(content: Content) -> Self {
+        ReplyBody(Held::Here(Parts { content, record: None, _use: None }))
     }
 
-    /// Ties the request's record to the body's end, and bounds the time in which nobody takes any
-    /// of it. What is over by then has its record written, and frees what feeds it.
-    pub fn guarded(self, access: Access, untaken_max: Duration) -> Self {
+    /// Ties the request's record to the body's end.
+    pub fn recorded(mut self, record: Box<dyn Record>) -> Self {
+        if let Held::Here(parts) = &mut self.0 {
+            parts.record = Some(record);
+        }
+        self
+    }
+
+    /// Ties the use of the connection to the body's end, and bounds the time in which nobody takes
+    /// any of it. What is over by then has its record dropped, and frees what feeds it.
+    pub(crate) fn guarded(self, in_use: Use, untaken_max: Duration) -> Self {
         let Held::Here(mut parts) = self.0 else { return self };
-        parts.access = Some(access);
+        parts._use = Some(in_use);
         if parts.is_short() {
             return ReplyBody(Held::Here(parts));
         }
@@ -105,8 +120,8 @@ impl Parts {
     }
 
     fn note_end(&mut self) {
-        if let Some(access) = &mut self.access {
-            access.complete();
+        if let Some(record) = &mut self.record {
+            record.complete();
         }
     }
 }

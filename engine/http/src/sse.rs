@@ -7,8 +7,8 @@ use bytes::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use crate::http::json_text::JsonText;
-use crate::http::reply::{Frames, Reply, ReplyBody};
+use crate::json_text::JsonText;
+use crate::reply::{Frames, Reply, ReplyBody};
 
 /// The frame that ends a stream in OpenAI's shape.
 pub const DONE: &str = "data: [DONE]\n\n";

@@ -1,7 +1,7 @@
 //! Requests of one connection, so that a connection without any does not stay for ever.
 //!
-//! Counts and decides nothing else. HTTP/2 peers may keep a connection open by answering pings alone; HTTP/1 connections have hyper's
-//! own deadline for the next head.
+//! Counts and decides nothing else. HTTP/2 peers may keep a connection open by answering
+//! pings alone; HTTP/1 connections have hyper's own deadline for the next head.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,21 +9,16 @@ use std::time::Duration;
 
 /// How many requests began, and how many of them are over.
 #[derive(Debug, Default)]
-pub(super) struct Uses {
+pub(crate) struct Uses {
     begun: AtomicU64,
     over: AtomicU64,
 }
 
-/// A request that goes on until its answer's body is gone. Travels in the request's extensions.
-#[derive(Clone, Debug)]
-pub(super) struct Use {
-    _one: Arc<OneUse>,
-}
-
+/// A request that goes on until its answer's body is gone.
 #[derive(Debug)]
-struct OneUse(Arc<Uses>);
+pub(crate) struct Use(Arc<Uses>);
 
-impl Drop for OneUse {
+impl Drop for Use {
     fn drop(&mut self) {
         self.0.over.fetch_add(1, Relaxed);
     }
@@ -31,13 +26,13 @@ impl Drop for OneUse {
 
 impl Uses {
     /// A request begins.
-    pub(super) fn begin(self: &Arc<Self>) -> Use {
+    pub(crate) fn begin(self: &Arc<Self>) -> Use {
         self.begun.fetch_add(1, Relaxed);
-        Use { _one: Arc::new(OneUse(self.clone())) }
+        Use(self.clone())
     }
 
     /// Returns once no request went on for at least `time`, and at most twice that.
-    pub(super) async fn until_unused(&self, time: Duration) {
+    pub(crate) async fn until_unused(&self, time: Duration) {
         let mut seen = None;
         loop {
             let (begun, over) = (self.begun.load(Relaxed), self.over.load(Relaxed));
@@ -59,11 +54,9 @@ mod tests {
         let uses = Arc::new(Uses::default());
         let time = Duration::from_millis(10);
         let running = uses.begin();
-        let also_in_the_body = running.clone();
-        drop(running);
         let waits = tokio::time::timeout(10 * time, uses.until_unused(time));
         assert!(waits.await.is_err(), "a request goes on");
-        drop(also_in_the_body);
+        drop(running);
         uses.until_unused(time).await;
     }
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A socket that fails with `TimedOut` when a deadline passes.
-pub struct TimedIo<S> {
+pub(crate) struct TimedIo<S> {
     socket: S,
     /// Runs until the connection has said which HTTP it speaks.
     opening: Option<Pin<Box<Sleep>>>,
@@ -26,7 +26,7 @@ pub struct TimedIo<S> {
 
 impl<S> TimedIo<S> {
     /// Wraps a socket that was just accepted.
-    pub fn new(socket: S, opening_timeout: Duration, write_timeout: Duration) -> Self {
+    pub(crate) fn new(socket: S, opening_timeout: Duration, write_timeout: Duration) -> Self {
         TimedIo {
             socket,
             opening: Some(Box::pin(sleep(opening_timeout))),

@@ -10,19 +10,22 @@ use hyper::header::{
 };
 
 /// Origins whose pages may call.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Cors {
     any: bool,
     origins: Vec<String>,
+    exposed: HeaderValue,
 }
 
 impl Cors {
-    /// Allow-list of origins as browsers send them (`https://host:port`); `*` is any.
-    pub fn new(origins: &[String]) -> Self {
+    /// Allow-list of origins as browsers send them (`https://host:port`); `*` is any. Pages may read
+    /// the headers `exposed` of an answer, comma-separated.
+    pub fn new(origins: &[String], exposed: &'static str) -> Self {
         let plain = |origin: &String| origin.trim_end_matches('/').to_ascii_lowercase();
         Cors {
             any: origins.iter().any(|origin| origin == "*"),
             origins: origins.iter().map(plain).collect(),
+            exposed: HeaderValue::from_static(exposed),
         }
     }
 
@@ -35,10 +38,7 @@ impl Cors {
         answer.append(VARY, HeaderValue::from_static("origin"));
         let Some(origin) = self.allowed_origin(request) else { return };
         answer.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        answer.insert(
-            ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("x-request-id, x-pagoda-ignored, x-api-profile, retry-after"),
-        );
+        answer.insert(ACCESS_CONTROL_EXPOSE_HEADERS, self.exposed.clone());
     }
 
     /// Adds what answers a preflight. `methods` are those of the path, as in `Allow`.
@@ -71,7 +71,8 @@ mod tests {
     use super::*;
 
     fn allowed(list: &[&str], origin: &'static str) -> Option<String> {
-        let cors = Cors::new(&list.iter().map(|origin| origin.to_string()).collect::<Vec<_>>());
+        let cors =
+            Cors::new(&list.iter().map(|origin| origin.to_string()).collect::<Vec<_>>(), "x-a");
         let mut request = HeaderMap::new();
         request.insert(ORIGIN, HeaderValue::from_static(origin));
         let mut answer = HeaderMap::new();
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_preflight_of_another_origin_learns_nothing() {
-        let cors = Cors::new(&["https://a".into()]);
+        let cors = Cors::new(&["https://a".into()], "");
         let mut request = HeaderMap::new();
         request.insert(ORIGIN, HeaderValue::from_static("https://b"));
         let mut answer = HeaderMap::new();
