@@ -11,5 +11,17 @@ pub mod database;
 /// Whose fault it was.
 pub mod fault;
 
+/// From socket to route and back.
+pub mod http;
+
+/// What is counted.
+pub mod metrics;
+
+/// What can be done.
+pub mod operations;
+
+/// What one contract calls it.
+pub mod profiles;
+
 /// What the installation alone knows.
 pub mod secrets;

@@ -1,0 +1,14 @@
+//! What one contract calls it: a folder a profile, a line each in [`FACES`].
+//!
+//! Routes, names, envelopes and errors of the documents; each handler calls one operation.
+
+/// Health, readiness, version and metrics: the listener's own.
+pub mod listener;
+
+/// The enterprise platform's contract.
+pub mod enterprise;
+
+use crate::http::route::Face;
+
+/// All profiles; each is mounted under `/profiles/<name>`.
+pub static FACES: &[&Face] = &[&enterprise::FACE];
