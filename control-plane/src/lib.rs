@@ -25,3 +25,6 @@ pub mod profiles;
 
 /// What the installation alone knows.
 pub mod secrets;
+
+/// The life of the server.
+pub mod serve;
