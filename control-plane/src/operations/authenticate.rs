@@ -134,10 +134,11 @@ impl Operations {
     ) -> Result<Principal, Fault> {
         let verifier = self.verifier(client).await?;
         let now = Timestamp::now().as_second();
-        let claims = verifier.verify(&token.0, now).map_err(|error| match error {
+        let verified = verifier.verify(&token.0, now).map_err(|error| match error {
             TokenError::Expired => Fault::Unauthenticated(Unknown::Expired),
             TokenError::Invalid | TokenError::Early => wrong(),
         })?;
+        let claims = verified.claims;
         let statement = client
             .prepare_cached(
                 "select u.role, u.networks, u.enabled and u.epoch = $2 and l.ended_at is null

@@ -10,6 +10,12 @@ pub mod api_key;
 /// Batches of what data planes did.
 pub mod batch;
 
+/// Who calls.
+pub mod gate;
+
+/// What one data plane knows now.
+pub mod known;
+
 /// Slices of limits and budgets.
 pub mod lease;
 

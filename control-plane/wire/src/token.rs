@@ -98,8 +98,18 @@ pub struct Verifier {
 
 #[derive(Clone)]
 struct Known {
+    kid: String,
     header: String,
     key: std::sync::Arc<ParsedPublicKey>,
+}
+
+/// A token that is whole, ours and in its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified<'a> {
+    /// What it says.
+    pub claims: Claims,
+    /// The id of the key that says so.
+    pub kid: &'a str,
 }
 
 /// No Ed25519 key.
@@ -152,7 +162,11 @@ impl Verifier {
     /// A verifier that takes tokens under any of `keys`.
     pub fn new(issuer: &str, audience: &str, keys: &[PublicKey]) -> Result<Self, NoKey> {
         let known = |key: &PublicKey| {
-            Ok(Known { header: header(&key.kid), key: std::sync::Arc::new(key.parsed()?) })
+            Ok(Known {
+                kid: key.kid.clone(),
+                header: header(&key.kid),
+                key: std::sync::Arc::new(key.parsed()?),
+            })
         };
         Ok(Verifier {
             issuer: issuer.into(),
@@ -161,8 +175,8 @@ impl Verifier {
         })
     }
 
-    /// What `token` says at `now`, if it is whole, ours and in its time.
-    pub fn verify(&self, token: &str, now: i64) -> Result<Claims, TokenError> {
+    /// What `token` says at `now`, if it is whole, ours and in its time, and the key that says so.
+    pub fn verify(&self, token: &str, now: i64) -> Result<Verified<'_>, TokenError> {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(TokenError::Invalid);
         }
@@ -176,7 +190,7 @@ impl Verifier {
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Invalid)?;
         let claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenError::Invalid)?;
         self.check(&claims, now)?;
-        Ok(claims)
+        Ok(Verified { claims, kid: &known.kid })
     }
 
     fn check(&self, claims: &Claims, now: i64) -> Result<(), TokenError> {
@@ -253,11 +267,12 @@ mod tests {
         let (signer, claims) = (signer(), claims());
         let verifier = verifier(&signer);
         let token = signer.sign(&claims);
-        assert_eq!(verifier.verify(&token, NOW), Ok(claims.clone()));
-        assert_eq!(verifier.verify(&token, NOW + 299), Ok(claims.clone()));
-        assert_eq!(verifier.verify(&token, NOW + 300), Err(TokenError::Expired));
-        assert_eq!(verifier.verify(&token, NOW - SKEW_S), Ok(claims));
-        assert_eq!(verifier.verify(&token, NOW - SKEW_S - 1), Err(TokenError::Early));
+        let says = |now| verifier.verify(&token, now).map(|verified| verified.claims);
+        assert_eq!(says(NOW), Ok(claims.clone()));
+        assert_eq!(says(NOW + 299), Ok(claims.clone()));
+        assert_eq!(says(NOW + 300), Err(TokenError::Expired));
+        assert_eq!(says(NOW - SKEW_S), Ok(claims));
+        assert_eq!(says(NOW - SKEW_S - 1), Err(TokenError::Early));
     }
 
     #[test]
