@@ -4,6 +4,7 @@ Never a hang, never a panic, and nobody else's answer changes."""
 
 import concurrent.futures
 import json
+import os
 import struct
 
 import httpx
@@ -41,6 +42,11 @@ def folder_instead(path):
     path.mkdir()
 
 
+def fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def zeros(path):
     path.write_bytes(bytes(path.stat().st_size))
 
@@ -55,8 +61,8 @@ def half_of_the_shards(path):
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", WEIGHTS])
 @pytest.mark.parametrize(
-    "fault", [remove, cut(0), cut(0.00001), cut(0.3), cut(0.9), dangle, loop, folder_instead, zeros],
-    ids=["removed", "empty", "four bytes", "a third", "most", "dangling", "loop", "folder", "zeros"],
+    "fault", [remove, cut(0), cut(0.00001), cut(0.3), cut(0.9), dangle, loop, folder_instead, fifo, zeros],
+    ids=["removed", "empty", "four bytes", "a third", "most", "dangling", "loop", "folder", "fifo", "zeros"],
 )
 def test_a_fault_in_a_file_ends_the_start_with_a_line_that_names_it(tmp_path, file, fault):
     folder = checkpoint(tmp_path / "m")

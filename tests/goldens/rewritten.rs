@@ -52,8 +52,8 @@ impl TensorSource for PermutedHeads {
         self.inner.stored_dtype(name)
     }
 
-    fn release(&self, name: &str) {
-        self.inner.release(name);
+    fn release(&self, name: &str) -> Result<(), SourceError> {
+        self.inner.release(name)
     }
 
     fn names(&self) -> Vec<&str> {
@@ -81,8 +81,8 @@ impl TensorSource for SwappedHalves {
         self.inner.stored_dtype(name)
     }
 
-    fn release(&self, name: &str) {
-        self.inner.release(name);
+    fn release(&self, name: &str) -> Result<(), SourceError> {
+        self.inner.release(name)
     }
 
     fn names(&self) -> Vec<&str> {

@@ -3,8 +3,7 @@
 //! A folder, the embedded demo and a folder without weights all become one [`Checkpoint`], so that
 //! everything behind this knows one way only. Nothing in a folder is ever executed.
 
-use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use super::source::quantized::Dequantized;
 use super::source::safetensors::Safetensors;
 use super::source::{SourceError, TensorSource};
 use pagoda_kernels::dtype::DType;
+use pagoda_kernels::file_map::open_regular;
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,8 +108,11 @@ impl ModelFiles {
     pub fn read(folder: &Path) -> Result<Self, SourceError> {
         let optional = |name: &str, limit: u64| -> Result<Option<Bytes>, SourceError> {
             let path = folder.join(name);
-            let bytes = path.exists().then(|| read_bounded(&path, limit)).transpose()?;
-            Ok(bytes.map(Bytes::from))
+            // A link that leads nowhere is a damaged folder, not one without the file.
+            match std::fs::symlink_metadata(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                _ => Ok(Some(read_bounded(&path, limit)?.into())),
+            }
         };
         let chat_template = match optional("chat_template.jinja", MAX_JSON_BYTES)? {
             Some(bytes) => Some(template_text(folder, bytes)?),
@@ -164,13 +167,14 @@ fn template_text(folder: &Path, bytes: Bytes) -> Result<String, SourceError> {
     })
 }
 
-/// A whole file of at most `limit` bytes.
+/// A whole regular file of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, SourceError> {
     let file = path.display().to_string();
     let failed = |e: std::io::Error| SourceError::new(&file, None, format!("cannot be read: {e}"));
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file that is too large, whatever its metadata says.
-    File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let opened = open_regular(path).map_err(failed)?;
+    opened.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {
         return Err(SourceError::new(&file, None, format!("is larger than {limit} bytes")));
     }
@@ -189,6 +193,90 @@ mod tests {
         assert_eq!(read_bounded(&path, 5).unwrap(), b"12345");
         assert!(read_bounded(&path, 4).unwrap_err().to_string().ends_with("larger than 4 bytes"));
         assert!(read_bounded(folder.path(), 4).is_err());
+    }
+
+    /// Puts something where a file belongs.
+    type Put = Box<dyn Fn(&Path)>;
+
+    /// What may lie in a folder under the name of a file.
+    fn others(place: &Path) -> [(&'static str, Put); 5] {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let socket = std::os::unix::net::UnixListener::bind(place).unwrap();
+        [
+            ("folder", Box::new(|path| std::fs::create_dir(path).unwrap())),
+            ("FIFO", Box::new(|path| mknodat(CWD, path, FileType::Fifo, Mode::RUSR, 0).unwrap())),
+            ("device", Box::new(|path| std::os::unix::fs::symlink("/dev/zero", path).unwrap())),
+            ("device", Box::new(|path| std::os::unix::fs::symlink("/dev/tty", path).unwrap())),
+            (
+                "socket",
+                Box::new(move |path| {
+                    let address = socket.local_addr().unwrap();
+                    let place = address.as_pathname().unwrap();
+                    std::os::unix::fs::symlink(place, path).unwrap();
+                }),
+            ),
+        ]
+    }
+
+    /// A checkpoint's folder with every file that is read of one, sharded or not.
+    fn checkpoint(is_sharded: bool) -> tempfile::TempDir {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens");
+        let folder = tempfile::tempdir().unwrap();
+        let from = goldens.join(if is_sharded { "qwen3_moe_sharded" } else { "llama3" });
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        for name in ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"] {
+            std::fs::write(folder.path().join(name), "{}").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_by_name_and_never_waited_for() {
+        let sockets = tempfile::tempdir().unwrap();
+        let small = [
+            "config.json",
+            "generation_config.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "tokenizer.json",
+            "tokenizer.model",
+            "x.tiktoken",
+        ];
+        let large = [(false, "model.safetensors"), (false, "model.safetensors.index.json")];
+        let shards = [
+            (true, "model.safetensors.index.json"),
+            (true, "model-00001-of-00005.safetensors"),
+            (true, "model-00005-of-00005.safetensors"),
+        ];
+        let files = small.map(|name| (false, name)).into_iter().chain(large).chain(shards);
+        for (number, (is_sharded, name)) in files.enumerate() {
+            for (kind, put) in others(&sockets.path().join(number.to_string())) {
+                let folder = checkpoint(is_sharded);
+                let path = folder.path().join(name);
+                let _ = std::fs::remove_file(&path);
+                put(&path);
+                let source = ModelSource::Folder(folder.path().to_owned());
+                let said = Checkpoint::open(&source).map(drop).unwrap_err().to_string();
+                let told = format!("{name}: cannot be read: is a {kind}, not a regular file");
+                assert!(said.ends_with(&told), "{name}, {kind}: {said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_missing_file() {
+        let folder = checkpoint(false);
+        let source = ModelSource::Folder(folder.path().to_owned());
+        Checkpoint::open(&source).unwrap();
+        let path = folder.path().join("chat_template.jinja");
+        std::fs::remove_file(&path).unwrap();
+        Checkpoint::open(&source).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        let said = Checkpoint::open(&source).map(drop).unwrap_err().to_string();
+        assert!(said.contains("chat_template.jinja: cannot be read"), "{said}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use pagoda_kernels::weight_format::{Quantization, WeightFormat};
 
 use self::part::{Part, bias, weight};
 use super::error::LoadError;
-use super::source::TensorSource;
+use super::source::{SourceError, TensorSource};
 use super::spec::{AttentionSpec, LayerSpec, Mixer, MlpSpec, ModelSpec, MoeSpec};
 
 /// Rows of tensors that a weight is made of.
@@ -277,7 +277,7 @@ impl<D: Device> Packer<'_, D> {
         let tensors = part::read(self.source, parts)?;
         let hosts = part::as_hosts(parts, &tensors)?;
         let packed = self.device.pack(&hosts, stacking, format).map_err(refusal(parts))?;
-        self.finish(parts, format);
+        self.finish(parts, format)?;
         Ok(packed)
     }
 
@@ -299,7 +299,7 @@ impl<D: Device> Packer<'_, D> {
             let hosts = part::as_hosts(&parts, &tensors)?;
             let packed = self.device.pack_expert(&mut experts, expert, &hosts, stacking);
             packed.map_err(refusal(&parts))?;
-            self.finish(&parts, format);
+            self.finish(&parts, format)?;
         }
         Ok(experts)
     }
@@ -324,17 +324,18 @@ impl<D: Device> Packer<'_, D> {
         }
         let vector = self.device.vector(&values);
         let vector = vector.map_err(LoadError::device(format!("loading {}", parts[0].name)))?;
-        self.finish(parts, DType::F32.into());
+        self.finish(parts, DType::F32.into())?;
         Ok(vector)
     }
 
-    /// Counts what was packed and gives its pages back.
-    fn finish(&mut self, parts: &[Part], format: WeightFormat) {
+    /// Counts what was packed and gives its pages back; an error if they could not be read.
+    fn finish(&mut self, parts: &[Part], format: WeightFormat) -> Result<(), SourceError> {
         for part in parts {
-            self.source.release(&part.name);
+            self.source.release(&part.name)?;
             self.bytes += (part.rows.len() * format.row_bytes(part.cols)) as u64;
             self.used.insert(part.name.clone());
         }
+        Ok(())
     }
 
     fn log_unused(&self) {

@@ -115,6 +115,20 @@ fn a_checkpoint_that_lies_is_one_error_with_file_tensor_and_reason() {
 }
 
 #[test]
+fn a_file_that_is_cut_after_it_was_opened_ends_the_load_and_not_the_process() {
+    for (case, tensor) in [("qwen3", "model."), ("fp8_tensor", "model.")] {
+        let (folder, source) = changed(case, "unused_here", 1);
+        let checkpoint = Checkpoint::open(&source).unwrap();
+        let file = fs::File::options().write(true).open(folder.path().join("model.safetensors"));
+        file.unwrap().set_len(4096).unwrap();
+        let error = load_checkpoint(checkpoint, &small(), &|_| ()).map(drop).unwrap_err();
+        let said = error.to_string();
+        let told = ["model.safetensors: tensor", tensor, "to 4096 bytes while it was read"];
+        assert!(told.iter().all(|part| said.contains(part)), "{case}: {said}");
+    }
+}
+
+#[test]
 fn settings_that_cannot_be_are_refused_by_name() {
     let llama = ModelSource::Folder(golden("llama2"));
     let said = |options: LoadOptions| refusal(&llama, &options);
@@ -188,9 +202,9 @@ impl TensorSource for Held {
         self.source.stored_dtype(name)
     }
 
-    fn release(&self, name: &str) {
+    fn release(&self, name: &str) -> Result<(), SourceError> {
         self.now.fetch_sub(1, SeqCst);
-        self.source.release(name);
+        self.source.release(name)
     }
 
     fn names(&self) -> Vec<&str> {

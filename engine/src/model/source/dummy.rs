@@ -59,7 +59,9 @@ impl TensorSource for Dummy {
         Some(self.dtype)
     }
 
-    fn release(&self, _name: &str) {}
+    fn release(&self, _name: &str) -> Result<(), SourceError> {
+        Ok(())
+    }
 
     fn names(&self) -> Vec<&str> {
         Vec::new()

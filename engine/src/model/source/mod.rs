@@ -27,8 +27,9 @@ pub trait TensorSource: Send + Sync {
     /// The type that the tensor is stored in, if it is there.
     fn stored_dtype(&self, name: &str) -> Option<DType>;
 
-    /// Gives back the memory behind a tensor that has been packed.
-    fn release(&self, name: &str);
+    /// Gives back the memory behind a tensor that has been packed; an error if what was packed may
+    /// be none of the checkpoint's, because a file could not be read any more.
+    fn release(&self, name: &str) -> Result<(), SourceError>;
 
     /// Names of all tensors, ascending; empty if the source invents them.
     fn names(&self) -> Vec<&str>;

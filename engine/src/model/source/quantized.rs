@@ -111,13 +111,13 @@ impl TensorSource for Dequantized {
         self.files.stored_dtype(name)
     }
 
-    fn release(&self, name: &str) {
-        self.files.release(name);
+    fn release(&self, name: &str) -> Result<(), SourceError> {
+        self.files.release(name)?;
         let ends: &[&str] = match &self.stored {
             StoredQuantization::Fp8(fp8) => fp8.scale_names,
             StoredQuantization::Int4(_) => &[CODES, OF_CODES[0], OF_CODES[1], OF_CODES[2]],
         };
-        ends.iter().for_each(|end| self.files.release(&beside(name, end)));
+        ends.iter().try_for_each(|end| self.files.release(&beside(name, end)))
     }
 
     fn names(&self) -> Vec<&str> {

@@ -92,7 +92,8 @@ impl Safetensors {
     /// Opens the checkpoint in `folder`.
     pub fn open(folder: &Path) -> Result<Self, SourceError> {
         let index = folder.join(INDEX);
-        if index.exists() {
+        // A link that leads nowhere is there, too, and is told by its name.
+        if index.symlink_metadata().is_ok() {
             return Self::open_shards(folder, &index);
         }
         let single = folder.join(SINGLE);
@@ -132,7 +133,11 @@ impl Safetensors {
 
     /// Takes in a shard's header.
     fn add(&mut self, shard: Shard) -> Result<(), SourceError> {
-        let entries = header::parse(shard.bytes.all())
+        let parsed = header::parse(shard.bytes.all());
+        if let ShardBytes::Mapped(map) = &shard.bytes {
+            map.check().map_err(|e| SourceError::new(&shard.file, None, e.to_string()))?;
+        }
+        let entries = parsed
             .map_err(|(name, reason)| SourceError::new(&shard.file, name.as_deref(), reason))?;
         for (name, entry) in entries {
             if let Some((other, _)) = self.entries.get(&name) {
@@ -182,12 +187,12 @@ impl TensorSource for Safetensors {
         self.entries.get(name).and_then(|(_, entry)| readable_dtype(&entry.dtype))
     }
 
-    fn release(&self, name: &str) {
-        if let Some((shard, entry)) = self.entries.get(name)
-            && let ShardBytes::Mapped(map) = &self.shards[*shard].bytes
-        {
-            map.release(entry.bytes.clone());
-        }
+    fn release(&self, name: &str) -> Result<(), SourceError> {
+        let Some((shard, entry)) = self.entries.get(name) else { return Ok(()) };
+        let Shard { file, bytes } = &self.shards[*shard];
+        let ShardBytes::Mapped(map) = bytes else { return Ok(()) };
+        map.release(entry.bytes.clone());
+        map.check().map_err(|error| SourceError::new(file, Some(name), error.to_string()))
     }
 
     fn names(&self) -> Vec<&str> {

@@ -47,7 +47,7 @@ fn one_file_gives_its_tensors_and_takes_pages_back() {
     assert_eq!(source.names(), ["a", "b"]);
     let read = || source.tensor("b", &[2]).unwrap().as_host().map(|t| (t.at(0, 0), t.at(0, 1)));
     assert_eq!(read(), Some((1.0, 1.5)));
-    source.release("b");
+    source.release("b").unwrap();
     assert_eq!(read(), Some((1.0, 1.5)));
     assert_eq!((source.stored_dtype("a"), source.stored_dtype("c")), (Some(DType::F32), None));
 }
@@ -116,5 +116,21 @@ proptest! {
     #[test]
     fn an_arbitrary_index_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
         prop_assert!(parse_index(&bytes).is_err());
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_loads_is_told_by_tensor() {
+    let folder = folder(&[(SINGLE, file(&["a", "b"]))]);
+    let source = Safetensors::open(folder.path()).unwrap();
+    source.release("a").unwrap();
+    let path = folder.path().join(SINGLE);
+    let len = fs::metadata(&path).unwrap().len();
+    for left in [len - 1, 0] {
+        fs::File::options().write(true).open(&path).unwrap().set_len(left).unwrap();
+        let read = source.tensor("b", &[2]).unwrap().as_host().map(|tensor| tensor.at(0, 0));
+        let said = source.release("b").unwrap_err().to_string();
+        let told = format!("tensor b: was cut from {len} to {left} bytes while it was read");
+        assert!(read.is_some() && said.ends_with(&told), "{said}");
     }
 }
