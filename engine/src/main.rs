@@ -4,12 +4,16 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use pagoda_engine::config::flags::{Command, CommandLine, Doctor, Kernels, Models, Written};
+use pagoda_engine::config::flags::{
+    Command, CommandLine, Doctor, Kernels, Models, RENDER, Written,
+};
 use pagoda_engine::config::hub::HubSettings;
 use pagoda_engine::doctor::{describe, try_device};
 use pagoda_engine::kernel_file::build_file;
 use pagoda_engine::models;
 use pagoda_engine::serve::{Stop, chain, serve};
+use pagoda_engine::text::Rendering;
+use pagoda_engine::text::template::{Program, answer_renderings};
 use pagoda_kernels::leave::leave_at_once;
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +31,8 @@ fn main() -> ExitCode {
             Ok(line) => say(&line),
             Err(error) => fail(&error, 1),
         },
+        // Nobody reads what it would say.
+        Command::Render => ExitCode::from(u8::from(answer_renderings().is_err())),
     }
 }
 
@@ -36,7 +42,11 @@ fn start(written: Written) -> ExitCode {
         Err(error) => return fail(&error, 2),
     };
     start_logging(config.log_json);
-    match serve(config) {
+    let rendering = match Program::own(&[RENDER]) {
+        Ok(program) => Rendering::Apart(program),
+        Err(error) => return fail(&error, 2),
+    };
+    match serve(config, rendering) {
         Ok(Stop::Clean) => ExitCode::SUCCESS,
         Ok(Stop::Busy) => leave_at_once(0),
         Err(error) => fail(&error, error.exit_code()),

@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import socket
+import time
 import tomllib
 
 import httpx
@@ -287,3 +288,48 @@ def test_a_template_reaches_nothing_but_its_chat(tmp_path):
             assert httpx.get(server.url + "/health").status_code == 200, source
             assert "panicked" not in server.output(), source
     assert not trace.exists()
+
+
+DOUBLED = "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+
+
+def processes_of(server):
+    """Ids of the processes that a server started."""
+    tasks = pathlib.Path(f"/proc/{server.process.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def test_a_template_that_grows_ends_its_own_process(tmp_path):
+    flags = ("--served-model-name", "m", "--kv-cache-memory-bytes", "1MiB")
+    # At load, it is refused by name.
+    folder = checkpoint(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text(DOUBLED)
+    tried = run("--model", str(folder), "--port", "0")
+    assert tried.returncode == 1
+    assert "one word takes more than the allowed memory" in tried.stderr.splitlines()[-1]
+    # At a request, that request alone.
+    source = f"{{% if messages[0].content == 't9' %}}{DOUBLED}{{% endif %}}{{{{ messages[0].content }}}}"
+    (folder / "chat_template.jinja").write_text(source)
+    with Server("--model", folder, *flags) as server:
+        def ask(text):
+            body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
+            return httpx.post(server.url + CHAT, json=body, timeout=60)
+
+        (first,) = processes_of(server)
+        environ = pathlib.Path(f"/proc/{first}/environ").read_bytes()
+        assert environ == b"", "no secrets beside a template"
+        assert ask("t7").status_code == 200
+        assert processes_of(server) == [first], "it stays"
+        answer = ask("t9")
+        assert_shape(answer, 400)
+        assert "more than the allowed memory" in answer.json()["error"]["message"]
+        assert ask("t7").status_code == 200
+        (second,) = processes_of(server)
+        assert second != first
+        server.process.kill()
+        server.process.wait()
+        # Whoever started it is gone, and so is it.
+        deadline = time.monotonic() + 30
+        while pathlib.Path(f"/proc/{second}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

@@ -6,7 +6,7 @@ use pagoda_engine::model::files::ModelFiles;
 use pagoda_engine::request::{Event, Request, SamplerParams, Segment, StopParams, Tenant};
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::{Parts, StepLoop, Turn};
-use pagoda_engine::text::TextModel;
+use pagoda_engine::text::{Rendering, TextModel};
 
 /// What prompts were answered, and how.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Answers {
 
 /// The text half of the built-in model.
 pub fn demo_text(files: &ModelFiles) -> TextModel {
-    TextModel::from_files(files, &[]).unwrap()
+    TextModel::from_files(files, &[], &Rendering::Here).unwrap()
 }
 
 /// A question in the built-in model's template.

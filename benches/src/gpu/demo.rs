@@ -10,7 +10,7 @@ use pagoda_engine::model::{LoadOptions, LoadedModel, ModelSource};
 use pagoda_engine::request::SamplerParams;
 use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::EngineThread;
-use pagoda_engine::text::TextModel;
+use pagoda_engine::text::{Rendering, TextModel};
 use pagoda_kernels::cuda::suite::{Check, Finding};
 use pagoda_kernels::cuda::{CudaOptions, GpuOptions};
 use pagoda_kernels::kv_format::KvFormat;
@@ -117,7 +117,7 @@ impl Task<'_> {
 
 fn prompts(questions: &[&str]) -> Result<Vec<Prompt>> {
     let files = Checkpoint::open(&ModelSource::Demo)?.files;
-    let text = TextModel::from_files(&files, &[])?;
+    let text = TextModel::from_files(&files, &[], &Rendering::Here)?;
     let prompt = |question: &&str| -> Result<Prompt> {
         let chat = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
         text.tokenizer.encode(&chat, false).ok().context("a question without tokens")

@@ -345,7 +345,10 @@ fn refused(error: TemplateError) -> ApiError {
         TemplateError::TwoEndings | TemplateError::NothingToContinue => {
             ApiError::invalid("continue_final_message", "invalid_value", error.to_string())
         }
-        TemplateError::Damaged(_) => ApiError::Internal,
+        TemplateError::Damaged(_) | TemplateError::Process(_) => {
+            tracing::error!(%error, "a chat cannot be rendered");
+            ApiError::Internal
+        }
         TemplateError::Raised(_) | TemplateError::Unfit(_) | TemplateError::TooMuch(_) => {
             ApiError::Template(error.to_string())
         }

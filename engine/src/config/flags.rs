@@ -45,7 +45,13 @@ pub enum Command {
     /// Make GPU kernels ahead of time
     #[command(subcommand)]
     Kernels(Kernels),
+    /// Render a model's chat template for a server, which starts this
+    #[command(name = RENDER, hide = true)]
+    Render,
 }
+
+/// The command of a process that renders a model's chat template.
+pub const RENDER: &str = "render-templates";
 
 /// What `pagoda doctor` looks at.
 #[derive(Debug, Args)]

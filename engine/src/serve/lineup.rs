@@ -18,6 +18,7 @@ use crate::memory::Beside;
 use crate::serve::device::OnGpu;
 use crate::serve::load::{Loaded, Opened, Shared, StartError};
 use crate::step::EngineThread;
+use crate::text::Rendering;
 
 /// Makes instances from settings.
 pub(crate) trait Load: Send + Sync + 'static {
@@ -39,14 +40,14 @@ pub(crate) trait Load: Send + Sync + 'static {
     ) -> Result<Loaded, StartError>;
 }
 
-/// From checkpoints.
-pub(crate) struct FromFiles;
+/// From checkpoints, whose templates are rendered where it says.
+pub(crate) struct FromFiles(pub(crate) Rendering);
 
 impl Load for FromFiles {
     type Opened = Opened;
 
     fn open(&self, config: &ModelConfig, shared: &Shared) -> Result<Opened, StartError> {
-        Opened::open(config, shared)
+        Opened::open(config, shared, &self.0)
     }
 
     fn least_bytes(&self, opened: &Opened, config: &ModelConfig) -> Result<u64, StartError> {

@@ -22,7 +22,7 @@ use crate::scheduler::settings::SchedulerSettings;
 use crate::serve::device::{Chosen, GpuPlace, OnGpu};
 use crate::step::{self, EngineThread};
 use crate::text::files::TextFilesError;
-use crate::text::{TextModel, TextPool};
+use crate::text::{Rendering, TextModel, TextPool};
 
 /// An instance, and what there is to tell about its start.
 pub struct Loaded {
@@ -103,11 +103,15 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Opens what the settings name.
-    pub fn open(config: &ModelConfig, shared: &Shared) -> Result<Self, StartError> {
+    /// Opens what the settings name; its template is rendered where `rendering` says.
+    pub fn open(
+        config: &ModelConfig,
+        shared: &Shared,
+        rendering: &Rendering,
+    ) -> Result<Self, StartError> {
         let checkpoint = Checkpoint::open(&source(&config.model)?).map_err(StartError::Model)?;
         // What is wrong with the text files is told before minutes go into the weights.
-        let text = text(&config.model, &checkpoint)?;
+        let text = text(&config.model, &checkpoint, rendering)?;
         let (device, on_gpu) = Chosen::open_in(&config.device, &shared.gpu)?;
         Ok(Opened { checkpoint, text, device, on_gpu })
     }
@@ -244,7 +248,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// Largest file of --chat-template.
 const TEMPLATE_BYTES_MAX: u64 = 16 << 20;
 
-fn text(settings: &ModelSettings, checkpoint: &Checkpoint) -> Result<TextModel, StartError> {
+fn text(
+    settings: &ModelSettings,
+    checkpoint: &Checkpoint,
+    rendering: &Rendering,
+) -> Result<TextModel, StartError> {
     let Checkpoint { place, files, config, .. } = checkpoint;
     let refused = |place: &str| {
         let place = place.to_owned();
@@ -269,7 +277,10 @@ fn text(settings: &ModelSettings, checkpoint: &Checkpoint) -> Result<TextModel, 
     if let Some((_, source)) = &own_template {
         files.chat_template = Some(source.clone());
     }
-    let text = TextModel::from_files(&files, config.family.dialects);
+    // The demo's template is ours.
+    let is_ours = settings.folder.is_none() && own_template.is_none();
+    let rendering = if is_ours { &Rendering::Here } else { rendering };
+    let text = TextModel::from_files(&files, config.family.dialects, rendering);
     text.map_err(|error| match (&own_template, &error) {
         (Some((path, _)), TextFilesError::Template(_)) => refused(path)(error),
         _ => refused(place)(error),

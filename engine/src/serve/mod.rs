@@ -45,6 +45,7 @@ use crate::http::service::{READABLE_HEADERS, Service};
 use crate::metrics::{HttpMetrics, Metrics, TraceMetrics};
 use crate::profiles::{FACES, FACES_WITH_ADMIN};
 use crate::step::EngineThread;
+use crate::text::Rendering;
 use crate::trace::Tracer;
 use crate::trace::export::Exporter;
 use engine_end::Panics;
@@ -125,10 +126,10 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// Serves until told to stop.
-pub fn serve(config: Config) -> Result<Stop, ServeError> {
+/// Serves until told to stop. Templates that came with models are rendered where `rendering` says.
+pub fn serve(config: Config, rendering: Rendering) -> Result<Stop, ServeError> {
     pagoda_kernels::heap::keep_little();
-    serve_what(config, FromFiles)
+    serve_what(config, FromFiles(rendering))
 }
 
 /// Serves what `load` gives.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::byte_level;
-use super::template::{ChatTemplate, TemplateError, TemplateLimits};
+use super::template::{ChatTemplate, Rendering, TemplateError, TemplateLimits, TemplateSources};
 use super::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::ModelFiles;
 use crate::model::families::Dialect;
@@ -49,13 +49,17 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Reads a model's folder. `dialects` are those of its family.
+    /// Reads a model's folder, whose template is trusted. `dialects` are those of its family.
     pub fn from_folder(folder: &Path, dialects: &[&Dialect]) -> Result<Self, TextFilesError> {
-        Self::from_files(&ModelFiles::read(folder)?, dialects)
+        Self::from_files(&ModelFiles::read(folder)?, dialects, &Rendering::Here)
     }
 
-    /// Makes sense of the files.
-    pub fn from_files(files: &ModelFiles, dialects: &[&Dialect]) -> Result<Self, TextFilesError> {
+    /// Makes sense of the files, whose template is rendered where `rendering` says.
+    pub fn from_files(
+        files: &ModelFiles,
+        dialects: &[&Dialect],
+        rendering: &Rendering,
+    ) -> Result<Self, TextFilesError> {
         let config = files.tokenizer_config.as_deref();
         let config: Option<Value> = config
             .map(serde_json::from_slice)
@@ -70,16 +74,20 @@ impl TextModel {
         };
         let knows = |mark: &&str| tokenizer.id(mark).is_some();
         let dialect = dialects.iter().find(|dialect| dialect.marks.iter().all(&knows));
-        let mut sources = template_sources(files.chat_template.as_deref(), config.as_ref())?;
-        if let (true, Some(dialect)) = (sources.is_empty(), dialect) {
+        let mut templates = template_sources(files.chat_template.as_deref(), config.as_ref())?;
+        let mut rendering = rendering;
+        if let (true, Some(dialect)) = (templates.is_empty(), dialect) {
             tracing::info!("the checkpoint has no chat template: that of its family is used");
-            sources.push(("default".into(), dialect.template.into()));
+            templates.push(("default".into(), dialect.template.into()));
+            // It is ours.
+            rendering = &Rendering::Here;
         }
-        let template = if sources.is_empty() {
+        let template = if templates.is_empty() {
             None
         } else {
-            let limits = TemplateLimits::default();
-            Some(ChatTemplate::with_limits(&sources, tokenizer.named_tokens(), limits)?)
+            let named_tokens = tokenizer.named_tokens().clone();
+            let sources = TemplateSources { templates, named_tokens };
+            Some(ChatTemplate::with_limits(sources, rendering, TemplateLimits::default())?)
         };
         let ends = dialect.map_or(&[][..], |dialect| dialect.ends);
         let mut ends: Vec<u32> = ends.iter().filter_map(|end| tokenizer.id(end)).collect();

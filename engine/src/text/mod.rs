@@ -41,5 +41,5 @@ pub use detokenizer::{Detokenizer, Start};
 pub use files::TextModel;
 pub use pool::{PoolError, TextPool};
 pub use stream::{TextOptions, TextStream};
-pub use template::{Chat, ChatTemplate, Content, Message, TemplateError};
+pub use template::{Chat, ChatTemplate, Content, Message, Rendering, TemplateError};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -18,6 +18,7 @@ use crate::http::body::BodyBudget;
 use crate::memory::Beside;
 use crate::metrics::Metrics;
 use crate::serve::load::{Opened, Shared};
+use crate::text::Rendering;
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
@@ -46,7 +47,7 @@ async fn demo() -> Demo {
     let metrics = Metrics::new(false).unwrap();
     let api = Api::new(metrics.clone());
     let shared = Shared::new(metrics.clone()).unwrap();
-    let opened = Opened::open(&config.models[0], &shared).unwrap();
+    let opened = Opened::open(&config.models[0], &shared, &Rendering::Here).unwrap();
     let instance = opened.load(&config.models[0], &shared, Beside::default()).unwrap().instance;
     api.serve(std::slice::from_ref(&instance)).unwrap();
     let setup = Setup::default();

@@ -1,5 +1,9 @@
 //! Unit tests of the chat templates: dialect, sandbox and refusals.
 
+use std::time::SystemTime;
+
+use serde_json::json;
+
 use super::*;
 
 fn named() -> BTreeMap<String, String> {
@@ -36,6 +40,22 @@ fn render(source: &str, messages: &[Message]) -> Result<String, TemplateError> {
     template(source).render(&chat(messages))
 }
 
+fn of_names(templates: &[(&str, &str)]) -> Result<ChatTemplate, TemplateError> {
+    let named = |(name, source): &(&str, &str)| (name.to_string(), source.to_string());
+    let templates = templates.iter().map(named).collect();
+    let sources = TemplateSources { templates, named_tokens: self::named() };
+    ChatTemplate::with_limits(sources, &Rendering::Here, TemplateLimits::default())
+}
+
+/// A template that does this for an empty message only, which no load renders.
+fn for_users(source: &str) -> String {
+    format!("{{% if messages[0].content == '' %}}{source}{{% endif %}}")
+}
+
+fn too_much(bound: Bound) -> Result<String, TemplateError> {
+    Err(TemplateError::TooMuch(bound))
+}
+
 #[test]
 fn the_dialect_is_that_of_transformers() {
     let source = "{%- for m in messages %}\n    {% if true %}\n[{{ m.role }}]{{ m['content'] }}\n    \
@@ -63,9 +83,15 @@ fn raise_exception_reaches_the_client_in_its_own_words() {
 #[test]
 fn work_text_and_recursion_are_bounded() {
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-    assert_eq!(render(endless, &[]), Err(TemplateError::TooMuch("instructions")));
+    assert_eq!(render(&for_users(endless), &user("")), too_much(Bound::Instructions));
     let large = "{% for a in range(9999) %}{{ 'x' * 9999 }}{% endfor %}";
-    assert_eq!(render(large, &[]), Err(TemplateError::TooMuch("text")));
+    assert_eq!(render(&for_users(large), &user("")), too_much(Bound::Text));
+    // What is too much for one word is no template.
+    for (source, bound) in [(endless, "instructions"), (large, "text")] {
+        let damaged = format!("one word takes more than the allowed {bound}");
+        let refused = ChatTemplate::new(source, &named()).map(drop);
+        assert_eq!(refused, Err(TemplateError::Damaged(damaged)));
+    }
     let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     assert!(matches!(render(deep, &[]), Err(TemplateError::Unfit(_))));
     assert!(render("{% include 'Cargo.toml' %}", &[]).is_err());
@@ -75,17 +101,13 @@ fn work_text_and_recursion_are_bounded() {
 fn a_template_that_does_not_parse_is_refused_at_load() {
     let error = ChatTemplate::new("a\n{% for %}", &named()).unwrap_err();
     assert!(error.to_string().contains("line 2"), "{error}");
-    let sources = [("a".to_string(), String::new()), ("b".to_string(), String::new())];
-    let error = ChatTemplate::with_limits(&sources, &named(), TemplateLimits::default());
+    let error = of_names(&[("a", ""), ("b", "")]);
     assert!(error.unwrap_err().to_string().contains("default"));
 }
 
 #[test]
 fn tools_choose_their_own_template() {
-    let sources = [("default", "plain"), ("tool_use", "{{ tools|tojson }}")]
-        .map(|(name, source)| (name.to_string(), source.to_string()));
-    let template =
-        ChatTemplate::with_limits(&sources, &named(), TemplateLimits::default()).unwrap();
+    let template = of_names(&[("default", "plain"), ("tool_use", "{{ tools|tojson }}")]).unwrap();
     assert_eq!(template.render(&chat(&[])).unwrap(), "plain");
     let tools = json!([1, 2]);
     assert_eq!(template.render(&Chat { tools: Some(&tools), ..chat(&[]) }).unwrap(), "[1, 2]");
