@@ -1,11 +1,15 @@
 """Models of the hub: the real binary against a hub on this machine that serves a small checkpoint."""
 
+import concurrent.futures
 import contextlib
 import hashlib
 import http.server
 import json
 import os
+import pathlib
 import signal
+import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -21,15 +25,20 @@ TOKEN = "hf_NeverToBeSeenAnywhere"
 WEIGHTS = "model.safetensors"
 
 
+# A certificate for 127.0.0.1 with its key, and the authority that signed it; made for these tests,
+# good for a hundred years, and trusted by nobody else: the authority's key was thrown away.
+TLS = pathlib.Path(__file__).with_name("tls")
+
+
 class Hub:
     """Serves `tiny/qwen3` as the hub does; `stops_at` bytes of its weights it falls silent."""
 
-    def __init__(self):
+    def __init__(self, tls=False):
         self.files = {p.name: p.read_bytes() for p in (GOLDENS / "qwen3").iterdir()}
         num_ids = json.loads(self.files["config.json"])["vocab_size"]
         self.files["tokenizer.json"] = words_tokenizer(num_ids).encode()
         self.files["pytorch_model.bin"] = b"never read"
-        self.stops_at = None
+        self.stops_at, self.goes_on = None, False
         self.asked = []
         hub = self
 
@@ -44,7 +53,24 @@ class Hub:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        self.connections = 0
+        accept = self.server.get_request
+
+        def counted():
+            socket, address = accept()
+            self.connections += 1
+            return socket, address
+
+        self.server.get_request = counted
+        self.server.handle_error = lambda *_: None
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(TLS / "server.pem")
+            # Shakes hands in the request's own thread, where a client may leave.
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.endpoint = f"http{'s' if tls else ''}://127.0.0.1:{self.server.server_port}"
         self.released = threading.Event()
 
     def __enter__(self):
@@ -89,7 +115,7 @@ class Hub:
                 request.wfile.write(body[: self.stops_at])
                 request.wfile.flush()
                 self.released.wait()
-                return
+                body = body[self.stops_at :] if self.goes_on else b""
             request.wfile.write(body)
 
     def weights_asked(self):
@@ -183,3 +209,92 @@ def test_a_folder_wins_over_the_hub(tmp_path):
         text=True, timeout=60, env={**os.environ, **env},
     )
     assert "is a folder here" in tried.stderr and "has no model.safetensors" in tried.stderr
+
+
+def refusal(env):
+    """The line with which a start ends."""
+    tried = run("--model", "tiny/qwen3", "--port", "0", env=env)
+    (line,) = [line for line in tried.stderr.splitlines() if line.startswith("pagoda: ")]
+    assert tried.returncode == 1
+    return line
+
+
+def test_a_hub_is_asked_over_tls_if_its_certificate_is_trusted(tmp_path):
+    with Hub(tls=True) as hub:
+        env = environment(tmp_path, hub.endpoint, HF_TOKEN=TOKEN, SSL_CERT_FILE=str(TLS / "authority.pem"))
+        with Server("--model", "tiny/qwen3", env=env) as server:
+            complete(server)
+        assert all(headers["authorization"] == f"Bearer {TOKEN}" for _, headers in hub.asked)
+
+
+@pytest.mark.parametrize("why", ["nobody vouches", "another host's", "no tls"])
+def test_a_hub_that_nobody_vouches_for_is_told_at_once_and_gets_no_token(tmp_path, why):
+    trusted = {} if why == "nobody vouches" else {"SSL_CERT_FILE": str(TLS / "authority.pem")}
+    with Hub(tls=why != "no tls") as hub:
+        endpoint = hub.endpoint.replace("http:", "https:")
+        if why == "another host's":
+            endpoint = endpoint.replace("127.0.0.1", "localhost")
+        line = refusal(environment(tmp_path, endpoint, HF_TOKEN=TOKEN, **trusted))
+        assert "cannot be trusted" in line and "SSL_CERT_FILE" in line, line
+        assert not hub.asked and hub.connections == 1, "no use in a second try"
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """A file system of its own, if this machine lets us make one."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], capture_output=True
+    )
+    if made.returncode != 0:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_midway_ends_the_start_and_the_next_goes_on(tmp_path):
+    size = (GOLDENS / "qwen3" / WEIGHTS).stat().st_size
+    with small_disk(tmp_path / "disk", 2 * size + (1 << 20)) as disk, Hub() as hub:
+        env = environment(disk, hub.endpoint)
+        hub.stops_at, hub.goes_on = size // 2, True
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            told = pool.submit(refusal, env)
+            blobs = disk / "hub/models--tiny--qwen3/blobs"
+            deadline = time.monotonic() + 60
+            while not any(part.stat().st_size == size // 2 for part in blobs.glob("*.incomplete")):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            # Somebody else takes what was free when it began.
+            with (disk / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+                while True:
+                    other.write(bytes(4096))
+            # The rest comes on this connection.
+            hub.released.set()
+            line = told.result(timeout=60)
+        assert "No space left" in line and "start again" in line and "HF_HOME" in line, line
+        (disk / "other").unlink()
+        hub.stops_at = None
+        with Server("--model", "tiny/qwen3", env=env) as server:
+            complete(server)
+        assert hub.weights_asked()[-1]["range"].startswith("bytes=")
+
+
+def test_a_cache_serves_soon_while_nobody_answers(tmp_path):
+    with Hub() as hub:
+        env = environment(tmp_path, hub.endpoint)
+        with Server("--model", "tiny/qwen3", env=env) as server:
+            first = complete(server)
+    # It takes connections, and says nothing on any.
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        env["HF_ENDPOINT"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Server("--model", "tiny/qwen3", env=env) as server:
+            assert complete(server) == first
+            assert "what was downloaded earlier is used" in server.output()
+        silent.settimeout(0)
+        silent.accept()
+        with pytest.raises(BlockingIOError):
+            silent.accept()

@@ -31,7 +31,16 @@ impl HubSettings {
             let value = variable(name)?.trim().to_owned();
             (!value.is_empty()).then_some(value)
         };
-        let path = |name: &str| text(name).map(PathBuf::from);
+        let user = text("HOME").map(PathBuf::from);
+        // Tools of the hub take a ~ that no shell has replaced, too.
+        let path = |name: &str| {
+            let written = text(name)?;
+            let below = written.strip_prefix("~/").map(str::to_owned);
+            Some(match (below, &user) {
+                (Some(below), Some(user)) => user.join(below),
+                _ => PathBuf::from(written),
+            })
+        };
         let is_set = |name: &str| {
             let value = text(name).unwrap_or_default().to_ascii_lowercase();
             ["1", "true", "yes", "on"].contains(&value.as_str())
@@ -85,6 +94,9 @@ mod tests {
             (&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/f")], Some("/f/hub")),
             (&[("HF_HOME", "/f"), ("HUGGINGFACE_HUB_CACHE", "/old")], Some("/old")),
             (&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")], Some("/new")),
+            (&[("HF_HOME", "~/f"), ("HOME", "/h")], Some("/h/f/hub")),
+            (&[("HF_HUB_CACHE", "~/c"), ("HOME", "/h")], Some("/h/c")),
+            (&[("HF_HUB_CACHE", "~/c")], Some("~/c")),
             (&[("HF_HOME", " "), ("HOME", "/h")], Some("/h/.cache/huggingface/hub")),
             (&[], None),
         ] {

@@ -11,7 +11,7 @@
 //! Nothing here is ever half there under its own name: files and links appear by a rename.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::digest::Digest;
@@ -123,7 +123,12 @@ impl ModelCache {
         if revision.as_commit().is_some() || read_ref(&path).as_deref() == Some(commit) {
             return Ok(());
         }
-        appear(&path, |fresh| fs::write(fresh, commit))
+        appear(&path, |fresh| {
+            let mut file = File::create(fresh)?;
+            file.write_all(commit.as_bytes())?;
+            // Its new name must not be older than what is in it, whatever ends the machine.
+            file.sync_all()
+        })
     }
 
     /// The folder of a commit.

@@ -48,6 +48,32 @@ pub enum HubError {
         /// Whether a token was sent.
         has_token: bool,
     },
+    /// Refused for another reason.
+    #[error(
+        "{hub} refuses {id}{}", if *.has_token {
+            ": the token that is set may not read it, or this network may not"
+        } else {
+            ": it may ask for a token (HF_TOKEN), or refuse this network"
+        }
+    )]
+    Forbidden {
+        /// The model.
+        id: String,
+        /// Who was asked.
+        hub: String,
+        /// Whether a token was sent.
+        has_token: bool,
+    },
+    /// Nobody vouches for the host, or it speaks no TLS.
+    #[error(
+        "{host} cannot be trusted: {why}; SSL_CERT_FILE may name a file of the certificates that are"
+    )]
+    Untrusted {
+        /// The host.
+        host: String,
+        /// What is wrong with its certificate.
+        why: String,
+    },
     /// The token was refused.
     #[error("{hub} does not accept the token for {id}: it is wrong, expired or may not read it")]
     Token {

@@ -32,12 +32,20 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// As often, but at most once more: whoever has files already need not wait long.
+    /// For a question whose answer is not needed: whoever has files already need not wait long.
     pub(super) fn short(&self) -> Self {
-        let pauses = self.pauses.iter().take(1).copied().collect();
-        Patience { pauses, ..self.clone() }
+        let at_most = |limit: Duration| limit.min(SHORT);
+        Patience {
+            connect: at_most(self.connect),
+            stall: at_most(self.stall),
+            pauses: Vec::new(),
+            ..self.clone()
+        }
     }
 }
+
+/// For a connection, and for an answer, while files are there already.
+const SHORT: Duration = Duration::from_secs(4);
 
 /// Why a try failed.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! Redirects are followed here, hop by hop, so that the token goes to the hub alone: large files
 //! come from other hosts, at addresses that are signed for us and are never told.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::time::Duration;
 
 use ureq::http::header::{
@@ -19,6 +19,7 @@ use super::id::{ModelId, Revision};
 use super::listing::{Content, Listing};
 use super::patience::{Failure, Patience};
 use crate::config::hub::HubSettings;
+use crate::model::files::read_bounded;
 
 /// The hub, over the network.
 pub(super) struct Remote {
@@ -91,7 +92,11 @@ impl Remote {
         if bytes.len() as u64 > LISTING_BYTES_MAX {
             return Err(self.senseless(asked, "its list of files is too long").into());
         }
-        Ok(Listing::parse(&bytes).map_err(|why| self.senseless(asked, &why))?)
+        let listing = Listing::parse(&bytes).map_err(|why| self.senseless(asked, &why))?;
+        if asked.revision.as_commit().is_some_and(|commit| commit != listing.commit) {
+            return Err(self.senseless(asked, "its list is that of another commit").into());
+        }
+        Ok(listing)
     }
 
     /// Size and checksum of a file whose list says neither.
@@ -151,6 +156,11 @@ impl Remote {
             let host = uri.host().unwrap_or_default().to_owned();
             let response = self.send(&method, &uri, start).map_err(|error| {
                 let why = match error {
+                    // A certificate that is not trusted, or no TLS at all: it will not pass.
+                    ureq::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
+                        let (host, why) = (host.clone(), error.to_string());
+                        return Failure::Final(HubError::Untrusted { host, why });
+                    }
                     ureq::Error::Io(error) => error.to_string(),
                     // Holds an address.
                     ureq::Error::BadUri(_) => return senseless("its address cannot be used"),
@@ -213,7 +223,8 @@ impl Remote {
                 let wait = seconds.map(Duration::from_secs);
                 return Failure::Passing { why: format!("{host} answers {status}"), wait };
             }
-            (401 | 403, "GatedRepo") | (403, _) => HubError::Gated { id, hub, has_token },
+            (401 | 403, "GatedRepo") => HubError::Gated { id, hub, has_token },
+            (403, _) => HubError::Forbidden { id, hub, has_token },
             (401, "") if has_token => HubError::Token { id, hub },
             (404, "RevisionNotFound") => {
                 HubError::NoRevision { id, revision: asked.revision.to_string(), hub }
@@ -243,6 +254,9 @@ const NO_SUCH_PART: u16 = 416;
 
 /// Hops from the hub to a file's bytes.
 const REDIRECTS_MAX: usize = 6;
+
+/// Real ones have some forty.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;
 
 /// A list of a hundred thousand files.
 const LISTING_BYTES_MAX: u64 = 32 << 20;
@@ -312,7 +326,8 @@ fn trusted() -> RootCerts {
 /// The header that tells who asks.
 fn token(settings: &HubSettings) -> Result<Option<HeaderValue>, HubError> {
     let of_file = || {
-        let text = std::fs::read_to_string(settings.token_file.as_ref()?).ok()?;
+        let bytes = read_bounded(settings.token_file.as_ref()?, TOKEN_BYTES_MAX).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     };
     let Some(token) = settings.token.clone().or_else(of_file) else { return Ok(None) };

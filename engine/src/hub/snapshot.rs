@@ -86,36 +86,50 @@ impl Model {
             // What a commit names does not change: nobody has to be asked.
             (Some(folder), None) if self.revision.as_commit().is_some() => Ok(folder.clone()),
             (Some(folder), None) if settings.offline => Ok(folder.clone()),
-            (Some(folder), None) => self.fetch(settings, &patience.short()).or_else(|error| {
-                tracing::warn!(%error, "what was downloaded earlier is used");
-                Ok(folder.clone())
-            }),
+            (Some(folder), None) => {
+                let moved = self.listing(settings, &patience.short());
+                moved.and_then(|listing| self.fetch(&listing, settings, patience)).or_else(
+                    |error| {
+                        tracing::warn!(%error, "what was downloaded earlier is used");
+                        Ok(folder.clone())
+                    },
+                )
+            }
             (_, Some(missing)) if settings.offline => Err(HubError::NotCached {
                 id: self.id.to_string(),
                 revision: self.revision.to_string(),
                 cache: self.cache.root().to_owned(),
                 missing,
             }),
-            (_, _) => self.fetch(settings, patience),
+            (_, _) => self.fetch(&self.listing(settings, patience)?, settings, patience),
         }
     }
 
-    /// Asks the hub, and fetches what is not in the cache.
-    fn fetch(&self, settings: &HubSettings, patience: &Patience) -> Result<PathBuf, HubError> {
+    /// Asks the hub what there is.
+    fn listing(&self, settings: &HubSettings, patience: &Patience) -> Result<Listing, HubError> {
         let remote = Remote::new(settings, patience)?;
         let asked = Asked { id: &self.id, revision: &self.revision, file: None };
-        let tries = Tries::of(self.id.to_string(), patience);
-        let listing = tries.run(|| remote.listing(asked))?;
-        let fetch = Fetch { model: self, remote: &remote, patience, listing: &listing };
+        Tries::of(self.id.to_string(), patience).run(|| remote.listing(asked))
+    }
+
+    /// Fetches what is not in the cache.
+    fn fetch(
+        &self,
+        listing: &Listing,
+        settings: &HubSettings,
+        patience: &Patience,
+    ) -> Result<PathBuf, HubError> {
+        let remote = Remote::new(settings, patience)?;
+        let fetch = Fetch { model: self, remote: &remote, patience, listing };
         let folder = self.cache.snapshot(&listing.commit);
         let mut small = listing.small();
         if self.weights {
             small.extend(listing.find(INDEX));
         }
-        fetch.all(&small)?;
+        fetch.all(&small, SMALL_BYTES_MAX)?;
         self.refuse_unusable(&folder)?;
         if self.weights {
-            fetch.all(&self.weight_files(&listing, &folder)?)?;
+            fetch.all(&self.weight_files(listing, &folder)?, u64::MAX)?;
         }
         self.cache.remember(&self.revision, &listing.commit)?;
         Ok(folder)
@@ -151,6 +165,9 @@ impl Model {
     }
 }
 
+/// More than a load reads of any file but weights.
+const SMALL_BYTES_MAX: u64 = 256 << 20;
+
 /// As large as a load reads one.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
@@ -163,13 +180,16 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// Fetches these files, some at a time.
-    fn all(&self, entries: &[&Entry]) -> Result<(), HubError> {
+    /// Fetches these files of at most `bytes_max` each, some at a time.
+    fn all(&self, entries: &[&Entry], bytes_max: u64) -> Result<(), HubError> {
         let files = entries.iter().map(|entry| self.wanted(entry));
         let files = files.collect::<Result<Vec<Wanted>, HubError>>()?;
+        self.refuse_too_large(&files, bytes_max)?;
         let cache = &self.model.cache;
         let (there, new): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.is_there(cache));
-        let total = new.iter().map(|file| file.content.size).sum();
+        // Sizes are a server's words: they may come to more than any number.
+        let sizes = new.iter().map(|file| file.content.size);
+        let total = sizes.fold(0, u64::saturating_add);
         self.refuse_more_than_fits(&new, total)?;
         let (progress, failed) = (Progress::of(total), OnceLock::new());
         let download = Download {
@@ -188,6 +208,18 @@ impl Fetch<'_> {
         match failed.into_inner() {
             Some(error) => Err(error),
             None => Ok(()),
+        }
+    }
+
+    /// Refuses a file that nobody would read, before it is fetched.
+    fn refuse_too_large(&self, files: &[Wanted], bytes_max: u64) -> Result<(), HubError> {
+        match files.iter().find(|file| file.content.size > bytes_max) {
+            None => Ok(()),
+            Some(Wanted { name, content }) => Err(HubError::Answer {
+                hub: self.remote.endpoint().to_owned(),
+                what: format!("{name} of {}", self.model.id),
+                why: format!("it has {} bytes, more than are read of it", content.size),
+            }),
         }
     }
 

@@ -430,7 +430,9 @@ fn redirects_end() {
 #[test]
 fn a_refusal_says_what_to_do() {
     type Case = (&'static str, u16, &'static str, bool, &'static [&'static str]);
-    let cases: [Case; 9] = [
+    let cases: [Case; 11] = [
+        ("main", 403, "", false, &["refuses org/name", "HF_TOKEN"]),
+        (WEIGHTS, 403, "Forbidden", true, &["refuses org/name", "the token that is set"]),
         ("main", 401, "", false, &["shows no model of that name", "set HF_TOKEN"]),
         ("main", 401, "", true, &["does not accept the token"]),
         ("main", 401, "RepoNotFound", true, &["shows no model of that name", "may read it"]),
@@ -553,6 +555,111 @@ fn a_disk_that_is_too_small_is_told_before_it_is_full() {
     let said = Client::of(&hub.endpoint).refusal();
     assert!(said.contains("do not fit") && said.contains("HF_HOME"), "{said}");
     assert!(hub.seen_of(WEIGHTS).is_empty());
+}
+
+#[test]
+fn sizes_that_no_disk_has_are_refused() {
+    // The sum of any two of them is more than a number holds.
+    let hub = spoiled_list(|name, one| {
+        if name.ends_with(".safetensors") {
+            one["lfs"]["size"] = (u64::MAX - 1).into();
+        }
+    });
+    let said = Client::of(&hub.endpoint).refusal();
+    assert!(said.contains("do not fit"), "{said}");
+    assert!(hub.seen().iter().all(|seen| !seen.file().ends_with(".safetensors")));
+    let hub = spoiled_list(|name, one| {
+        if name == "config.json" {
+            one["size"] = (300_u64 << 20).into();
+        }
+    });
+    let said = Client::of(&hub.endpoint).refusal();
+    assert!(said.contains("config.json of org/name: it has 314572800 bytes"), "{said}");
+    assert!(hub.seen_of("config.json").is_empty());
+}
+
+/// An honest hub of a model in shards, but for its list.
+fn spoiled_list(spoil: impl Fn(&str, &mut serde_json::Value) + Send + Sync + 'static) -> Hub {
+    let files = Files::of_golden("qwen3_moe_sharded");
+    Hub::new(move |seen| {
+        if seen.file() != "main" {
+            return files.answer(seen);
+        }
+        let mut list = files.listing();
+        for one in list["siblings"].as_array_mut().unwrap() {
+            let name = one["rfilename"].as_str().unwrap().to_owned();
+            spoil(&name, one);
+        }
+        Reply::of(200, list.to_string())
+    })
+}
+
+#[test]
+fn a_commit_is_the_one_that_was_asked_for() {
+    let hub = Hub::of(&files());
+    let client = Client::of(&hub.endpoint);
+    let other = "f".repeat(40);
+    let said = client.resolve_as("org/name", Some(&other)).unwrap_err().to_string();
+    assert!(said.contains("its list is that of another commit"), "{said}");
+    assert!(client.resolve_as("org/name", Some(COMMIT)).is_ok());
+}
+
+#[test]
+fn compressed_and_endless_answers_are_none() {
+    // Nobody asked for compression, so its bytes are not those of the file.
+    let hub = Hub::new(|seen| match seen.file() {
+        WEIGHTS => Reply::of(200, [0x1f; 9000]).with("content-encoding", "gzip"),
+        _ => files().answer(seen),
+    });
+    let said = Client::of(&hub.endpoint).refusal();
+    assert!(said.contains(WEIGHTS), "{said}");
+    let hub =
+        Hub::new(|_| Reply::of(200, vec![b' '; 33 << 20]).with("content-length", 1_u64 << 40));
+    let said = Client::of(&hub.endpoint).refusal();
+    assert!(said.contains("its list of files is too long"), "{said}");
+    // Nobody waits for what a refusal says.
+    let hub =
+        Hub::new(|_| Reply { stalls: true, ..Reply::of(404, "no").with("content-length", 9) });
+    let said = Client::of(&hub.endpoint).refusal();
+    assert!(said.contains("shows no model of that name"), "{said}");
+}
+
+#[test]
+fn a_token_comes_from_a_small_file_or_not_at_all() {
+    let (files, home) = (files(), tempfile::tempdir().unwrap());
+    let path = home.path().join("token");
+    for (bytes, has_token) in [(TOKEN.to_owned(), true), ("x".repeat(1 << 20), false)] {
+        fs::write(&path, bytes).unwrap();
+        let hub = Hub::of(&files);
+        let mut client = Client::of(&hub.endpoint);
+        client.settings.token_file = Some(path.clone());
+        client.resolve().unwrap();
+        assert!(hub.seen().iter().all(|seen| seen.header("authorization").is_some() == has_token));
+    }
+    fs::remove_file(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+        .unwrap();
+    let mut client = Client::of(&Hub::of(&files).endpoint);
+    client.settings.token_file = Some(path);
+    client.resolve().unwrap();
+}
+
+#[test]
+fn a_whole_cache_that_cannot_be_written_serves() {
+    let files = files();
+    let hub = Hub::of(&files);
+    let mut client = Client::of(&hub.endpoint);
+    let folder = client.resolve().unwrap();
+    // There is no place for a lock, and so for nothing new; root may write anywhere else.
+    fs::remove_dir_all(client.home.path().join("hub/.locks")).unwrap();
+    fs::write(client.home.path().join("hub/.locks"), "no folder").unwrap();
+    assert_eq!(client.resolve().unwrap(), folder);
+    // A branch that moved cannot be kept: what is there is served.
+    let newer = files.with("generation_config.json", "{\"top_k\": 7}");
+    let moved = Hub::of(&newer);
+    client.settings.endpoint.clone_from(&moved.endpoint);
+    assert_eq!(client.resolve().unwrap(), folder);
+    assert_eq!(moved.seen().len(), 1, "nothing was fetched for which there is no place");
 }
 
 #[test]

@@ -110,7 +110,8 @@ pub enum Stop {
     Busy,
 }
 
-/// An error with the whole chain of its causes, as one line.
+/// An error with the whole chain of its causes, as one line. What came with a model or from a hub is
+/// words in it, never orders to a terminal.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -123,7 +124,15 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = inner.source();
     }
-    line
+    let is_plain = |c: char| !c.is_control();
+    if line.chars().all(is_plain) {
+        return line;
+    }
+    let shown = |c: char| match is_plain(c) {
+        true => c.to_string(),
+        false => c.escape_default().to_string(),
+    };
+    line.chars().map(shown).collect()
 }
 
 /// Serves until told to stop. Templates that came with models are rendered where `rendering` says.

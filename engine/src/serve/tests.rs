@@ -197,3 +197,10 @@ fn a_stop_waits_for_the_engine_and_tells_what_became_of_it() {
     assert_eq!(fault.exit_code(), 71);
     assert_eq!(end(Box::new(|| panic!("planted"))).unwrap_err().exit_code(), 70);
 }
+
+#[test]
+fn what_an_error_tells_is_no_order_to_a_terminal() {
+    let told =
+        chain(&StartError::Setting { setting: "model", reason: "a\u{1b}[2J\nb\u{9b}é".into() });
+    assert_eq!(told, "model: a\\u{1b}[2J\\nb\\u{9b}é");
+}
