@@ -98,10 +98,10 @@ const STATE_MEMBERS_MAX: usize = 32;
 const STATE_BYTES_MAX: usize = 512;
 
 fn is_member(key: &str, value: &str) -> bool {
-    let in_key =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-*/@".contains(&byte);
+    let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let in_key = |byte: u8| is_plain(byte) || b"_-*/@".contains(&byte);
     let in_value = |byte: u8| (b' '..=b'~').contains(&byte) && byte != b'=';
-    let begins = key.bytes().next().is_some_and(|byte| byte != b'@' && in_key(byte));
+    let begins = key.bytes().next().is_some_and(is_plain);
     let key_fits = begins && key.len() <= 256 && key.bytes().all(in_key);
     key_fits && !value.is_empty() && value.len() <= 256 && value.bytes().all(in_value)
 }
@@ -165,6 +165,11 @@ mod tests {
             format!("00_{TRACE}_{SPAN}_01"),
             format!("00-{}-{SPAN}-01", &TRACE[1..]),
             format!("00-{TRACE}ü-{SPAN}-01"),
+            format!("01-{TRACE}-{SPAN}-0"),
+            format!("00-{TRACE}-{SPAN}-01,00-{TRACE}-{SPAN}-01"),
+            format!("00-{TRACE}-{SPAN}-01-"),
+            format!("0 -{TRACE}-{SPAN}-01"),
+            format!("00-{TRACE}-{}-01", SPAN.to_uppercase()),
         ] {
             assert_eq!(with_parent(&wrong), None, "{wrong}");
         }
@@ -187,9 +192,25 @@ mod tests {
         let many: Vec<String> = (0..33).map(|n| format!("k{n}=v")).collect();
         assert!(state_of(&[&many[..32].join(",")]).is_some());
         let long = format!("a={},b={}", "x".repeat(256), "x".repeat(256));
-        for wrong in ["", "a", "=1", "A=1", "a=", "a=1,a=2", "a=b=c", "a=ü", "@a=1", &long] {
+        for wrong in [
+            "", "a", "=1", "A=1", "a=", "a=1,a=2", "a=b=c", "a=ü", "a =1", "@a=1", "_a=1", "-a=1",
+            "*a=1", "/a=1", &long,
+        ] {
             assert_eq!(state_of(&[wrong]), None, "{wrong}");
         }
         assert_eq!(state_of(&[&many.join(",")]), None);
+    }
+
+    #[test]
+    fn a_state_is_bounded_in_all_its_parts() {
+        let x = |count: usize| "x".repeat(count);
+        for (just, too_long) in [
+            (format!("a={}", x(256)), format!("a={}", x(257))),
+            (format!("{}=1", x(256)), format!("{}=1", x(257))),
+            (format!("a={},b={}", x(254), x(253)), format!("a={},b={}", x(254), x(254))),
+        ] {
+            assert_eq!(state_of(&[&just]).as_deref(), Some(just.as_str()));
+            assert_eq!(state_of(&[&too_long]), None, "{too_long}");
+        }
     }
 }
