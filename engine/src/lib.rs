@@ -41,6 +41,9 @@ pub mod text;
 /// Traces of requests.
 pub mod trace;
 
+/// Whose certificates are trusted.
+pub mod certificates;
+
 /// Every metric.
 pub mod metrics;
 

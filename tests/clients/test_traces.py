@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from collector import Collector
+from collector import CERTIFICATE, Collector
 from conftest import sdk
 from server import Server, free_port
 
@@ -54,7 +54,7 @@ def test_a_trace_goes_on_and_tells_what_happened(traced):
     assert request["traceState"] == "us=1,them=2"
     assert answer.headers["traceresponse"] == f"00-{TRACE}-{request['spanId']}-01"
     assert request["name"] == "chat pagoda-demo" and request["kind"] == 2
-    assert "status" not in request
+    assert "status" not in request and request["flags"] & 0x300 == 0x300, "its parent is remote"
     told = request["attributes"]
     expected = {
         "gen_ai.operation.name": "chat", "gen_ai.request.model": "pagoda-demo",
@@ -78,6 +78,31 @@ def test_a_trace_goes_on_and_tells_what_happened(traced):
     waited = told["gen_ai.latency.time_to_first_token"] * 1e9
     assert abs(waited - (first_token - queued)) < 1e6
     assert told["gen_ai.latency.e2e"] * 1e9 <= ended - began + 1e6
+
+
+def test_a_number_of_a_client_cannot_spoil_a_batch(traced):
+    """OTLP has signed numbers alone: one beyond them costs all spans of its batch."""
+    collector, server = traced
+    for seed in (-1, -(2**63), 2**63 - 1):
+        answer = post(server, "chat/completions", {**CHAT, "seed": seed, "temperature": 0.7})
+        (request,) = collector.wait_for(of_request(answer))
+        assert request["attributes"]["gen_ai.request.seed"] == seed
+        assert request["attributes"]["gen_ai.request.temperature"] == 0.7
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prompts_keep_their_order_whoever_ends_first(traced, stream):
+    """The first prompt is the one that needs longest."""
+    collector, server = traced
+    body = {"prompt": ["a " * 1200, "b"], "max_tokens": 1, "ignore_eos": True, "stream": stream}
+    answer = post(server, "completions", body)
+    (request,) = collector.wait_for(of_request(answer))
+    parts = collector.wait_for(lambda span: span.get("parentSpanId") == request["spanId"], 6)
+    tokens = {
+        part["attributes"]["pagoda.prompt.index"]: part["attributes"]["gen_ai.usage.input_tokens"]
+        for part in parts if part["name"] == "prefill"
+    }
+    assert tokens[0] > 1000 > 10 > tokens[1]
 
 
 def test_every_prompt_of_a_request_has_its_parts(traced):
@@ -152,6 +177,35 @@ def test_nothing_that_was_said_is_told(traced):
     assert "17 + 25" not in told and "a-stop-to-keep" not in told
 
 
+def test_who_leaves_before_the_answer_begins(traced):
+    collector, server = traced
+    headers = {"X-Request-Id": "left-early"}
+    body = {**CHAT, "n": 32, "temperature": 1, "ignore_eos": True}
+    body["max_tokens"] = 400
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=0.5)
+    (request,) = collector.wait_for(
+        lambda span: span["attributes"].get("gen_ai.request.id") == "left-early"
+    )
+    assert request["attributes"]["error.type"] == "cancelled"
+    assert "http.response.status_code" not in request["attributes"]
+    assert request["name"] == "chat pagoda-demo"
+    parts_of(collector, request)
+
+
+def test_what_is_never_recorded_names_no_span(traced):
+    collector, server = traced
+    for path in ("/health", "/ready", "/metrics", "/"):
+        answer = httpx.get(server.url + path, headers={"traceparent": SAMPLED})
+        assert answer.status_code == 200 and "traceresponse" not in answer.headers, path
+    unknown = httpx.request("BREW", server.url + "/v1/coffee/a-secret")
+    (request,) = collector.wait_for(of_request(unknown))
+    assert request["name"] == "HTTP" and "http.route" not in request["attributes"]
+    head = httpx.head(server.url + "/v1/models")
+    (request,) = collector.wait_for(of_request(head))
+    assert request["name"] == "HEAD /v1/models" and "status" not in request
+
+
 @pytest.mark.parametrize("ratio", ["0", "1"])
 def test_who_decides_what_is_traced(ratio):
     """The caller, and where it says nothing the ratio. The last spans go out at the end."""
@@ -190,7 +244,7 @@ def ask_much(server):
 
 
 def test_a_collector_that_hangs_costs_spans_alone():
-    with Collector(status=None) as collector:
+    with Collector(None) as collector:
         server = Server("--otlp-endpoint", collector.url)
         with server:
             ask_much(server)
@@ -204,7 +258,7 @@ def test_a_collector_that_hangs_costs_spans_alone():
 
 @pytest.mark.parametrize("status", [500, "down"])
 def test_a_collector_that_fails_is_told_once(status):
-    with Collector(status=500) as collector:
+    with Collector((500, {}, b"")) as collector:
         url = collector.url if status == 500 else f"http://127.0.0.1:{free_port()}"
         with Server("--otlp-endpoint", url) as server:
             deadline = time.monotonic() + 60
@@ -218,8 +272,121 @@ def test_a_collector_that_fails_is_told_once(status):
             assert server.metrics()[EXPORTED] == 0
 
 
+def settle(server, name, least):
+    """Waits until so many spans have met their fate."""
+    deadline = time.monotonic() + 60
+    while (metrics := server.metrics())[name] < least:
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.05)
+    return metrics
+
+
+def ask_once(server):
+    """A request of four spans."""
+    assert post(server, "chat/completions", CHAT).status_code == 200
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_collector_says_when_to_come_again(status):
+    with Collector((status, {"Retry-After": "2"}, b""), (200, {}, b"{}")) as collector:
+        with Server("--otlp-endpoint", collector.url) as server:
+            ask_once(server)
+            metrics = settle(server, EXPORTED, 4)
+            assert metrics[DROPPED] == 0
+        (first, *_), (second, *_) = collector.posts[:2]
+        assert second - first >= 2, "it asked for two seconds"
+
+
+@pytest.mark.parametrize("status", [400, 401, 307])
+def test_a_refused_batch_is_not_sent_again(status):
+    said = json.dumps({"message": "no such\ntenant"}).encode()
+    with Collector((200, {}, b"{}")) as other:
+        headers = {"Location": other.url + "/v1/traces"}
+        with Collector((status, headers, said)) as collector:
+            with Server("--otlp-endpoint", collector.url) as server:
+                ask_once(server)
+                assert settle(server, DROPPED, 4)[EXPORTED] == 0
+                assert len(collector.posts) == 1 and not other.posts
+                assert f"it answered {status}" in server.output()
+                assert "no such tenant" in server.output()
+
+
+@pytest.mark.parametrize("count", ["3", 3])
+def test_what_a_collector_rejects_is_lost(count):
+    partial = {"partialSuccess": {"rejectedSpans": count, "errorMessage": "too old"}}
+    with Collector((200, {}, json.dumps(partial).encode()), (200, {}, b"{}")) as collector:
+        with Server("--otlp-endpoint", collector.url) as server:
+            ask_once(server)
+            assert settle(server, DROPPED, 3)[EXPORTED] == 1
+            ask_once(server)
+            assert settle(server, EXPORTED, 5)[DROPPED] == 3
+            assert "it rejected some: too old" in server.output()
+        assert len(collector.posts) == 2, "nothing is sent twice"
+
+
+@pytest.mark.parametrize("said", [b"", b"no JSON", b"[]", b'{"partialSuccess": {}}', b"{" * 100000])
+def test_whatever_a_collector_says_with_200_is_taken(said):
+    with Collector((200, {}, said)) as collector, Server("--otlp-endpoint", collector.url) as server:
+        ask_once(server)
+        assert settle(server, EXPORTED, 4)[DROPPED] == 0
+
+
+def test_variables_of_opentelemetry():
+    """Everything said by them: an HTTPS address, a key, who this is."""
+    with Collector(service="chat-eu", https=True) as collector:
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": collector.url + "/tenant/spans",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": CERTIFICATE,
+            "OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20a-secret,content-type=text/plain",
+            "OTEL_SERVICE_NAME": "chat-eu", "OTEL_RESOURCE_ATTRIBUTES": "service.name=no,zone=eu%201",
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        }
+        with Server(env=environment) as server:
+            ask_once(server)
+            settle(server, EXPORTED, 4)
+            output = server.output()
+            assert "a-secret" not in output + httpx.get(server.url + "/metrics").text
+            assert "OTEL_EXPORTER_OTLP_PROTOCOL is not followed" in output
+        (_, headers, path) = collector.posts[0]
+        assert headers["authorization"] == "Bearer a-secret" and path == "/tenant/spans"
+        (resource,) = collector.resources()
+        assert resource["zone"] == "eu 1" and resource["service.instance.id"]
+        assert "a-secret" not in json.dumps(collector.calls)
+
+
+def test_a_collector_that_nobody_vouches_for_gets_nothing():
+    with Collector(https=True) as collector:
+        with Server("--otlp-endpoint", collector.url) as server:
+            ask_once(server)
+            settle(server, DROPPED, 4)
+            assert "certificate" in server.output()
+        assert not collector.posts
+
+
+def test_what_variables_ask_in_vain_stops_no_start():
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+    }
+    with Server(env=environment) as server:
+        answer = post(server, "chat/completions", CHAT)
+        assert "traceresponse" not in answer.headers and DROPPED not in server.metrics()
+        assert "no spans are sent" in server.output() and "http/json" in server.output()
+
+
+def test_a_server_ends_while_a_collector_has_it_wait():
+    with Collector((503, {"Retry-After": "3600"}, b"")) as collector:
+        with Server("--otlp-endpoint", collector.url) as server:
+            ask_once(server)
+            while not collector.posts:
+                time.sleep(0.02)
+            begun = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - begun < 15, "it waited for the collector"
+
+
 def test_an_address_that_cannot_be_is_refused_at_the_start():
     with pytest.raises(RuntimeError) as error:
-        with Server("--otlp-endpoint", "https://collector.example:4318"):
+        with Server("--otlp-endpoint", "collector.example:4318"):
             pass
     assert "otlp-endpoint" in str(error.value)

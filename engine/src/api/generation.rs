@@ -262,7 +262,7 @@ impl Generation {
             self.instance.metrics.choice_ended(outcome, choice.num_tokens, total, after_first);
         }
         if let Some(recorder) = &mut self.recorder {
-            recorder.finished(if outcome == Outcome::Length { "length" } else { "stop" });
+            recorder.finished(index, if outcome == Outcome::Length { "length" } else { "stop" });
         }
         // A stop string ends a choice before the engine knows.
         if self.choices.iter().all(|choice| choice.ended) {

@@ -116,9 +116,11 @@ pub struct Work {
 }
 
 impl Work {
-    /// What is written down of it, for `model` with what its options came to.
-    fn asked(&self, model: &str, sampler: &SamplerParams, max_tokens: u32) -> Asked {
+    /// What is written down of it, with what its options came to.
+    fn asked(&self, to: (&str, u32), sampler: &SamplerParams, max_tokens: u32) -> Asked {
+        let (model, prompt_idx) = to;
         Asked {
+            prompt_idx,
             operation: match self.start {
                 Start::Text => "chat",
                 Start::Continuation => "text_completion",
@@ -128,7 +130,7 @@ impl Work {
             max_tokens,
             temperature: sampler.temperature,
             top_p: sampler.top_p,
-            seed: self.options.seed,
+            seed: self.options.seed.map(u64::cast_signed),
         }
     }
 }
@@ -279,11 +281,11 @@ impl Instance {
     /// Submits several prompts of one request, all or none.
     pub fn generate_all(self: &Arc<Self>, works: Vec<Work>) -> Result<Vec<Generation>, ApiError> {
         let (mut requests, mut begun) = (Vec::new(), Vec::new());
-        for work in works {
+        for (prompt_idx, work) in (0..).zip(works) {
             let prompt_tokens = u32::try_from(work.prompt.len()).unwrap_or(u32::MAX);
             let (sampler, stop) = work.options.resolve(self.engine.info(), prompt_tokens)?;
             let max_tokens = stop.max_tokens;
-            let asked = || work.asked(self.name(), &sampler, max_tokens);
+            let asked = || work.asked((self.name(), prompt_idx), &sampler, max_tokens);
             let recorder = Recorder::begin(&work.trace, asked);
             let answer_bytes = work.answer.of(prompt_tokens, work.options.n, max_tokens);
             let salt = format!("{}\0{}", work.tenant, work.options.cache_salt);

@@ -119,17 +119,12 @@ pub struct Written {
     #[arg(long, value_name = "NAMES", help_heading = "General")]
     pub metrics_compat: Option<String>,
     /// Send traces by OTLP over HTTP to the collector at this address (http://localhost:4318)
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
-        hide_env_values = true,
-        alias = "otlp-traces-endpoint",
-        help_heading = "General"
-    )]
+    /// [default: what OTEL_EXPORTER_OTLP_ENDPOINT and OpenTelemetry's other variables say]
+    #[arg(long, value_name = "URL", alias = "otlp-traces-endpoint", help_heading = "General")]
     #[serde(alias = "otlp-traces-endpoint")]
     pub otlp_endpoint: Option<String>,
-    /// Share to trace of requests whose caller did not decide, 0 to 1 [default: 1]
+    /// Share to trace of requests whose caller did not decide, 0 to 1
+    /// [default: 1, or as OTEL_TRACES_SAMPLER says]
     #[arg(long, value_name = "SHARE", help_heading = "General")]
     pub otlp_sample_ratio: Option<f64>,
 

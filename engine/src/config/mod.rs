@@ -1,6 +1,7 @@
 //! Settings as meant: typed, ranged, fitting each other. Nothing after this checks them again.
 //!
-//! The only reader of flags, the settings file and the environment (keys, the log filter, the hub).
+//! The only reader of flags, the settings file and the environment (keys, the log filter, the hub,
+//! OpenTelemetry).
 
 /// Settings as written.
 pub mod flags;
@@ -14,6 +15,9 @@ pub mod resolve;
 /// The hub and its cache.
 pub mod hub;
 
+/// Where traces go.
+mod traces;
+
 /// Numbers with units.
 pub mod units;
 
@@ -26,7 +30,8 @@ use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
 pub use self::models::ModelDefaults;
-use crate::trace::export::Collector;
+use crate::trace::Sampling;
+use crate::trace::collector::Collector;
 
 /// All settings of one process.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,12 +57,16 @@ pub struct Config {
 }
 
 /// Where traces go and which requests are traced.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceSettings {
     /// Where spans are sent; `None` makes none.
     pub collector: Option<Collector>,
-    /// Share of the requests whose caller did not decide, 0 to 1.
-    pub ratio: f64,
+    /// Which requests are traced.
+    pub sampling: Sampling,
+    /// What spans say of this process, beside what it knows of itself.
+    pub resource: Vec<(String, String)>,
+    /// What was asked for and is not done, for the log.
+    pub notes: Vec<String>,
 }
 
 /// One model: what it is, where it runs, how its steps are filled.

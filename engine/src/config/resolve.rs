@@ -15,11 +15,11 @@ use crate::api::STEP_TIME_MAX;
 use crate::config::flags::Written;
 use crate::config::hub::HubSettings;
 use crate::config::models::ModelDefaults;
+use crate::config::traces::traces;
 use crate::config::{
     Config, DeviceChoice, DeviceSettings, Limits, LoadFormat, ModelConfig, ModelSettings,
-    NetworkSettings, SchedulingSettings, TraceSettings,
+    NetworkSettings, SchedulingSettings,
 };
-use crate::trace::export::Collector;
 
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +69,7 @@ impl Written {
             limits: limits(&written)?,
             log_json: choose("log-format", &written.log_format, "text", &LOG_FORMATS)?,
             vllm_metrics: choose("metrics-compat", &written.metrics_compat, "none", &COMPAT)?,
-            traces: traces(&written)?,
+            traces: traces(&written, &|name| std::env::var(name).ok())?,
         })
     }
 }
@@ -285,18 +285,6 @@ fn limits(written: &Written) -> Result<Limits, ConfigError> {
     })
 }
 
-fn traces(written: &Written) -> Result<TraceSettings, ConfigError> {
-    let ratio = written.otlp_sample_ratio.unwrap_or(1.0);
-    if !(0.0..=1.0).contains(&ratio) {
-        return Err(value("otlp-sample-ratio", "must be from 0 to 1"));
-    }
-    // An empty variable is as good as none.
-    let url = written.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
-    let collector = url.map(Collector::parse).transpose();
-    let collector = collector.map_err(|reason| value("otlp-endpoint", reason))?;
-    Ok(TraceSettings { collector, ratio })
-}
-
 pub(super) fn value(setting: &'static str, reason: impl Into<String>) -> ConfigError {
     ConfigError::Value { setting, reason: reason.into() }
 }
@@ -445,7 +433,7 @@ mod tests {
             ["--device", "cuda:"],
             ["--device", "cuda:-1"],
             ["--served-model-name", ""],
-            ["--otlp-endpoint", "https://collector:4318"],
+            ["--otlp-endpoint", "collector:4318"],
             ["--otlp-sample-ratio", "1.5"],
             ["--otlp-sample-ratio", "NaN"],
             ["--revision", "v1"],

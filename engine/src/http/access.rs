@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
+use hyper::header::HeaderValue;
 use pagoda_http::reply::Record;
 
 use crate::metrics::HttpMetrics;
@@ -48,7 +49,7 @@ impl Access {
         Access {
             id,
             method: known_method(method),
-            route: "unknown",
+            route: UNKNOWN,
             started: Instant::now(),
             status: CLIENT_LEFT,
             complete: false,
@@ -82,6 +83,11 @@ impl Access {
     /// The trace that the request belongs to.
     pub fn trace(&self) -> Trace {
         self.trace.clone()
+    }
+
+    /// Value of `traceresponse`, where a span will tell of the request.
+    pub fn trace_response(&self) -> Option<HeaderValue> {
+        if self.is_probe { None } else { self.trace.response() }
     }
 }
 
@@ -119,14 +125,18 @@ impl Drop for Access {
         line!(info);
         self.trace.end(&Ended {
             id: &self.id,
-            method: self.method,
-            route: self.route,
+            method: (self.method != OTHER).then_some(self.method),
+            route: (self.route != UNKNOWN).then_some(self.route),
             status: (self.status != CLIENT_LEFT).then_some(self.status),
             complete: self.complete,
         });
     }
 }
 
+/// Route of a path that nobody serves,
+const UNKNOWN: &str = "unknown";
+/// and a method that nobody knows.
+const OTHER: &str = "other";
 /// Logged when the client left before there was a status, as nginx does.
 const CLIENT_LEFT: u16 = 499;
 
@@ -140,6 +150,6 @@ fn known_method(method: &hyper::Method) -> &'static str {
         "DELETE" => "DELETE",
         "PATCH" => "PATCH",
         "OPTIONS" => "OPTIONS",
-        _ => "other",
+        _ => OTHER,
     }
 }

@@ -64,7 +64,7 @@ impl Answer for Service {
         let id = request_id(&head.headers);
         let trace = self.tracer.begin(&head.headers);
         let metrics = self.metrics.clone();
-        let mut access = Access::begin(id.clone(), &head.method, metrics, trace.clone());
+        let mut access = Access::begin(id.clone(), &head.method, metrics, trace);
         let routed = self.router.find(&head.method, head.uri.path());
         let face = match &routed {
             Routed::Found { face, .. }
@@ -104,7 +104,7 @@ impl Answer for Service {
         };
         self.cors.allow(&head.headers, reply.headers_mut());
         carry(reply.headers_mut(), &id, face);
-        if let Some(response) = trace.response() {
+        if let Some(response) = access.trace_response() {
             reply.headers_mut().insert(TRACERESPONSE, response);
         }
         access.set_status(reply.status().as_u16());

@@ -10,7 +10,7 @@ use ureq::http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, ETAG, LOCATION, RANGE, RETRY_AFTER,
 };
 use ureq::http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::digest::Digest;
@@ -18,6 +18,7 @@ use super::error::HubError;
 use super::id::{ModelId, Revision};
 use super::listing::{Content, Listing};
 use super::patience::{Failure, Patience};
+use crate::certificates::trusted;
 use crate::config::hub::HubSettings;
 use crate::model::files::read_bounded;
 
@@ -311,16 +312,6 @@ fn next(from: &Uri, headers: &HeaderMap) -> Result<Uri, &'static str> {
 fn range_start(headers: &HeaderMap) -> Option<u64> {
     let range = headers.get("content-range")?.to_str().ok()?;
     range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
-}
-
-/// The certificates that this machine trusts; Mozilla's where it has none.
-fn trusted() -> RootCerts {
-    let found = rustls_native_certs::load_native_certs().certs;
-    if found.is_empty() {
-        return RootCerts::WebPki;
-    }
-    let certificates = found.iter().map(|der| Certificate::from_der(der).to_owned());
-    RootCerts::from(certificates.collect::<Vec<_>>())
 }
 
 /// The header that tells who asks.

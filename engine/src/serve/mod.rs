@@ -177,10 +177,10 @@ async fn serve_until_stopped(
     if !config.network.admin_keys.is_empty() {
         api.set_operator(Arc::new(lineup.clone()));
     }
-    let exporter = exporter(&config, &metrics);
+    let exporter = exporter(&config, &metrics)?;
     let http = HttpMetrics::new(metrics);
     let hosts = Hosts::of(address, &config.network.allowed_origins);
-    let tracer = exporter.as_ref().map(|exporter| exporter.tracer(config.traces.ratio));
+    let tracer = exporter.as_ref().map(|exporter| exporter.tracer(config.traces.sampling));
     let mut service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
     service.tracer = tracer.unwrap_or_default();
     let (drain, draining) = watch::channel(false);
@@ -324,9 +324,13 @@ fn service(
 }
 
 /// Sends spans, if somebody wants them.
-fn exporter(config: &Config, metrics: &Metrics) -> Option<Exporter> {
-    let collector = config.traces.collector.clone()?;
-    Some(Exporter::start(collector, TraceMetrics::new(metrics)))
+fn exporter(config: &Config, metrics: &Metrics) -> Result<Option<Exporter>, ServeError> {
+    for note in &config.traces.notes {
+        tracing::warn!("traces: {note}");
+    }
+    let Some(collector) = config.traces.collector.clone() else { return Ok(None) };
+    let exporter = Exporter::start(collector, &config.traces.resource, TraceMetrics::new(metrics));
+    Ok(Some(exporter.map_err(|why| ServeError::Setup(format!("traces: {why}")))?))
 }
 
 /// Spans of the last requests go out, too.

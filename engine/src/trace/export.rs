@@ -4,64 +4,17 @@
 //! a few tries, is dropped and counted: a collector that is down, slow or failing costs spans and
 //! a line in the log, never a request and never more memory than the queue.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::Tracer;
-use super::span::{Span, Value, export_body};
+use super::collector::{Answer, Collector, Line};
+use super::span::{Span, export_body};
+use super::{Sampling, Tracer, random_id};
 use crate::metrics::TraceMetrics;
-
-/// Where spans go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Collector {
-    host: String,
-    port: u16,
-    /// What the `Host` header says.
-    authority: String,
-    path: String,
-}
-
-impl Collector {
-    /// The collector at this base address, to whose path `/v1/traces` is added unless it ends so.
-    pub fn parse(url: &str) -> Result<Self, String> {
-        let uri: Uri = url.parse().map_err(|_| format!("{url} is no address"))?;
-        if uri.scheme_str() != Some("http") {
-            let reason = "must begin with http:// (for https, send to a collector on this machine)";
-            return Err(reason.into());
-        }
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let host = uri.host().unwrap_or_default();
-        if host.is_empty() || authority.contains('@') || uri.query().is_some() {
-            return Err("must be http://host:port, with a path at most".into());
-        }
-        let base = uri.path().trim_end_matches('/');
-        let base = base.strip_suffix(TRACES_PATH).unwrap_or(base);
-        Ok(Collector {
-            host: host.trim_matches(['[', ']']).into(),
-            port: uri.port_u16().unwrap_or(80),
-            authority: authority.into(),
-            path: format!("{base}{TRACES_PATH}"),
-        })
-    }
-}
-
-impl std::fmt::Display for Collector {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
-    }
-}
-
-const TRACES_PATH: &str = "/v1/traces";
 
 /// The requests' end of the queue.
 #[derive(Clone, Debug)]
@@ -99,16 +52,28 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts it on the current runtime.
-    pub fn start(collector: Collector, metrics: TraceMetrics) -> Self {
+    /// Starts it on the current runtime, for the process that `resource` describes beside what it
+    /// says of itself. Fails if the collector's certificates cannot be read.
+    pub fn start(
+        collector: Collector,
+        resource: &[(String, String)],
+        metrics: TraceMetrics,
+    ) -> Result<Self, String> {
         let (items, queued) = mpsc::channel(QUEUED_SPANS_MAX);
-        let sending = Sending { collector, queued, metrics: metrics.clone(), is_failing: false };
-        Exporter { queue: SpanQueue { items, metrics }, task: tokio::spawn(sending.run()) }
+        let sending = Sending {
+            name: collector.to_string(),
+            line: Arc::new(Line::open(collector)?),
+            resource: described(resource),
+            queued,
+            metrics: metrics.clone(),
+            is_failing: false,
+        };
+        Ok(Exporter { queue: SpanQueue { items, metrics }, task: tokio::spawn(sending.run()) })
     }
 
-    /// Records requests for it: a share of `ratio` where no caller decided.
-    pub fn tracer(&self, ratio: f64) -> Tracer {
-        Tracer::new(self.queue.clone(), ratio)
+    /// Records requests for it.
+    pub fn tracer(&self, sampling: Sampling) -> Tracer {
+        Tracer::new(self.queue.clone(), sampling)
     }
 
     /// Sends what is queued, within `time`, and ends.
@@ -126,8 +91,25 @@ impl Exporter {
     }
 }
 
+/// What spans say of their process: `told`, and of the rest what we know.
+fn described(told: &[(String, String)]) -> Vec<(String, String)> {
+    let instance = uuid::Uuid::new_v4().to_string();
+    let known = [
+        ("service.name", "pagoda"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", instance.as_str()),
+    ];
+    let is_told = |key: &str| told.iter().any(|(name, _)| name == key);
+    let rest = known.into_iter().filter(|(key, _)| !is_told(key));
+    let rest = rest.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    told.iter().cloned().chain(rest).collect()
+}
+
 struct Sending {
-    collector: Collector,
+    /// The collector's, for the log.
+    name: String,
+    line: Arc<Line>,
+    resource: Vec<(String, String)>,
     queued: mpsc::Receiver<Item>,
     metrics: TraceMetrics,
     is_failing: bool,
@@ -135,11 +117,6 @@ struct Sending {
 
 impl Sending {
     async fn run(mut self) {
-        let resource = [
-            ("service.name", Value::from("pagoda")),
-            ("service.version", env!("CARGO_PKG_VERSION").into()),
-            ("service.instance.id", uuid::Uuid::new_v4().to_string().as_str().into()),
-        ];
         let (mut batch, mut due) = (Vec::new(), Instant::now());
         loop {
             let item = tokio::select! {
@@ -162,7 +139,7 @@ impl Sending {
                 None => None,
             };
             if !batch.is_empty() {
-                let body = export_body(&resource, &batch);
+                let body = export_body(&self.resource, &batch);
                 let num_spans = batch.len() as u64;
                 batch.clear();
                 self.deliver(body.into(), num_spans).await;
@@ -175,67 +152,50 @@ impl Sending {
     }
 
     /// Tries a few times where that may help, then drops the batch.
-    async fn deliver(&mut self, body: Bytes, num_spans: u64) {
+    async fn deliver(&mut self, body: Arc<[u8]>, num_spans: u64) {
         let mut pause = FIRST_PAUSE;
-        let mut failure = String::new();
-        for attempt in 1..=ATTEMPTS {
-            let outcome = timeout(POST_TIME, self.post(body.clone())).await;
-            let may_help = match outcome {
-                Ok(Ok(status)) if status.is_success() => {
-                    self.metrics.exported.increment(num_spans);
-                    if std::mem::replace(&mut self.is_failing, false) {
-                        tracing::info!(collector = %self.collector, "spans are taken again");
-                    }
+        for attempt in 1.. {
+            let (line, body) = (self.line.clone(), body.clone());
+            let answer = spawn_blocking(move || line.post(&body)).await;
+            let answer = answer.unwrap_or_else(|error| Answer::Refused { why: error.to_string() });
+            match answer {
+                Answer::Taken { rejected, why } => {
+                    self.count(num_spans, rejected.min(num_spans), &why);
                     return;
                 }
-                Ok(Ok(status)) => {
-                    failure = format!("it answered {status}");
-                    matches!(status.as_u16(), 429 | 502..=504)
+                Answer::Later { wait, .. } if attempt < ATTEMPTS => {
+                    // Who named no time is not asked by everybody at once.
+                    let wait = wait.unwrap_or_else(|| pause.mul_f64(0.75 + some_share() / 2.0));
+                    sleep(wait.min(PAUSE_MAX)).await;
+                    pause *= 2;
                 }
-                Ok(Err(error)) => {
-                    failure = error;
-                    true
+                Answer::Later { why, .. } | Answer::Refused { why } => {
+                    self.count(num_spans, num_spans, &why);
+                    return;
                 }
-                Err(_) => {
-                    failure = "it did not answer in time".into();
-                    true
-                }
-            };
-            if !may_help || attempt == ATTEMPTS {
-                break;
             }
-            sleep(pause).await;
-            pause *= 2;
-        }
-        self.metrics.dropped.increment(num_spans);
-        // Said once until it is over.
-        if !std::mem::replace(&mut self.is_failing, true) {
-            tracing::warn!(collector = %self.collector, reason = %failure, "spans are dropped");
         }
     }
 
-    /// One try, over a connection of its own.
-    async fn post(&self, body: Bytes) -> Result<StatusCode, String> {
-        let Collector { host, port, authority, path } = &self.collector;
-        let told = |error: &dyn std::error::Error| error.to_string();
-        let socket =
-            TcpStream::connect((host.as_str(), *port)).await.map_err(|error| told(&error))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(socket)).await.map_err(|error| told(&error))?;
-        // Ends with this call.
-        let mut driving = JoinSet::new();
-        driving.spawn(connection);
-        let request = Request::post(path.as_str())
-            .header(HOST, authority.as_str())
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| told(&error))?;
-        let answer = sender.send_request(request).await.map_err(|error| told(&error))?;
-        let status = answer.status();
-        // Read so that the collector need not write into a closed socket; what it says is not used.
-        let _ = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        Ok(status)
+    /// Counts what became of a batch. That spans are lost is said once, until none are.
+    fn count(&mut self, num_spans: u64, num_dropped: u64, why: &str) {
+        self.metrics.exported.increment(num_spans - num_dropped);
+        self.metrics.dropped.increment(num_dropped);
+        let is_failing = num_dropped > 0;
+        match (std::mem::replace(&mut self.is_failing, is_failing), is_failing) {
+            (false, true) => {
+                tracing::warn!(collector = %self.name, reason = %why, "spans are dropped");
+            }
+            (true, false) => tracing::info!(collector = %self.name, "spans are taken again"),
+            _ => {}
+        }
     }
+}
+
+/// Anything from 0 to 1.
+fn some_share() -> f64 {
+    let [byte] = random_id();
+    f64::from(byte) / f64::from(u8::MAX)
 }
 
 /// Spans that wait at most: some 4 MiB.
@@ -246,33 +206,24 @@ const BATCH_SPANS: usize = 512;
 const BATCH_TIME: Duration = Duration::from_millis(500);
 /// Tries of one batch.
 const ATTEMPTS: u32 = 3;
-/// Pause after the first of them; it doubles.
+/// Pause after the first of them, about, where the collector names none; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// How long one try may take.
-const POST_TIME: Duration = Duration::from_secs(5);
-/// Bytes of a collector's answer that are read.
-const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// The longest pause that a collector may ask for.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_collector_is_named_by_its_base_or_in_full() {
-        for (url, host, port, path) in [
-            ("http://localhost:4318", "localhost", 4318, "/v1/traces"),
-            ("http://localhost:4318/", "localhost", 4318, "/v1/traces"),
-            ("http://10.0.0.1:4318/v1/traces", "10.0.0.1", 4318, "/v1/traces"),
-            ("http://otel/base/", "otel", 80, "/base/v1/traces"),
-            ("http://[::1]:4318", "::1", 4318, "/v1/traces"),
-        ] {
-            let collector = Collector::parse(url).unwrap();
-            assert_eq!((collector.host.as_str(), collector.port), (host, port), "{url}");
-            assert_eq!(collector.path, path, "{url}");
-        }
-        for wrong in ["", "localhost:4318", "https://otel:4318", "http://", "http://me:key@otel/"] {
-            assert!(Collector::parse(wrong).is_err(), "{wrong}");
-        }
+    fn what_an_operator_says_of_the_process_wins() {
+        let told = [("service.name".to_owned(), "mine".to_owned()), ("a".into(), "b".into())];
+        let all = described(&told);
+        let of = |key: &str| all.iter().filter(|(name, _)| name == key).collect::<Vec<_>>();
+        assert_eq!(of("service.name"), [&told[0]]);
+        assert_eq!(of("a"), [&told[1]]);
+        assert_eq!(of("service.version")[0].1, env!("CARGO_PKG_VERSION"));
+        assert_eq!(of("service.instance.id").len(), 1);
     }
 
     #[tokio::test]

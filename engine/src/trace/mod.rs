@@ -13,6 +13,9 @@ pub mod record;
 /// Spans, and their form on the wire.
 pub mod span;
 
+/// A collector and what it answers.
+pub mod collector;
+
 /// The way to a collector.
 pub mod export;
 
@@ -30,14 +33,29 @@ use record::{Answered, Ended, spans_of};
 #[derive(Debug, Default)]
 pub struct Tracer {
     queue: Option<SpanQueue>,
-    ratio: f64,
+    sampling: Sampling,
+}
+
+/// Which requests are recorded.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Whether those with a `traceparent` are recorded if and only if that says so.
+    pub asks_caller: bool,
+    /// Share of the others, 0 to 1.
+    pub ratio: f64,
+}
+
+impl Default for Sampling {
+    /// OpenTelemetry's.
+    fn default() -> Self {
+        Sampling { asks_caller: true, ratio: 1.0 }
+    }
 }
 
 impl Tracer {
-    /// Records requests and hands their spans to `queue`: those whose `traceparent` asks for it,
-    /// and of those without one a share of `ratio`. [`Tracer::default`] records nothing.
-    pub fn new(queue: SpanQueue, ratio: f64) -> Self {
-        Tracer { queue: Some(queue), ratio }
+    /// Records requests and hands their spans to `queue`. [`Tracer::default`] records nothing.
+    pub fn new(queue: SpanQueue, sampling: Sampling) -> Self {
+        Tracer { queue: Some(queue), sampling }
     }
 
     /// The trace of a request with these headers.
@@ -46,19 +64,18 @@ impl Tracer {
         if incoming.is_none() && self.queue.is_none() {
             return Trace::default();
         }
-        let (trace_id, parent_id, sampled, state) = match incoming {
-            Some(parent) => (parent.trace_id, Some(parent.span_id), parent.sampled, parent.state),
-            None => {
-                let trace_id = random_id();
-                (trace_id, None, is_taken(trace_id, self.ratio), None)
-            }
+        let (trace_id, parent_id, asked, state) = match incoming {
+            Some(it) => (it.trace_id, Some(it.span_id), Some(it.sampled), it.state),
+            None => (random_id(), None, None, None),
         };
+        let Sampling { asks_caller, ratio } = self.sampling;
+        let asked = asked.filter(|_| asks_caller);
         Trace(Some(Arc::new(Begun {
             id: hex_text(&trace_id),
             span_id: random_id(),
             parent_id,
             state,
-            sampled,
+            sampled: asked.unwrap_or_else(|| is_taken(trace_id, ratio)),
             clock: Clock { began: Instant::now(), began_at: SystemTime::now() },
             answered: Mutex::default(),
             queue: self.queue.clone(),
@@ -146,12 +163,13 @@ impl Clock {
     }
 }
 
-/// Whether a trace that nobody decided about is among the share of `ratio`: by its id, so that all
-/// who ask decide alike.
+/// Whether a trace that nobody decided about is among the share of `ratio`: by the lower half of its
+/// id, as OpenTelemetry's own samplers do, so that all who ask decide alike.
 fn is_taken(trace_id: [u8; 16], ratio: f64) -> bool {
-    let [.., a, b, c, d, e, f, g] = trace_id;
-    let random = u64::from_be_bytes([0, a, b, c, d, e, f, g]);
-    (random as f64) < ratio * (1u64 << 56) as f64
+    let [.., a, b, c, d, e, f, g, h] = trace_id;
+    let share = u64::from_be_bytes([a, b, c, d, e, f, g, h]) as f64 / 2f64.powi(64);
+    // The largest numbers round to 1.
+    share < ratio || ratio >= 1.0
 }
 
 /// Evenly distributed bytes; all zero, which no id may be, is what nobody will ever see.

@@ -4,6 +4,7 @@
 //! Names are OpenTelemetry's for HTTP and for generative models, and those that vLLM gives what
 //! these lack. Texts of a client are never among the values, but for its request id.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use super::{Begun, Trace, random_id};
 /// What a prompt asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
+    /// Which of the request's prompts it is.
+    pub prompt_idx: u32,
     /// OpenTelemetry's name of the operation.
     pub operation: &'static str,
     /// The served name of the model.
@@ -25,8 +28,8 @@ pub struct Asked {
     pub temperature: f32,
     /// Share of the probability to keep.
     pub top_p: f32,
-    /// The client's seed.
-    pub seed: Option<u64>,
+    /// The client's seed, as it was sent.
+    pub seed: Option<i64>,
 }
 
 /// What became of a prompt.
@@ -40,7 +43,8 @@ pub struct Answered {
     pub(super) prompt_tokens: u32,
     pub(super) cached_tokens: u32,
     pub(super) output_tokens: u32,
-    pub(super) finish_reasons: Vec<&'static str>,
+    /// Of each choice that has ended.
+    pub(super) finish_reasons: BTreeMap<u32, &'static str>,
     pub(super) failed: bool,
 }
 
@@ -54,11 +58,11 @@ pub struct Recorder {
 impl Recorder {
     /// A prompt was submitted. `None` where nothing is recorded.
     pub fn begin(trace: &Trace, asked: impl FnOnce() -> Asked) -> Option<Box<Self>> {
-        let begin = || {
-            let answered = Some(Answered::submitted(asked()));
-            Box::new(Recorder { trace: trace.clone(), answered })
-        };
-        trace.is_recorded().then(begin)
+        trace.is_recorded().then(|| Box::new(Self::of(trace, asked())))
+    }
+
+    pub(super) fn of(trace: &Trace, asked: Asked) -> Self {
+        Recorder { trace: trace.clone(), answered: Some(Answered::submitted(asked)) }
     }
 
     /// It took part in a step for the first time.
@@ -82,8 +86,10 @@ impl Recorder {
     }
 
     /// A choice has ended.
-    pub fn finished(&mut self, reason: &'static str) {
-        self.change(|answered| answered.finish_reasons.push(reason));
+    pub fn finished(&mut self, choice: u32, reason: &'static str) {
+        self.change(|answered| {
+            answered.finish_reasons.insert(choice, reason);
+        });
     }
 
     /// The engine failed.
@@ -116,10 +122,10 @@ impl Drop for Recorder {
 pub struct Ended<'a> {
     /// Its id.
     pub id: &'a str,
-    /// Its method.
-    pub method: &'static str,
-    /// Pattern of its route.
-    pub route: &'static str,
+    /// Its method; `None` if it is none that we know.
+    pub method: Option<&'static str>,
+    /// Pattern of its route, if it has one.
+    pub route: Option<&'static str>,
     /// Status of the answer; `None` if the client left before there was one.
     pub status: Option<u16>,
     /// Whether the whole answer was handed to the socket.
@@ -144,17 +150,17 @@ impl Ended<'_> {
 }
 
 /// The spans of a request that is over.
-pub(super) fn spans_of(begun: &Begun, answered: Vec<Answered>, ended: &Ended<'_>) -> Vec<Span> {
+pub(super) fn spans_of(begun: &Begun, mut answered: Vec<Answered>, ended: &Ended<'_>) -> Vec<Span> {
     let now = Instant::now();
-    let name = match answered.first() {
-        Some(Answered { asked, .. }) => format!("{} {}", asked.operation, asked.model),
-        None => format!("{} {}", ended.method, ended.route),
-    };
+    // They come in the order in which they ended.
+    answered.sort_by_key(|one| one.asked.prompt_idx);
     let mut attributes: Attributes = vec![
-        ("http.request.method", ended.method.into()),
-        ("http.route", ended.route.into()),
+        ("http.request.method", ended.method.unwrap_or("_OTHER").into()),
         ("gen_ai.request.id", ended.id.into()),
     ];
+    if let Some(route) = ended.route {
+        attributes.push(("http.route", route.into()));
+    }
     if let Some(status) = ended.status {
         attributes.push(("http.response.status_code", u32::from(status).into()));
     }
@@ -173,18 +179,28 @@ pub(super) fn spans_of(begun: &Begun, answered: Vec<Answered>, ended: &Ended<'_>
         parent_id: begun.parent_id,
         state: begun.state.as_deref().map(Arc::from),
         kind: Kind::Server,
-        name,
+        name: name_of(&answered, ended),
         began_ns: begun.clock.unix_ns(begun.clock.began),
         ended_ns: begun.clock.unix_ns(now),
         attributes,
         error: error.map(|(_, message)| message),
     };
     let mut spans = Vec::with_capacity(1 + 3 * answered.len());
-    for (prompt_idx, one) in (0..).zip(&answered) {
-        push_phases(begun, &request, (prompt_idx, one), &mut spans);
+    for one in &answered {
+        push_phases(begun, &request, one, &mut spans);
     }
     spans.push(request);
     spans
+}
+
+/// Few names, none of a client's choice.
+fn name_of(answered: &[Answered], ended: &Ended<'_>) -> String {
+    let method = ended.method.unwrap_or("HTTP");
+    match (answered.first(), ended.route) {
+        (Some(Answered { asked, .. }), _) => format!("{} {}", asked.operation, asked.model),
+        (None, Some(route)) => format!("{method} {route}"),
+        (None, None) => method.into(),
+    }
 }
 
 type Attributes = Vec<(&'static str, Value)>;
@@ -196,8 +212,8 @@ fn asked_attributes(asked: &Asked, to: &mut Attributes) {
         ("gen_ai.request.model", asked.model.as_str().into()),
         ("gen_ai.response.model", asked.model.as_str().into()),
         ("gen_ai.request.max_tokens", asked.max_tokens.into()),
-        ("gen_ai.request.temperature", f64::from(asked.temperature).into()),
-        ("gen_ai.request.top_p", f64::from(asked.top_p).into()),
+        ("gen_ai.request.temperature", as_written(asked.temperature).into()),
+        ("gen_ai.request.top_p", as_written(asked.top_p).into()),
         ("gen_ai.request.choice.count", asked.n.into()),
         ("gen_ai.request.n", asked.n.into()),
     ]);
@@ -206,9 +222,14 @@ fn asked_attributes(asked: &Asked, to: &mut Attributes) {
     }
 }
 
+/// The shortest number that means the same: 0.7, where widening would make 0.699999988079071.
+fn as_written(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| f64::from(number))
+}
+
 fn usage_attributes(answered: &[Answered], to: &mut Attributes) {
     let sum = |count: fn(&Answered) -> u32| -> Value {
-        Value::Int(answered.iter().map(|one| u64::from(count(one))).sum())
+        Value::Int(answered.iter().map(|one| i64::from(count(one))).sum())
     };
     let input = sum(|one| one.prompt_tokens);
     let output = sum(|one| one.output_tokens);
@@ -220,7 +241,7 @@ fn usage_attributes(answered: &[Answered], to: &mut Attributes) {
         ("gen_ai.usage.completion_tokens", output),
         ("gen_ai.usage.num_sequences", sum(|one| one.asked.n)),
     ]);
-    let reasons = answered.iter().flat_map(|one| &one.finish_reasons).copied();
+    let reasons = answered.iter().flat_map(|one| one.finish_reasons.values()).copied();
     to.push(("gen_ai.response.finish_reasons", Value::Texts(reasons.collect())));
 }
 
@@ -257,7 +278,7 @@ impl Answered {
             prompt_tokens: 0,
             cached_tokens: 0,
             output_tokens: 0,
-            finish_reasons: Vec::new(),
+            finish_reasons: BTreeMap::new(),
             failed: false,
         }
     }
@@ -272,9 +293,9 @@ impl Answered {
     }
 }
 
-fn push_phases(begun: &Begun, request: &Span, (idx, one): (u32, &Answered), to: &mut Vec<Span>) {
+fn push_phases(begun: &Begun, request: &Span, one: &Answered, to: &mut Vec<Span>) {
     let Phases { scheduled_at, first_token_at } = one.phases();
-    let prompt = ("pagoda.prompt.index", Value::from(idx));
+    let prompt = ("pagoda.prompt.index", Value::from(one.asked.prompt_idx));
     let mut push = |name: &str, from: Instant, until: Instant, attributes: Attributes| {
         to.push(Span {
             span_id: random_id(),

@@ -42,13 +42,14 @@ pub enum Kind {
     Server = 2,
 }
 
-/// Value of an attribute.
+/// Value of an attribute. A number that OTLP cannot hold would have a collector refuse the whole
+/// batch.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     /// Text.
     Text(String),
-    /// A whole number.
-    Int(u64),
+    /// A whole number: signed, as OTLP has no other.
+    Int(i64),
     /// Any number.
     Float(f64),
     /// Several texts.
@@ -88,12 +89,16 @@ impl Value {
     }
 }
 
-fn attributes_json<'a>(attributes: impl IntoIterator<Item = &'a (&'static str, Value)>) -> Json {
-    let one = |(key, value): &(&'static str, Value)| json!({"key": key, "value": value.json()});
-    attributes.into_iter().map(one).collect()
+fn attributes_json(attributes: &[(&'static str, Value)]) -> Json {
+    attributes.iter().map(|(key, value)| json!({"key": key, "value": value.json()})).collect()
 }
 
 impl Span {
+    fn flags(&self) -> u32 {
+        let is_remote = self.kind == Kind::Server && self.parent_id.is_some();
+        SAMPLED | TELLS_REMOTE | if is_remote { IS_REMOTE } else { 0 }
+    }
+
     fn json(&self) -> Json {
         let mut span = json!({
             "traceId": &*self.trace_id,
@@ -103,7 +108,7 @@ impl Span {
             "startTimeUnixNano": self.began_ns.to_string(),
             "endTimeUnixNano": self.ended_ns.to_string(),
             "attributes": attributes_json(&self.attributes),
-            "flags": SAMPLED,
+            "flags": self.flags(),
         });
         if let Some(parent) = &self.parent_id {
             span["parentSpanId"] = hex_text(parent).into();
@@ -120,15 +125,23 @@ impl Span {
 
 /// Flag of a trace that is recorded.
 const SAMPLED: u32 = 1;
+/// Flag of a span that tells whether the one above it is of another process,
+const TELLS_REMOTE: u32 = 1 << 8;
+/// and of one whose is.
+const IS_REMOTE: u32 = 1 << 9;
 /// OTLP's status of what failed.
 const STATUS_ERROR: u32 = 2;
 
 /// The body of a call to a collector: all spans, of the process that `resource` describes.
-pub fn export_body(resource: &[(&'static str, Value)], spans: &[Span]) -> Vec<u8> {
+pub fn export_body(resource: &[(String, String)], spans: &[Span]) -> Vec<u8> {
     let spans: Vec<Json> = spans.iter().map(Span::json).collect();
+    let resource: Vec<Json> = resource
+        .iter()
+        .map(|(key, value)| json!({"key": key, "value": {"stringValue": value}}))
+        .collect();
     let scope = json!({"name": "pagoda", "version": env!("CARGO_PKG_VERSION")});
     let body = json!({"resourceSpans": [{
-        "resource": {"attributes": attributes_json(resource)},
+        "resource": {"attributes": resource},
         "scopeSpans": [{"scope": scope, "spans": spans}],
     }]});
     body.to_string().into_bytes()
