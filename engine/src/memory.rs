@@ -120,9 +120,9 @@ pub enum MemoryError {
     },
     /// It is known before anything is read that the model does not fit beside what is there.
     #[error(
-        "the model needs {needed} at least (weights {}, activations {}, KV cache {}), and there is \
-         room for {} of the {} that all models may take{}; {}",
-        gib(.need.weights), gib(.need.activations), gib(.need.kv_cache), gib(*.room),
+        "the model needs {needed} at least (weights {}, activations {}, scratch {}, KV cache {}), \
+         and there is room for {} of the {} that all models may take{}; {}",
+        gib(.need.weights), gib(.need.activations), gib(.need.scratch), gib(.need.kv_cache), gib(*.room),
         gib(*.allowed), others(*.promised), smaller_model(*.smaller),
         needed = gib(.need.total())
     )]
@@ -194,11 +194,12 @@ fn smaller_model(quantization: Option<&str>) -> String {
 }
 
 /// Bytes that the KV cache may take on `machine`, beside `fixed` and the other models: an equal
-/// part of what they leave, if more models are to come.
+/// part of what they leave, if more models are to come, and `least` as far as it is there (theirs is
+/// left to them as it is).
 pub fn kv_budget(
     budget: KvBudget,
     machine: &MachineMemory,
-    fixed: &FixedBytes,
+    (fixed, least): (&FixedBytes, u64),
     beside: &Beside,
 ) -> Result<u64, MemoryError> {
     let share = match budget {
@@ -217,7 +218,7 @@ pub fn kv_budget(
             let reach = machine.available.saturating_add(fixed.weights);
             Err(MemoryError::NothingLeft { fixed: total, allowed: allowed.min(reach) })
         }
-        bytes => Ok(bytes / (u64::from(beside.models_to_come) + 1)),
+        bytes => Ok((bytes / (u64::from(beside.models_to_come) + 1)).max(least.min(bytes))),
     }
 }
 

@@ -47,6 +47,13 @@ pub trait Device: Clone + Send + 'static {
         format: WeightFormat,
     ) -> Result<Weight<Self>, KernelError>;
 
+    /// Room for a matrix, `[rows, cols]`, zeroed: for programs that are recorded and never run.
+    fn room(
+        &self,
+        shape: (usize, usize),
+        format: WeightFormat,
+    ) -> Result<Weight<Self>, KernelError>;
+
     /// Room for the matrices of all experts, `[num_experts, rows, cols]`, zeroed.
     fn experts(
         &self,

@@ -53,6 +53,8 @@ pub struct LeastNeed {
     pub weights: u64,
     /// Bytes of activation buffers and rope tables.
     pub activations: u64,
+    /// Bytes that the device takes to run steps.
+    pub scratch: u64,
     /// Bytes of the KV cache: what was asked for, or one sequence of the maximum length.
     pub kv_cache: u64,
 }
@@ -60,7 +62,8 @@ pub struct LeastNeed {
 impl LeastNeed {
     /// Bytes of all of it.
     pub fn total(&self) -> u64 {
-        self.weights.saturating_add(self.activations).saturating_add(self.kv_cache)
+        let parts = [self.weights, self.activations, self.scratch, self.kv_cache];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -133,6 +136,7 @@ mod tests {
         LeastNeed {
             weights: weights * MIB,
             activations: activations * MIB,
+            scratch: 3 * MIB,
             kv_cache: kv_cache * MIB,
         }
     }
@@ -159,19 +163,20 @@ mod tests {
         let (beside, machine, share) = (beside(100, 0), machine(1000, 1000), KvBudget::Share(0.7));
         let fits = |need, smaller: &[_]| beside.fits(&need, smaller, share, &machine);
         // 700 − 100 − 192
-        assert_eq!(fits(need(300, 8, 100), &[]), Ok(()));
-        let smaller = [("q8_0", 301 * MIB), ("q4_0", 170 * MIB)];
+        assert_eq!(fits(need(297, 8, 100), &[]), Ok(()));
+        assert!(fits(need(298, 8, 100), &[]).is_err());
+        let smaller = [("q8_0", 298 * MIB), ("q4_0", 170 * MIB)];
         assert_eq!(
             fits(need(560, 8, 100), &smaller).unwrap_err().to_string(),
-            "the model needs 668.0 MiB at least (weights 560.0 MiB, activations 8.0 MiB, KV cache \
-             100.0 MiB), and there is room for 408.0 MiB of the 700.0 MiB that all models may take: \
+            "the model needs 671.0 MiB at least (weights 560.0 MiB, activations 8.0 MiB, scratch \
+             3.0 MiB, KV cache 100.0 MiB), and there is room for 408.0 MiB of the 700.0 MiB that all models may take: \
              the others hold 100.0 MiB; with quantization q4_0 it would fit"
         );
         let alone = Beside::default().fits(&need(900, 8, 100), &smaller[..1], share, &machine);
         assert_eq!(
             alone.unwrap_err().to_string(),
-            "the model needs 1008.0 MiB at least (weights 900.0 MiB, activations 8.0 MiB, KV cache \
-             100.0 MiB), and there is room for 508.0 MiB of the 700.0 MiB that all models may take; \
+            "the model needs 1011.0 MiB at least (weights 900.0 MiB, activations 8.0 MiB, scratch \
+             3.0 MiB, KV cache 100.0 MiB), and there is room for 508.0 MiB of the 700.0 MiB that all models may take; \
              with quantization q8_0 it would fit"
         );
         let none = fits(need(900, 8, 100), &[]).unwrap_err().to_string();

@@ -65,14 +65,14 @@ fn a_share_counts_weights_and_what_is_free() {
         page_locked: 1 << 40,
     };
     let budget =
-        |share, fixed| kv_budget(KvBudget::Share(share), &machine, &fixed, &Beside::default());
+        |share, fixed| kv_budget(KvBudget::Share(share), &machine, (&fixed, 0), &Beside::default());
     assert_eq!(budget(0.5, fixed(0, 70, 30)), Ok((500 - 100 - 192) * MIB));
     assert_eq!(budget(1.0, fixed(60, 10, 30)), Ok((900 - 40 - 192) * MIB));
     assert_eq!(budget(1.0, fixed(60, 10, 130)), Ok((900 - 140 - 192) * MIB));
     let none = budget(0.2, fixed(60, 10, 30)).unwrap_err();
     assert!(none.to_string().starts_with("weights, activations and scratch take 100.0 MiB of the"));
     let alone = Beside::default();
-    let bytes = kv_budget(KvBudget::Bytes(7), &machine, &fixed(1 << 40, 0, 0), &alone);
+    let bytes = kv_budget(KvBudget::Bytes(7), &machine, (&fixed(1 << 40, 0, 0), 0), &alone);
     assert_eq!(bytes, Ok(7));
 }
 
@@ -80,13 +80,20 @@ fn a_share_counts_weights_and_what_is_free() {
 fn models_to_come_get_their_weights_and_an_equal_part_of_the_rest() {
     let machine = MachineMemory { limit: 2000 * MIB, available: 2000 * MIB };
     let fixed = FixedBytes { weights: 100 * MIB, activations: 8 * MIB, scratch: 0, page_locked: 0 };
-    let budget = |promised, to_come, models_to_come| {
+    let budget_with = |least: u64, (promised, to_come, models_to_come)| {
         let beside = Beside { promised: promised * MIB, to_come: to_come * MIB, models_to_come };
-        kv_budget(KvBudget::Share(0.5), &machine, &fixed, &beside).unwrap() / MIB
+        let of_it = (&fixed, least * MIB);
+        kv_budget(KvBudget::Share(0.5), &machine, of_it, &beside).unwrap() / MIB
     };
+    let budget =
+        |promised, to_come, models_to_come| budget_with(0, (promised, to_come, models_to_come));
     assert_eq!(budget(0, 0, 0), 1000 - 108 - 192);
     assert_eq!(budget(0, 200, 1), (1000 - 200 - 108 - 192) / 2);
     assert_eq!(budget(300, 0, 0), 1000 - 300 - 108 - 192);
+    // Who needs more than an equal part gets it: the least that others need is left to them already.
+    assert_eq!(budget_with(400, (0, 200, 1)), 400);
+    assert_eq!(budget_with(501, (0, 200, 1)), 500, "more is not there");
+    assert_eq!(budget_with(400, (0, 0, 0)), 700);
 }
 
 #[test]

@@ -101,12 +101,33 @@ pub(super) struct RopeTables<D: Device> {
 impl<D: Device> Buffers<D> {
     /// Zeros, and the tables up to the maximum length.
     pub(super) fn new(device: &D, spec: &ModelSpec, limits: &Limits) -> Result<Self, KernelError> {
+        Self::with_tables(device, spec, limits, |rope, len| {
+            (rope.table(len), rope.query_table(len))
+        })
+    }
+
+    /// Buffers as large, whose tables say nothing: for programs that are never run.
+    pub(super) fn rooms(
+        device: &D,
+        spec: &ModelSpec,
+        limits: &Limits,
+    ) -> Result<Self, KernelError> {
+        let table = |rope: &RopeSpec, len: u32| (vec![0.0; len as usize * rope.rotary_dim], None);
+        Self::with_tables(device, spec, limits, table)
+    }
+
+    fn with_tables(
+        device: &D,
+        spec: &ModelSpec,
+        limits: &Limits,
+        tables_of: impl Fn(&RopeSpec, u32) -> (Vec<f32>, Option<Vec<f32>>),
+    ) -> Result<Self, KernelError> {
         let allocate = |((key, cols), rows)| Ok(((key, cols), device.tensor(rows, cols)?));
         let activations = shapes(spec, limits).into_iter().map(allocate);
         let tables = |rope: &RopeSpec| {
-            let len = limits.max_model_len as u32;
-            let keys = device.vector(&rope.table(len))?;
-            let queries = match rope.query_table(len) {
+            let (keys, queries) = tables_of(rope, limits.max_model_len as u32);
+            let keys = device.vector(&keys)?;
+            let queries = match queries {
                 Some(table) => device.vector(&table)?,
                 None => keys.clone(),
             };

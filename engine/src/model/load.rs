@@ -19,7 +19,8 @@ use super::info::{InstanceInfo, KvGroupInfo};
 use super::spec::{KvGroup, ModelSpec};
 use super::weights::{Formats, Progress, Weights, pack};
 use crate::memory::{
-    Beside, FixedBytes, GroupNeed, KvBudget, KvPlan, MachineMemory, ModelMemory, kv_budget, plan_kv,
+    Beside, FixedBytes, GroupNeed, KvBudget, KvPlan, MachineMemory, ModelMemory, kv_budget,
+    least_kv, plan_kv,
 };
 use crate::runner::{DeviceRunner, Runner};
 
@@ -218,8 +219,10 @@ where
         None => options.beside,
     };
     let machine = own_memory.map_or_else(|| beside.machine(weights.bytes), MachineMemory::from);
-    let budget = kv_budget(options.kv, &machine, &fixed, &beside)?;
-    let plan = plan_kv(&kv_request(device, &needs, &limits, (options.kv, budget)))?;
+    let request = |budget| kv_request(device, &needs, &limits, (options.kv, budget));
+    let least = least_kv(options.kv, &request(0))?;
+    let budget = kv_budget(options.kv, &machine, (&fixed, least), &beside)?;
+    let plan = plan_kv(&request(budget))?;
     let program = recorder.program(&plan.num_blocks)?;
     let executor =
         device.executor(program, limits).map_err(LoadError::device("starting the executor"))?;

@@ -2,7 +2,7 @@
 //!
 //! The names come from the family's table, the shapes from the spec, and both are checked by the
 //! source. A tensor's pages are given back as soon as it is packed, so that a load never holds
-//! more than the packed weights and one stacked matrix; the device packs each on all cores.
+//! more than the packed weights and one stacked matrix, in f32 where it is widened; the device packs each on all cores.
 
 use std::collections::BTreeSet;
 
@@ -132,27 +132,20 @@ pub fn pack<D: Device>(
     formats: Formats,
     progress: &dyn Fn(Progress),
 ) -> Result<Weights<D>, LoadError> {
-    let mut packer = Packer { device, source, formats, spec, bytes: 0, used: BTreeSet::new() };
-    let names = &spec.tensors;
-    let table = [Part::whole(weight(&names.once(names.embed)), spec.vocab, spec.hidden)];
-    // The largest come first, while little else is in memory.
-    let (embed, head) = if spec.head.tied {
-        let tied = packer.product(&table, Stacking::Stack)?;
-        (tied.clone(), tied)
-    } else {
-        let head = [Part::whole(weight(&names.once(names.head)), spec.vocab, spec.hidden)];
-        (packer.matrix(&table, formats.plain())?, packer.product(&head, Stacking::Stack)?)
-    };
-    let mut layers = Vec::with_capacity(spec.layers.len());
-    for (index, layer) in spec.layers.iter().enumerate() {
-        layers.push(packer.layer(layer, index)?);
-        let (layers_done, layers) = (index + 1, spec.layers.len());
-        progress(Progress { layers_done, layers, bytes: packer.bytes });
-    }
-    let final_norm = packer.norm(&names.once(names.final_norm), spec.hidden)?;
-    packer.log_unused();
-    let embed_scale = rounded(spec.embed_scale, formats.dtype);
-    Ok(Weights { embed, layers, final_norm, head, embed_scale, bytes: packer.bytes })
+    let mut packer = Packer::new(device, spec, Some(source), formats);
+    let weights = packer.model(progress)?;
+    log_unused(source, &packer.used);
+    Ok(weights)
+}
+
+/// Room for every weight of `spec` in its format: what is recorded over it tells what it takes, and
+/// is never run. The memory of a CPU's is not touched.
+pub(super) fn rooms<D: Device>(
+    device: &D,
+    spec: &ModelSpec,
+    formats: Formats,
+) -> Result<Weights<D>, LoadError> {
+    Packer::new(device, spec, None, formats).model(&|_| ())
 }
 
 /// `value` as a number of type `dtype`.
@@ -166,14 +159,47 @@ fn rounded(value: f32, dtype: DType) -> f32 {
 
 struct Packer<'a, D> {
     device: &'a D,
-    source: &'a dyn TensorSource,
+    /// Without one there are rooms only.
+    source: Option<&'a dyn TensorSource>,
     formats: Formats,
     spec: &'a ModelSpec,
     bytes: u64,
     used: BTreeSet<String>,
 }
 
-impl<D: Device> Packer<'_, D> {
+impl<'a, D: Device> Packer<'a, D> {
+    fn new(
+        device: &'a D,
+        spec: &'a ModelSpec,
+        source: Option<&'a dyn TensorSource>,
+        formats: Formats,
+    ) -> Self {
+        Packer { device, source, formats, spec, bytes: 0, used: BTreeSet::new() }
+    }
+
+    fn model(&mut self, progress: &dyn Fn(Progress)) -> Result<Weights<D>, LoadError> {
+        let (spec, formats) = (self.spec, self.formats);
+        let names = &spec.tensors;
+        let table = [Part::whole(weight(&names.once(names.embed)), spec.vocab, spec.hidden)];
+        // The largest come first, while little else is in memory.
+        let (embed, head) = if spec.head.tied {
+            let tied = self.product(&table, Stacking::Stack)?;
+            (tied.clone(), tied)
+        } else {
+            let head = [Part::whole(weight(&names.once(names.head)), spec.vocab, spec.hidden)];
+            (self.matrix(&table, formats.plain())?, self.product(&head, Stacking::Stack)?)
+        };
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for (index, layer) in spec.layers.iter().enumerate() {
+            layers.push(self.layer(layer, index)?);
+            let (layers_done, layers) = (index + 1, spec.layers.len());
+            progress(Progress { layers_done, layers, bytes: self.bytes });
+        }
+        let final_norm = self.norm(&names.once(names.final_norm), spec.hidden)?;
+        let embed_scale = rounded(spec.embed_scale, formats.dtype);
+        Ok(Weights { embed, layers, final_norm, head, embed_scale, bytes: self.bytes })
+    }
+
     fn layer(&mut self, layer: &LayerSpec, index: usize) -> Result<LayerWeights<D>, LoadError> {
         let spec = self.spec;
         let (names, hidden) = (&spec.tensors, spec.hidden);
@@ -274,9 +300,14 @@ impl<D: Device> Packer<'_, D> {
         stacking: Stacking,
         format: WeightFormat,
     ) -> Result<Weight<D>, LoadError> {
-        let tensors = part::read(self.source, parts)?;
-        let hosts = part::as_hosts(parts, &tensors)?;
-        let packed = self.device.pack(&hosts, stacking, format).map_err(refusal(parts))?;
+        let packed = match self.source {
+            None => self.device.room(shape_of(parts), format),
+            Some(source) => {
+                let tensors = part::read(source, parts)?;
+                self.device.pack(&part::as_hosts(parts, &tensors)?, stacking, format)
+            }
+        };
+        let packed = packed.map_err(refusal(parts))?;
         self.finish(parts, format)?;
         Ok(packed)
     }
@@ -289,16 +320,17 @@ impl<D: Device> Packer<'_, D> {
         stacking: Stacking,
     ) -> Result<Experts<D>, LoadError> {
         let first = parts_of(0);
-        let shape = (first.iter().map(|part| part.rows.len()).sum(), first[0].cols);
         let format = self.formats.product();
-        let room = self.device.experts(num_experts, shape, format);
+        let room = self.device.experts(num_experts, shape_of(&first), format);
         let mut experts = room.map_err(LoadError::device(format!("making {}", first[0].name)))?;
         for expert in 0..num_experts {
             let parts = parts_of(expert);
-            let tensors = part::read(self.source, &parts)?;
-            let hosts = part::as_hosts(&parts, &tensors)?;
-            let packed = self.device.pack_expert(&mut experts, expert, &hosts, stacking);
-            packed.map_err(refusal(&parts))?;
+            if let Some(source) = self.source {
+                let tensors = part::read(source, &parts)?;
+                let hosts = part::as_hosts(&parts, &tensors)?;
+                let packed = self.device.pack_expert(&mut experts, expert, &hosts, stacking);
+                packed.map_err(refusal(&parts))?;
+            }
             self.finish(&parts, format)?;
         }
         Ok(experts)
@@ -318,7 +350,11 @@ impl<D: Device> Packer<'_, D> {
     fn vector(&mut self, parts: &[Part], offset: f32) -> Result<Vector<D>, LoadError> {
         let mut values = Vec::new();
         for part in parts {
-            let tensor = self.source.tensor(&part.name, &[part.cols])?;
+            let Some(source) = self.source else {
+                values.resize(values.len() + part.cols, 0.0);
+                continue;
+            };
+            let tensor = source.tensor(&part.name, &[part.cols])?;
             let host = tensor.as_host().ok_or_else(|| part.mismatch())?;
             values.extend((0..host.cols).map(|col| host.at(0, col) + offset));
         }
@@ -331,23 +367,26 @@ impl<D: Device> Packer<'_, D> {
     /// Counts what was packed and gives its pages back; an error if they could not be read.
     fn finish(&mut self, parts: &[Part], format: WeightFormat) -> Result<(), SourceError> {
         for part in parts {
-            self.source.release(&part.name)?;
+            if let Some(source) = self.source {
+                source.release(&part.name)?;
+            }
             self.bytes += (part.rows.len() * format.row_bytes(part.cols)) as u64;
             self.used.insert(part.name.clone());
         }
         Ok(())
     }
+}
 
-    fn log_unused(&self) {
-        let unused: Vec<&str> =
-            self.source.names().into_iter().filter(|name| !self.used.contains(*name)).collect();
-        if let Some(first) = unused.first() {
-            tracing::info!(
-                count = unused.len(),
-                first,
-                "the checkpoint has tensors of no use here"
-            );
-        }
+/// Rows and columns of the matrix that parts become.
+fn shape_of(parts: &[Part]) -> (usize, usize) {
+    (parts.iter().map(|part| part.rows.len()).sum(), parts[0].cols)
+}
+
+fn log_unused(source: &dyn TensorSource, used: &BTreeSet<String>) {
+    let unused: Vec<&str> =
+        source.names().into_iter().filter(|name| !used.contains(*name)).collect();
+    if let Some(first) = unused.first() {
+        tracing::info!(count = unused.len(), first, "the checkpoint has tensors of no use here");
     }
 }
 

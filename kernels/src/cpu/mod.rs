@@ -173,6 +173,14 @@ impl Device for CpuDevice {
         PackedWeight::pack(parts, stacking, format)
     }
 
+    fn room(
+        &self,
+        shape: (usize, usize),
+        format: WeightFormat,
+    ) -> Result<PackedWeight, KernelError> {
+        PackedWeight::zeroed(1, shape, format)
+    }
+
     fn experts(
         &self,
         num_experts: usize,

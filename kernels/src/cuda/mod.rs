@@ -218,6 +218,10 @@ impl Device for CudaDevice {
         CudaWeight::pack(&self.driver, parts, stacking, format)
     }
 
+    fn room(&self, shape: (usize, usize), format: WeightFormat) -> Result<CudaWeight, KernelError> {
+        CudaWeight::zeroed(&self.driver, 1, shape, format)
+    }
+
     fn experts(
         &self,
         num_experts: usize,

@@ -1,18 +1,19 @@
 //! Whether a model fits: asked when its files are open and before any weight is read.
 //!
-//! The sums are those of the load itself; what steps take as scratch is known only afterwards.
+//! The sums are those of the load itself; what steps take as scratch a program tells that is recorded
+//! over rooms in which nothing is.
 
 use pagoda_kernels::device::{Device, DeviceMemory, Limits};
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
 
-use super::{LoadOptions, kv_needs, limits, open_cpu, own_dtype};
+use super::{LoadOptions, Recorder, kv_needs, limits, open_cpu, own_dtype};
 use crate::memory::{GroupNeed, KvBudget, KvRequest, LeastNeed, least_kv};
-use crate::model::buffers::activation_bytes;
+use crate::model::buffers::{Buffers, activation_bytes};
 use crate::model::error::LoadError;
 use crate::model::files::Checkpoint;
 use crate::model::spec::ModelSpec;
-use crate::model::weights::Formats;
+use crate::model::weights::{Formats, rooms};
 
 /// What the KV cache is planned for, in `budget` bytes that come from the setting `kv`.
 pub(super) fn kv_request<'a, D: Device>(
@@ -44,21 +45,32 @@ pub fn least_on_cpu(
     let dtype = options.dtype.unwrap_or_else(|| own_dtype(config, stored));
     let kv_dtype = options.kv_dtype.unwrap_or(KvFormat::Plain(dtype));
     let formats = Formats { dtype, quantization: options.quantization };
-    least_need(&open_cpu(options)?, &spec, (&limits, formats, kv_dtype), options.kv)
+    least_need(&open_cpu(options)?, &spec, (&limits, formats, kv_dtype), options)
 }
 
+/// What is not there for the rest is not asked for its scratch: then that counts as none.
 fn least_need<D: Device>(
     device: &D,
     spec: &ModelSpec,
     (limits, formats, kv_dtype): (&Limits, Formats, KvFormat),
-    kv: KvBudget,
+    options: &LoadOptions,
 ) -> Result<LeastNeed, LoadError> {
     let needs = kv_needs(spec, kv_dtype, device.block_size());
-    Ok(LeastNeed {
+    let kv = options.kv;
+    let need = LeastNeed {
         weights: spec.weight_bytes(formats),
         activations: activation_bytes(spec, limits),
+        scratch: 0,
         kv_cache: least_kv(kv, &kv_request(device, &needs, limits, (kv, 0)))?,
-    })
+    };
+    if options.beside.fits(&need, &[], kv, &options.beside.machine(0)).is_err() {
+        return Ok(need);
+    }
+    let weights = rooms(device, spec, formats)?;
+    let buffers = Buffers::rooms(device, spec, limits)
+        .map_err(LoadError::device("allocating activations"))?;
+    let recorder = Recorder { device, spec, weights: &weights, buffers: &buffers, kv_dtype };
+    Ok(LeastNeed { scratch: recorder.scratch(limits)?.bytes, ..need })
 }
 
 /// Refuses what does not fit beside the other models before anything of it is in memory.
@@ -68,7 +80,7 @@ pub(super) fn fits_beside<D: Device>(
     of_step: (&Limits, Formats, KvFormat),
     options: &LoadOptions,
 ) -> Result<(), LoadError> {
-    let need = least_need(device, spec, of_step, options.kv)?;
+    let need = least_need(device, spec, of_step, options)?;
     let (_, formats, _) = of_step;
     let smaller: &[Quantization] = match formats.quantization {
         None => &[Quantization::Q8_0, Quantization::Q4_0],

@@ -169,6 +169,9 @@ fn scratch_of_the_largest_step_is_part_of_the_plan() {
             kv_dtype,
         };
         let bytes = recorder.scratch(&limits).unwrap().bytes;
+        let dtype = Some(DType::Bf16);
+        let need = least_on_cpu(&checkpoint, &LoadOptions { dtype, ..options.clone() });
+        assert_eq!(need.unwrap().scratch, bytes, "known before a weight is read");
         let model = load(&source, &LoadOptions { dtype: Some(DType::Bf16), ..options }, &|_| ());
         let said = model.unwrap().summary;
         assert!(said.contains(&format!("and {} of scratch", crate::memory::gib(bytes))), "{said}");
@@ -183,6 +186,21 @@ fn a_stretching_rope_may_go_beyond_its_positions() {
     let options = LoadOptions { max_model_len: Some(4096), ..small() };
     let model = load(&ModelSource::Folder(golden("llama_dynamic")), &options, &|_| ()).unwrap();
     assert_eq!(model.info.max_model_len, 4096);
+}
+
+/// What is promised of a model before it is loaded is what it then holds, in any family.
+#[test]
+fn the_least_that_a_model_needs_is_what_a_load_of_that_much_takes() {
+    for case in ["qwen_long", "gemma3", "phi3", "mixtral", "qwen2_window"] {
+        for quantization in [None, Some(Quantization::Q4_0)] {
+            let source = ModelSource::Folder(golden(case));
+            let options = LoadOptions { quantization, max_num_seqs: Some(1), ..small() };
+            let checkpoint = Checkpoint::open(&source).unwrap();
+            let need = least_on_cpu(&checkpoint, &options).unwrap();
+            let memory = load_checkpoint(checkpoint, &options, &|_| ()).unwrap().memory;
+            assert_eq!(need.total(), memory.total(), "{case}: {need:?} {memory:?}");
+        }
+    }
 }
 
 /// Counts the tensors that are held at once.
@@ -220,6 +238,37 @@ fn a_load_holds_the_parts_of_one_matrix_however_many_experts_there_are() {
     let held = Held { source, now: AtomicUsize::new(0), most: AtomicUsize::new(0) };
     pack(&open_cpu(&small()).unwrap(), &spec, &held, BF16, &|_| ()).unwrap();
     assert_eq!((held.now.into_inner(), held.most.into_inner()), (0, 3), "query, key and value");
+}
+
+/// Reading one may widen it: that it holds two matrices is no reason to do so twice.
+#[test]
+fn a_tensor_of_several_parts_is_read_once() {
+    struct Counted(Box<dyn TensorSource>, std::sync::Mutex<Vec<String>>);
+    impl TensorSource for Counted {
+        fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, SourceError> {
+            self.1.lock().unwrap().push(name.to_owned());
+            self.0.tensor(name, shape)
+        }
+        fn stored_dtype(&self, name: &str) -> Option<DType> {
+            self.0.stored_dtype(name)
+        }
+        fn release(&self, name: &str) {
+            self.0.release(name);
+        }
+        fn names(&self) -> Vec<&str> {
+            self.0.names()
+        }
+    }
+    let checkpoint = Checkpoint::open(&ModelSource::Folder(golden("phi3"))).unwrap();
+    let spec = ModelSpec::plan(&checkpoint.config, 64);
+    let source = Counted(checkpoint.tensors, std::sync::Mutex::default());
+    pack(&open_cpu(&small()).unwrap(), &spec, &source, BF16, &|_| ()).unwrap();
+    let mut read = source.1.into_inner().unwrap();
+    let all = read.len();
+    read.sort_unstable();
+    read.dedup();
+    assert_eq!(read.len(), all);
+    assert!(read.iter().any(|name| name.contains("gate_up_proj")));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 //! Some checkpoints store several projections as one tensor: a part is a range of its rows, so that
 //! packing need not know. Names come from the family's table, shapes from the spec.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use pagoda_kernels::dtype::HostTensor;
@@ -43,19 +42,11 @@ impl Part {
         SourceError::new("the source of weights", Some(&self.name), reason).into()
     }
 
-    fn read<'s>(&self, source: &'s dyn TensorSource) -> Result<Tensor<'s>, SourceError> {
-        let tensor = source.tensor(&self.name, &[self.tensor_rows, self.cols])?;
-        if self.rows.len() == self.tensor_rows {
-            return Ok(tensor);
-        }
+    /// Its rows of `tensor`.
+    fn rows_of<'t>(&self, tensor: &'t Tensor<'_>) -> Option<HostTensor<'t>> {
         let row_bytes = self.cols * tensor.dtype.bytes();
-        let range = self.rows.start * row_bytes..self.rows.end * row_bytes;
-        let bytes = match tensor.bytes {
-            Cow::Borrowed(bytes) => bytes.get(range).map(Cow::Borrowed),
-            Cow::Owned(bytes) => bytes.get(range).map(|bytes| Cow::Owned(bytes.to_vec())),
-        };
-        // Bytes that are too few are refused with the shape.
-        Ok(Tensor { rows: self.rows.len(), bytes: bytes.unwrap_or_default(), ..tensor })
+        let bytes = tensor.bytes.get(self.rows.start * row_bytes..self.rows.end * row_bytes)?;
+        HostTensor::new(tensor.dtype, self.rows.len(), self.cols, bytes)
     }
 }
 
@@ -114,20 +105,27 @@ pub(super) fn gate_up(
     }
 }
 
-/// The rows of all parts.
+/// The tensors of all parts, each once: one may hold several parts, and be widened as it is read.
 pub(super) fn read<'s>(
     source: &'s dyn TensorSource,
     parts: &[Part],
 ) -> Result<Vec<Tensor<'s>>, SourceError> {
-    parts.iter().map(|part| part.read(source)).collect()
+    let tensor =
+        |parts: &[Part]| source.tensor(&parts[0].name, &[parts[0].tensor_rows, parts[0].cols]);
+    of_tensors(parts).map(tensor).collect()
 }
 
-/// The same, as a device takes them.
+/// The rows of all parts, as a device takes them.
 pub(super) fn as_hosts<'t>(
     parts: &[Part],
     tensors: &'t [Tensor<'_>],
 ) -> Result<Vec<HostTensor<'t>>, LoadError> {
-    let host =
-        |(tensor, part): (&'t Tensor<'_>, &Part)| tensor.as_host().ok_or_else(|| part.mismatch());
-    tensors.iter().zip(parts).map(host).collect()
+    let pairs = of_tensors(parts).zip(tensors);
+    let pairs = pairs.flat_map(|(parts, tensor)| parts.iter().map(move |part| (part, tensor)));
+    pairs.map(|(part, tensor)| part.rows_of(tensor).ok_or_else(|| part.mismatch())).collect()
+}
+
+/// Parts side by side that are rows of one tensor.
+fn of_tensors(parts: &[Part]) -> impl Iterator<Item = &[Part]> {
+    parts.chunk_by(|one, other| one.name == other.name)
 }
