@@ -91,9 +91,54 @@ impl Copy {
         assert!(changed >= 14, "{changed} tensors end in {end}");
     }
 
+    /// Puts a module's weight in place of what stands for it.
+    fn widen(&mut self, module: &str) {
+        let tensors = Checkpoint::open(&self.source()).unwrap().tensors;
+        let header = self.header.as_object().unwrap();
+        let stands_for_it = |name: &str| {
+            name.rsplit_once('.').is_some_and(|(of, end)| of == module && end != "bias")
+        };
+        let number = |value: &Value| value.as_u64().unwrap() as usize;
+        let shape_of = |name: &str| {
+            let entry = header.get(&format!("{module}.{name}"))?;
+            Some(entry["shape"].as_array().unwrap().iter().map(number).collect::<Vec<_>>())
+        };
+        let shape = shape_of("weight").unwrap_or_else(|| {
+            // Codes lie in words along K or along N; scales are [G, N].
+            let (codes, rows) = (shape_of("qweight").unwrap(), shape_of("scales").unwrap()[1]);
+            vec![rows, codes[0] * codes[1] * 8 / rows]
+        });
+        let name = format!("{module}.weight");
+        let wide = tensors.tensor(&name, &shape).unwrap().bytes.into_owned();
+        let (mut entries, mut bytes) = (serde_json::Map::new(), Vec::new());
+        let mut add = |name: &str, dtype: &Value, shape: Value, of: &[u8]| {
+            let offsets = [bytes.len(), bytes.len() + of.len()];
+            let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": offsets});
+            entries.insert(name.to_owned(), entry);
+            bytes.extend_from_slice(of);
+        };
+        add(&name, &json!("F32"), json!(shape), &wide);
+        for (name, entry) in
+            header.iter().filter(|(name, _)| !stands_for_it(name) && *name != "__metadata__")
+        {
+            let at = |index: usize| self.start + number(&entry["data_offsets"][index]);
+            add(name, &entry["dtype"], entry["shape"].clone(), &self.bytes[at(0)..at(1)]);
+        }
+        self.header = Value::Object(entries);
+        let text = self.header.to_string();
+        self.start = 8 + text.len();
+        self.bytes = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &bytes].concat();
+    }
+
+    /// The folder with what it holds now.
+    fn source(&self) -> ModelSource {
+        fs::write(self.folder.path().join("model.safetensors"), &self.bytes).unwrap();
+        ModelSource::Folder(self.folder.path().to_owned())
+    }
+
     /// How far the changed files are from the golden.
     fn moved(&self, case: &str) -> f64 {
-        fs::write(self.folder.path().join("model.safetensors"), &self.bytes).unwrap();
+        self.source();
         measure(case, self.folder.path(), 200, None).1
     }
 }
@@ -210,6 +255,27 @@ fn each_planted_fault_moves_a_value() {
         let moved = copy.moved(case);
         println!("{case:14} {fault:26} moves a value by {moved:.2}");
         assert!(moved >= FAULT, "{case}: {fault} moves no value by more than {moved}");
+    }
+}
+
+/// Lists of modules that were left out say what whoever made the files meant; tensors say what is there.
+#[test]
+fn a_weight_is_quantized_if_its_tensors_are_whatever_lists_say() {
+    for (case, field, all) in [
+        ("fp8_channel", "ignore", json!(["re:.*"])),
+        ("fp8_scale_inv", "modules_to_not_convert", json!(["model"])),
+        ("awq", "modules_to_not_convert", json!(["self_attn", "mlp"])),
+        ("gptq", "dynamic", json!({"-:.*": {}})),
+    ] {
+        let mut copy = Copy::of(case);
+        copy.configure(field, all);
+        let moved = copy.moved(case);
+        assert!(moved <= TOLERANCE, "{case}: listed as left out, and quantized: {moved}");
+        copy.configure(field, json!(null));
+        copy.widen("model.layers.0.self_attn.o_proj");
+        copy.widen("model.layers.1.self_attn.k_proj");
+        let moved = copy.moved(case);
+        assert!(moved <= TOLERANCE, "{case}: plain, and listed nowhere: {moved}");
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The names come from the family's table, the shapes from the spec, and both are checked by the
 //! source. A tensor's pages are given back as soon as it is packed, so that a load never holds
-//! more than the packed weights and one stacked matrix, in f32 where it is widened; the device packs each on all cores.
+//! more than the packed weights and one stacked matrix, in f32 where it is widened; the device
+//! packs each on all cores.
 
 use std::collections::BTreeSet;
 

@@ -207,7 +207,7 @@ fn read_fp8(fields: &Fields<'_>) -> Result<StoredQuantization, ConfigError> {
 
 fn read_awq(fields: &Fields<'_>) -> Result<StoredQuantization, ConfigError> {
     need_four_bits(fields, ["bits", "w_bit"])?;
-    for field in ["version", "format"] {
+    for field in ["version", "format", "checkpoint_format"] {
         if let Some(version) = fields.text(field)?
             && !version.eq_ignore_ascii_case("gemm")
         {

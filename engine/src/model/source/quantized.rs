@@ -4,7 +4,8 @@
 //! place (`x.weight` in e4m3 with its scales, or `x.qweight`, `x.qzeros`, `x.scales`), and every
 //! other tensor passes as it is. f32 holds what four bits and an f16 scale stand for exactly, and
 //! the rest with one rounding, so that a weight is rounded once more only, to what it is packed as.
-//! One tensor is wide at a time. Never knows modules by name: a weight is quantized if its tensors are.
+//! Never knows modules by name: a weight is quantized if its tensors are, whatever lists of modules
+//! say. What its tensors say must be one thing: a scale of a plain weight is refused.
 
 /// e4m3 elements with scales.
 mod fp8;
@@ -30,6 +31,8 @@ pub struct Dequantized {
 
 /// Beside a weight: scales of rows that came in when it was quantized. Rows stay wide here.
 const ROW_SCALES: [&str; 2] = ["input_scale", "input_zero_point"];
+/// Zeros of scales, which only some formats' writers leave out where all are zero.
+const ZEROS: &str = "weight_zero_point";
 /// In place of a weight.
 const CODES: &str = "qweight";
 /// Beside them.
@@ -56,13 +59,20 @@ impl Dequantized {
         name: &str,
         shape: &[usize],
     ) -> Result<Option<Tensor<'_>>, SourceError> {
-        let Some(weight) = self.files.stored(name).filter(|weight| weight.dtype == fp8::TYPE)
-        else {
-            return Ok(None);
-        };
+        let Some(weight) = self.files.stored(name) else { return Ok(None) };
         let scale_names = fp8.scale_names.iter().map(|end| beside(name, end));
         let scales: Vec<Stored<'_>> =
             scale_names.filter_map(|name| self.files.stored(&name)).collect();
+        if weight.dtype != fp8::TYPE {
+            let useless = scales.first().map(|scales| {
+                scales.refuse(format!("is of {name}, which has type {} and no scale", weight.dtype))
+            });
+            return useless.map_or(Ok(None), Err);
+        }
+        let zeros = self.files.stored(&beside(name, ZEROS));
+        if let Some(zeros) = zeros.filter(|zeros| zeros.bytes.iter().any(|byte| *byte != 0)) {
+            return Err(zeros.refuse("is not zero: scales with zeros are not supported"));
+        }
         let [scales] = scales[..] else {
             let ends = fp8.scale_names.join(" or ");
             return Err(weight.refuse(format!("has {} tensors {ends}, needs one", scales.len())));
@@ -77,7 +87,14 @@ impl Dequantized {
         name: &str,
         shape: &[usize],
     ) -> Result<Option<Tensor<'_>>, SourceError> {
-        let Some(codes) = self.files.stored(&beside(name, CODES)) else { return Ok(None) };
+        let Some(codes) = self.files.stored(&beside(name, CODES)) else {
+            let useless = OF_CODES.iter().find_map(|end| self.files.stored(&beside(name, end)));
+            let useless = useless.filter(|_| self.files.stored(name).is_some());
+            let refuse = |part: Stored<'_>| {
+                part.refuse(format!("is of {name}, which is plain and has no {CODES}"))
+            };
+            return useless.map(refuse).map_or(Ok(None), Err);
+        };
         if name.strip_suffix(".weight").is_none() {
             return Ok(None);
         }
@@ -136,7 +153,8 @@ fn asked_for(files: &Safetensors, stored: &StoredQuantization, name: &str) -> Op
     let weight = format!("{module}.weight");
     let belongs = match stored {
         StoredQuantization::Fp8(fp8) => {
-            let is_part = fp8.scale_names.contains(&end) || ROW_SCALES.contains(&end);
+            let is_other = ROW_SCALES.contains(&end) || end == ZEROS;
+            let is_part = fp8.scale_names.contains(&end) || is_other;
             is_part && files.stored(&weight).is_some_and(|weight| weight.dtype == fp8::TYPE)
         }
         StoredQuantization::Int4(_) => {

@@ -164,6 +164,7 @@ fn what_cannot_be_read_is_refused_by_name() {
         (json!({"quant_method": "fp8", "weight_block_size": 128}), "weight_block_size: is 128"),
         (awq(json!({"bits": 8})), "quantization_config.bits: 8 is not supported (supported: 4)"),
         (awq(json!({"version": "gemv"})), "quantization_config.version: \"gemv\""),
+        (awq(json!({"checkpoint_format": "gemv_fast"})), "checkpoint_format: \"gemv_fast\""),
         (awq(json!({"zero_point": false})), "quantization_config.zero_point: codes without"),
         (awq(json!({"group_size": 0})), "quantization_config.group_size: is neither"),
         (awq(json!({"group_size": null})), "quantization_config.group_size: is missing"),

@@ -174,12 +174,43 @@ fn scales_that_lie_are_refused() {
             changed(&|t| t.get_mut("x.weight").unwrap().2[9] = 0xff),
             "x.weight: is NaN in row 2, column 1",
         ),
+        (
+            changed(&|t| drop(t.insert("x.weight".to_owned(), ("BF16", vec![6, 4], vec![0; 48])))),
+            "x.weight_scale: is of x.weight, which has type BF16 and no scale",
+        ),
+        (
+            changed(&|t| {
+                t.insert(
+                    "x.weight_zero_point".to_owned(),
+                    ("I8", vec![6, 1], vec![0, 0, 0, 0, 0, 1]),
+                );
+            }),
+            "x.weight_zero_point: is not zero",
+        ),
+        (
+            changed(&|t| {
+                drop(t.insert("x.weight".to_owned(), ("F8_E5M2", vec![6, 4], vec![0; 24])))
+            }),
+            "x.weight_scale: is of x.weight, which has type F8_E5M2",
+        ),
     ] {
         assert!(said.contains("model.safetensors: tensor") && said.contains(expected), "{said}");
     }
     // Only matrices have scales of rows.
     let source = open(&sound, channel());
     assert!(refusal(&source, &[24]).contains("has shape [6, 4]"));
+}
+
+#[test]
+fn zeros_that_say_nothing_may_be_there() {
+    // Writers of some versions leave zeros that say nothing; a scale of zero is one of zeros.
+    let mut tensors = fp8_tensors(6, 4, &[6, 1], "weight_scale");
+    tensors.insert("x.weight_zero_point".to_owned(), ("I8", vec![6, 1], vec![0; 6]));
+    tensors.get_mut("x.weight_scale").unwrap().2[..4].fill(0);
+    let source = open(&tensors, fp8(ScaleGrid::Channel));
+    assert_eq!(source.names(), ["x.weight"]);
+    let got = values(&source.tensor("x.weight", &[6, 4]).unwrap());
+    assert!(got[..4].iter().all(|value| *value == 0.0) && got[4..].iter().any(|v| *v != 0.0));
 }
 
 // int4
@@ -422,6 +453,12 @@ fn words_that_lie_are_refused() {
             changed("x.scales", Some(("F16", vec![3, 16], vec![0xff; 96]))),
             "x.scales: has NaN as its scale 0",
         ),
+        (changed("x.scales", of("F16", &[4, 16], 2)), "x.scales: has shape [4, 16]"),
+        (changed("x.scales", of("F16", &[3, 15], 2)), "x.scales: has shape [3, 15]"),
+        (changed("x.qzeros", of("I32", &[3, 1], 4)), "x.qzeros: has shape [3, 1]"),
+        (changed("x.qzeros", of("I64", &[3, 2], 8)), "x.qzeros: has type I64, expected I32"),
+        (changed("x.qweight", of("I32", &[2, 16], 4)), "x.qweight: has shape [2, 16]"),
+        (changed("x.g_idx", of("I64", &[24], 8)), "x.g_idx: has type I64, expected I32"),
         (changed("x.g_idx", of("I32", &[16], 4)), "x.g_idx: has shape [16]"),
         (changed("x.g_idx", group(3)), "x.g_idx: has group 3 of 3, column 5"),
         (changed("x.g_idx", group(-1)), "x.g_idx: has group -1 of 3, column 5"),
@@ -429,6 +466,20 @@ fn words_that_lie_are_refused() {
         let said = refusal(&source, &[16, 24]);
         assert!(said.contains("model.safetensors: tensor") && said.contains(expected), "{said}");
     }
+    // Another size of groups than the files were made with.
+    for (group_size, expected) in [(Some(4), "x.qzeros: has shape [3, 2]"), (None, "x.qzeros: has")]
+    {
+        let source = open(&case.gptq(1), int4(FIRST, group_size));
+        assert!(refusal(&source, &[16, 24]).contains(expected), "{group_size:?}");
+    }
+    let awq = open(&case.awq(), int4(Packing::Awq, Some(16)));
+    assert!(refusal(&awq, &[16, 24]).contains("x.qweight: cannot be [16, 24] in groups of 16"));
+    // What is left of codes beside a weight that is plain.
+    let mut tensors = case.gptq(1);
+    tensors.remove("x.qweight");
+    tensors.insert("x.weight".to_owned(), ("F16", vec![16, 24], vec![0; 2 * 16 * 24]));
+    let said = refusal(&open(&tensors, int4(FIRST, Some(8))), &[16, 24]);
+    assert!(said.contains("x.qzeros: is of x.weight, which is plain and has no qweight"), "{said}");
     for (packing, shape) in [(Packing::Awq, [16, 20]), (FIRST, [16, 20]), (FIRST, [12, 24])] {
         let source = open(&case.awq(), int4(packing, Some(8)));
         assert!(refusal(&source, &shape).contains("x.qweight: cannot be ["), "{packing:?}");
