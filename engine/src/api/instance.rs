@@ -145,12 +145,9 @@ impl Instance {
         metrics: &Metrics,
     ) -> Self {
         let name = names.first().map_or("model", String::as_str);
-        let info = engine.info();
-        let num_blocks = info.groups.iter().map(|group| group.num_blocks).max().unwrap_or(0);
-        let blocks = (info.block_size, num_blocks);
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         Instance {
-            metrics: InstanceMetrics::new(metrics, name, blocks),
+            metrics: InstanceMetrics::new(metrics, name),
             names,
             engine,
             created,

@@ -26,7 +26,6 @@ pub struct InstanceMetrics {
     pub preemptions: CopiedCounter,
     /// Steps.
     pub steps: CopiedCounter,
-    cache_config: Gauge,
     /// Tokens of prompts.
     pub prompt_tokens: Counter,
     /// Tokens generated for clients.
@@ -63,17 +62,6 @@ impl CopiedCounter {
     }
 }
 
-/// Tells block size and number of blocks, while it is 1.
-fn cache_config(metrics: &Metrics, model_name: &str, block_size: u32, num_blocks: u32) -> Gauge {
-    let labels = vec![
-        Label::new("model_name", model_name.to_string()),
-        Label::from_static_parts("engine", "0"),
-        Label::new("block_size", block_size.to_string()),
-        Label::new("num_gpu_blocks", num_blocks.to_string()),
-    ];
-    metrics.gauge("pagoda_cache_config_info", labels)
-}
-
 /// How a choice ended, as a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -89,7 +77,7 @@ pub enum Outcome {
 
 impl InstanceMetrics {
     /// Registers the metrics of the instance that is served as `model_name`.
-    pub fn new(metrics: &Metrics, model_name: &str, (block_size, num_blocks): (u32, u32)) -> Self {
+    pub fn new(metrics: &Metrics, model_name: &str) -> Self {
         let labels = || {
             vec![
                 Label::new("model_name", model_name.to_string()),
@@ -118,7 +106,6 @@ impl InstanceMetrics {
             prefix_hits: copied("pagoda_prefix_cache_hits_total"),
             preemptions: copied("pagoda_preemptions_total"),
             steps: copied("pagoda_steps_total"),
-            cache_config: cache_config(metrics, model_name, block_size, num_blocks),
             prompt_tokens: counter("pagoda_prompt_tokens_total"),
             generation_tokens: counter("pagoda_generation_tokens_total"),
             refused_busy: refused("busy"),
@@ -135,14 +122,9 @@ impl InstanceMetrics {
         }
     }
 
-    /// Tells that the instance is there.
-    pub fn set_present(&self) {
-        self.cache_config.set(1.0);
-    }
-
     /// The instance is gone: nothing of it runs, waits or is cached. What it counted stays.
     pub fn retire(&self) {
-        for gauge in [&self.running, &self.waiting, &self.kv_usage, &self.cache_config] {
+        for gauge in [&self.running, &self.waiting, &self.kv_usage] {
             gauge.set(0.0);
         }
     }
@@ -182,7 +164,7 @@ mod tests {
     #[test]
     fn both_names_tell_the_same() {
         let metrics = Metrics::new(true).unwrap();
-        let instance = InstanceMetrics::new(&metrics, "demo", (16, 8));
+        let instance = InstanceMetrics::new(&metrics, "demo");
         instance.running.set(2.0);
         instance.admitted(7, 16, 1);
         instance.choice_ended(
@@ -213,21 +195,17 @@ mod tests {
             let line = format!("{name}{labels} {value}\n");
             assert!(metrics.render(&[]).contains(&line), "{line}");
         };
-        let first = InstanceMetrics::new(&metrics, "m", (16, 8));
+        let first = InstanceMetrics::new(&metrics, "m");
         first.steps.follow(5);
         first.steps.follow(5);
         first.steps.follow(7);
         first.running.set(3.0);
-        first.set_present();
         first.retire();
         says("pagoda_requests_running", 0);
-        let second = InstanceMetrics::new(&metrics, "m", (16, 8));
+        let second = InstanceMetrics::new(&metrics, "m");
         second.steps.follow(2);
         says("pagoda_steps_total", 9);
         first.steps.follow(6);
         says("pagoda_steps_total", 9);
-        assert!(metrics.render(&[]).contains("num_gpu_blocks=\"8\"} 0\n"));
-        second.set_present();
-        assert!(metrics.render(&[]).contains("num_gpu_blocks=\"8\"} 1\n"));
     }
 }

@@ -20,7 +20,7 @@ use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Sh
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusRecorder};
 
 pub use instance::{InstanceMetrics, Outcome};
-use table::{Kind, TABLE};
+use table::{Kind, Metric, TABLE};
 
 /// The registry of one process.
 pub struct Metrics {
@@ -54,17 +54,16 @@ impl Metrics {
         Ok(Arc::new(metrics))
     }
 
-    /// All metrics as Prometheus text, those that an engine counted itself at the end.
-    pub fn render(&self, from_engines: &[EngineHistogram]) -> String {
+    /// All metrics as Prometheus text, those that are read from instances at the end.
+    pub fn render(&self, of_instances: &[InstanceSamples]) -> String {
         let mut own = self.recorder.handle().render();
-        let mut described = Vec::new();
-        for EngineHistogram { metric, samples } in from_engines {
-            if !described.contains(metric) {
-                described.push(metric);
-                let help = TABLE.iter().find(|row| row.name == *metric).map_or("", |row| row.help);
-                own.push_str(&format!("# HELP {metric} {help}\n# TYPE {metric} histogram\n"));
+        for Metric { name, kind, help, .. } in TABLE {
+            let mut samples = of_instances.iter().filter(|of| of.metric == *name).peekable();
+            if samples.peek().is_some() {
+                let kind = kind.name();
+                own.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
             }
-            own.push_str(samples);
+            samples.for_each(|of| own.push_str(&of.samples));
         }
         if self.vllm_names { compat::with_vllm_names(&own) } else { own }
     }
@@ -87,9 +86,9 @@ impl Metrics {
     }
 }
 
-/// A histogram that an engine thread counted itself, of one instance.
-pub struct EngineHistogram {
-    /// Name of the metric.
+/// What an instance tells of a metric that no registry keeps.
+pub struct InstanceSamples {
+    /// Name of the metric, of the table.
     pub metric: &'static str,
     /// Its lines, each with its line end.
     pub samples: String,

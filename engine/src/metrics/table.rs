@@ -14,6 +14,17 @@ pub enum Kind {
     Histogram(&'static [f64]),
 }
 
+impl Kind {
+    /// In Prometheus' words.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram(_) => "histogram",
+        }
+    }
+}
+
 /// A metric of ours.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
