@@ -230,7 +230,7 @@ impl ApiError {
         match self {
             ApiError::Busy { retry_after_s } => Some((*retry_after_s).max(1)),
             ApiError::NotReady => Some(5),
-            ApiError::ShuttingDown => Some(1),
+            ApiError::ShuttingDown | ApiError::ModelChanging { .. } => Some(1),
             _ => None,
         }
     }
@@ -286,6 +286,9 @@ mod tests {
         assert_eq!(ApiError::WrongKey.fault(), Fault::Client);
         assert_eq!(ApiError::Busy { retry_after_s: 0 }.fault(), Fault::Capacity);
         assert_eq!(ApiError::Busy { retry_after_s: 0 }.retry_after_s(), Some(1));
+        let changing = ApiError::ModelChanging { name: "a".into(), change: "loading" };
+        assert_eq!((changing.fault(), changing.retry_after_s()), (Fault::Client, Some(1)));
+        assert_eq!(ApiError::ModelExists("a".into()).retry_after_s(), None);
         assert_eq!(ApiError::from(StepError::Device("x".into())).fault(), Fault::Us);
         assert_eq!(ApiError::from(StepError::Ended).fault(), Fault::Us);
         assert_eq!(ApiError::from(SubmitError::Stopped).fault(), Fault::Us);

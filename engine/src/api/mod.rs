@@ -126,7 +126,7 @@ impl Api {
         if self.is_draining() {
             return Err(ApiError::ShuttingDown);
         }
-        let name = name.filter(|name| !matches!(*name, "" | "default"));
+        let name = name.filter(|name| !matches!(*name, "" | DEFAULT_NAME));
         // Asked before the list is looked at: who has loaded meanwhile is in it.
         let is_loading = self.models.is_loading(name);
         let instances = self.instances();
@@ -137,7 +137,7 @@ impl Api {
         match found {
             Some(instance) => Ok(instance.clone()),
             None if is_loading || self.condition() == Condition::Loading => Err(ApiError::NotReady),
-            None => Err(ApiError::ModelNotFound(shown(name.unwrap_or("default")))),
+            None => Err(ApiError::ModelNotFound(shown(name.unwrap_or(DEFAULT_NAME)))),
         }
     }
 
@@ -180,6 +180,9 @@ impl Api {
         self.started.elapsed()
     }
 }
+
+/// What means the active model in place of its name.
+pub const DEFAULT_NAME: &str = "default";
 
 /// A client's name for a model in an error: neither control characters nor those that turn a
 /// line's direction.

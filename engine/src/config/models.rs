@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Number, Value};
 
+use crate::api::DEFAULT_NAME;
 use crate::config::ModelConfig;
 use crate::config::flags::Written;
 use crate::config::resolve::{ConfigError, model_config, value};
@@ -92,6 +93,11 @@ impl ModelDefaults {
                 (None, Some(name)) => vec![name],
                 (None, None) => vec![name_of(folder.as_deref())],
             };
+            // Requests that say so mean the first one, whatever it is called.
+            if texts.len() != 1 && names.iter().any(|name| name == DEFAULT_NAME) {
+                let reason = "none of several can be called default: write --model name=folder";
+                return Err(value("model", reason));
+            }
             let twice = models.iter().flat_map(|model| &model.model.names);
             if let Some(name) = twice.into_iter().find(|name| names.contains(name)) {
                 let reason = format!("two are called {name}: write --model another-name=folder");
@@ -133,7 +139,10 @@ impl Named {
             let Some((option, meant)) = part.split_once('=') else {
                 return Err(value("model", format!("{part:?} in {text:?} must be option=value")));
             };
-            options.insert(option.trim().to_owned(), read_value(meant.trim()));
+            let known = options.insert(option.trim().to_owned(), read_value(meant.trim()));
+            if known.is_some() {
+                return Err(value("model", format!("{option} stands twice in {text:?}")));
+            }
         }
         Ok(Named { name, folder: folder_of(folder), options })
     }
@@ -223,6 +232,7 @@ mod tests {
             ("a=x,port=3", "port is no option of a model's own"),
             ("a=x,api-key=3", "api-key is no option"),
             ("a=x,seed=many", "options seed"),
+            ("a=x,seed=1,seed=2", "seed stands twice"),
             ("a=x,quantization=q3", "quantization: must be one of"),
             ("a=x,max-num-seqs=0", "max-num-seqs: must be"),
         ] {
@@ -231,6 +241,11 @@ mod tests {
         }
         let twice = models(&["/x/same", "/y/same"], Written::default()).unwrap_err().to_string();
         assert!(twice.contains("two are called same"), "{twice}");
+        for several in [["x", "default=y"], ["/m/default", "y"]] {
+            let error = models(&several, Written::default()).unwrap_err().to_string();
+            assert!(error.contains("none of several can be called default"), "{error}");
+        }
+        assert_eq!(models(&["default=x"], Written::default()).unwrap()[0].model.names, ["default"]);
         let served = Some(vec!["one".to_owned()]);
         let served = Written { served_model_name: served, ..Written::default() };
         let error = models(&["x", "y"], served).unwrap_err().to_string();

@@ -19,7 +19,7 @@ use crate::request::{Request, SubmitError};
 use crate::scheduler::settings::SchedulerSettings;
 use crate::sequence::SequenceGroup;
 
-pub use self::room::AnswerRoom;
+pub use self::room::{AnswerBudget, AnswerRoom};
 pub use self::stats::{EngineStats, TIME_BUCKETS, TimeReading};
 pub use self::stream::EventStream;
 
@@ -65,7 +65,7 @@ pub struct Shared {
     /// Who holds places in the waiting queue.
     places: queue::Places,
     /// Room for the answers to open requests.
-    answers: Arc<room::AnswerBudget>,
+    answers: Arc<AnswerBudget>,
     started_at: Instant,
     /// Set once; every open request's sink asks it.
     draining: Arc<AtomicBool>,
@@ -92,15 +92,25 @@ pub struct Inbox {
     pub shared: Arc<Shared>,
 }
 
-/// The two ends of an instance's border.
+/// The two ends of the border of an instance that is alone.
 pub fn border(info: InstanceInfo, settings: SchedulerSettings) -> (EngineHandle, Inbox) {
+    let answers = AnswerBudget::new(settings.max_answer_items);
+    border_beside(info, settings, answers)
+}
+
+/// The two ends of an instance's border, whose answers take room that others take of, too.
+pub fn border_beside(
+    info: InstanceInfo,
+    settings: SchedulerSettings,
+    answers: Arc<AnswerBudget>,
+) -> (EngineHandle, Inbox) {
     let hasher = KeyHasher::new(&info.numerics, info.block_size);
     // Each message holds a place in the queue; the spare one is for `Wake`.
     let places = queue::places_of_all(settings.max_queued_requests.into()) as usize;
     let (sender, messages) = sync_channel(places + 1);
     let shared = Arc::new(Shared {
         places: queue::Places::default(),
-        answers: room::AnswerBudget::new(settings.max_answer_items),
+        answers,
         info,
         settings,
         hasher,

@@ -1,4 +1,5 @@
-//! A budget of memory for the answers to all open requests of an instance, in items of a ring.
+//! A budget of memory for the answers to all open requests, in items of a ring; of a process, all of
+//! its instances share one.
 //!
 //! A request's ring is sized for all that the request can bring, so that the engine thread never
 //! waits for a reader, and what a reader makes of it lies beside it. This is what bounds the sum: a

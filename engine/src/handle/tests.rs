@@ -107,6 +107,19 @@ fn answers_of_all_requests_share_one_budget() {
     assert!(handle.submit(request(10, 30)).is_ok());
 }
 
+/// However many models a process serves, their answers are bounded as those of one.
+#[test]
+fn instances_of_a_process_share_one_budget() {
+    let answers = AnswerBudget::new(200);
+    let instance = || border_beside(info(), SchedulerSettings::default(), answers.clone());
+    let ((first, _first_inbox), (second, inbox)) = (instance(), instance());
+    let open: Vec<EventStream> = (0..3).map(|_| second.submit(request(10, 48)).unwrap()).collect();
+    assert!(matches!(first.submit(request(10, 30)), Err(SubmitError::Busy { .. })));
+    drop(open);
+    while inbox.messages.try_recv().is_ok() {}
+    assert!(first.submit(request(10, 30)).is_ok());
+}
+
 #[test]
 fn what_an_answer_takes_is_held_beside_its_ring_until_it_is_gone() {
     let (handle, inbox) = border(info(), small_room());

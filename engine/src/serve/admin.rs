@@ -4,6 +4,7 @@
 //! Every change holds a claim on its names until it is over, on a task of its own: whoever asked may
 //! leave. Must never read outside the folder that the settings name.
 
+use std::fs::DirEntry;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use pagoda_kernels::error::KernelError;
+use pagoda_kernels::heap;
 
 use crate::api::error::ApiError;
 use crate::api::models::{Change, Claim};
@@ -28,6 +30,9 @@ use crate::serve::{chain, on_load_thread};
 /// Models in memory at most, those that leave among them: each has threads of its own.
 const MODELS_MAX: usize = 64;
 
+/// When whoever asks for one more while too many wait should ask again.
+const RETRY_AFTER_S: u32 = 5;
+
 /// Settings that name files, which only who starts the process may name.
 const OPTIONS_WITH_PATHS: [&str; 1] = ["chat-template"];
 
@@ -36,11 +41,14 @@ impl<L: Load> Operator for Arc<Lineup<L>> {
         let lineup = self.clone();
         async move {
             let models = &lineup.api.models;
+            let place = lineup.places_to_load.clone().try_acquire_owned();
+            let place = place.map_err(|_| ApiError::Busy { retry_after_s: RETRY_AFTER_S })?;
             let claim = match wanted.replace {
                 true => models.claim_served(&wanted.name, Change::Replace)?,
                 false => models.claim_new(vec![wanted.name.clone()])?,
             };
-            let task = tokio::spawn(load_claimed(lineup.clone(), claim, wanted));
+            let load = load_claimed(lineup.clone(), claim, wanted);
+            let task = tokio::spawn(load.inspect(|_| drop(place)));
             tokio::select! {
                 done = task => done.unwrap_or(Err(ApiError::Internal)),
                 () = lineup.api.drains() => Err(ApiError::ShuttingDown),
@@ -84,6 +92,9 @@ async fn load_claimed<L: Load>(
     wanted: Wanted,
 ) -> Result<InMemory, ApiError> {
     let turn = lineup.turn_to_load.lock().await;
+    if lineup.api.is_draining() {
+        return Err(ApiError::ShuttingDown);
+    }
     if lineup.in_memory().len() >= MODELS_MAX {
         let told = format!("{MODELS_MAX} models are in memory already");
         return Err(ApiError::NoMemory(told));
@@ -98,6 +109,8 @@ async fn load_claimed<L: Load>(
     };
     let loaded = on_load_thread(load).await.ok().flatten().unwrap_or(Err(ApiError::Internal));
     let loaded = loaded.inspect_err(|error| {
+        // What was packed before it failed.
+        heap::give_back();
         tracing::warn!(model = claim.names()[0], %error, "a model was not loaded");
     })?;
     if lineup.api.is_draining() {
@@ -144,7 +157,7 @@ fn config_of<L>(
     })
 }
 
-/// The folder that `path` names below `models_dir`, all links followed.
+/// The folder that `path` names below `models_dir`, all links followed: its own, and those to files.
 fn below(models_dir: Option<&Path>, path: &Path) -> Result<PathBuf, ApiError> {
     let Some(models_dir) = models_dir else {
         let told = "Only `builtin` may be loaded: the server was started without --models-dir.";
@@ -158,8 +171,19 @@ fn below(models_dir: Option<&Path>, path: &Path) -> Result<PathBuf, ApiError> {
     }
     let root = models_dir.canonicalize().map_err(|_| refused())?;
     let folder = root.join(path).canonicalize().map_err(|_| refused())?;
-    let is_below = folder.starts_with(&root) && folder != root && folder.is_dir();
-    is_below.then_some(folder).ok_or_else(refused)
+    if !folder.starts_with(&root) || folder == root {
+        return Err(refused());
+    }
+    let leads_out = |entry: std::io::Result<DirEntry>| {
+        let place = entry.and_then(|entry| entry.path().canonicalize());
+        // One that leads nowhere is as good as not there.
+        place.is_ok_and(|place| !place.starts_with(&root))
+    };
+    if folder.read_dir().map_err(|_| refused())?.any(leads_out) {
+        let told = "The folder holds a link that leads out of the folder of models.";
+        return Err(ApiError::PathNotAllowed(told.into()));
+    }
+    Ok(folder)
 }
 
 /// A load that failed, as its operator is told.
@@ -220,5 +244,26 @@ mod tests {
         told.dedup();
         assert_eq!(told.len(), 1, "what is elsewhere looks like what is nowhere");
         assert!(below(None, &a).unwrap_err().to_string().contains("--models-dir"));
+    }
+
+    #[test]
+    fn files_of_a_model_are_below_the_folder_of_models_too() {
+        let place = tempfile::tempdir().unwrap();
+        let (models, secret) = (place.path().join("models"), place.path().join("secret"));
+        let [a, blobs] = ["a", "blobs"].map(|name| models.join(name));
+        for folder in [&a, &blobs] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        for file in [&blobs.join("weights"), &secret] {
+            std::fs::write(file, "x").unwrap();
+        }
+        let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, a.join(name)).unwrap();
+        // As in a cache of the hub.
+        link(Path::new("../blobs/weights"), "model.safetensors");
+        link(Path::new("nowhere"), "README.md");
+        assert!(below(Some(&models), Path::new("a")).is_ok());
+        link(&secret, "config.json");
+        let refused = below(Some(&models), Path::new("a")).unwrap_err();
+        assert!(matches!(&refused, ApiError::PathNotAllowed(told) if told.contains("leads out")));
     }
 }

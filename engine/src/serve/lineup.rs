@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pagoda_kernels::heap;
+use tokio::sync::Semaphore;
 
 use crate::api::Api;
 use crate::api::instance::Instance;
+use crate::api::observe;
 use crate::api::operator::{Gone, InMemory, Stage};
 use crate::config::{Config, ModelConfig, ModelDefaults};
 use crate::memory::Beside;
@@ -74,7 +76,9 @@ pub(crate) struct Lineup<L> {
     /// How long requests on a model that leaves may go on.
     pub(super) drain_timeout: Duration,
     /// Held by whoever loads: what fits is decided for one model after another.
-    pub(super) turn_to_load: tokio::sync::Mutex<()>,
+    pub(super) turn_to_load: Arc<tokio::sync::Mutex<()>>,
+    /// Places of models that are asked for and not yet loaded.
+    pub(super) places_to_load: Arc<Semaphore>,
     held: Mutex<Vec<Held>>,
 }
 
@@ -106,7 +110,8 @@ impl<L: Load> Lineup<L> {
             defaults: config.model_defaults.clone(),
             models_dir: config.models_dir.clone(),
             drain_timeout: config.network.shutdown_timeout,
-            turn_to_load: tokio::sync::Mutex::default(),
+            turn_to_load: Arc::default(),
+            places_to_load: Arc::new(Semaphore::new(LOADS_MAX)),
             held: Mutex::default(),
         })
     }
@@ -150,7 +155,12 @@ impl<L: Load> Lineup<L> {
     pub(super) fn hold(&self, loaded: Loaded) -> InMemory {
         let Loaded { instance, thread, memory, source, on_gpu, .. } = loaded;
         let model = InMemory { instance, source, memory, stage: Stage::Serving };
-        self.held().push(Held { model: model.clone(), thread: Some(thread), _on_gpu: on_gpu });
+        let mut held = self.held();
+        // Whoever drains all says so first and looks at the list then: one of the two sees this one.
+        if self.api.is_draining() {
+            model.instance.engine.drain(Duration::ZERO);
+        }
+        held.push(Held { model: model.clone(), thread: Some(thread), _on_gpu: on_gpu });
         model
     }
 
@@ -177,6 +187,7 @@ impl<L: Load> Lineup<L> {
             let at = held.iter().position(|held| Arc::ptr_eq(&held.model.instance, &instance));
             at.map(|at| held.remove(at))
         };
+        observe::note(&instance);
         instance.metrics.retire();
         let freed = held.as_ref().map_or(0, |held| held.model.memory.total());
         tracing::info!(model = instance.name(), bytes = freed, "unloaded");
@@ -244,6 +255,9 @@ fn part_of(config: &ModelConfig, least: u64) -> u32 {
 
 /// Who holds an instance that nobody uses: the list, and whoever lets it go.
 const HOLDERS: usize = 2;
+
+/// Models that are asked for and not yet loaded at most: whoever asked may have left.
+pub(super) const LOADS_MAX: usize = 64;
 
 /// How soon the end of a model's last request is noticed.
 const LEAVE_LOOK_INTERVAL: Duration = Duration::from_millis(10);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::instance::Instance;
 use crate::config::{LoadFormat, ModelConfig, ModelSettings};
+use crate::handle::AnswerBudget;
 use crate::hub::{self, HubError, Wish};
 use crate::memory::{Beside, KvBudget, ModelMemory};
 use crate::metrics::Metrics;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub texts: Arc<TextPool>,
     /// Steps on the CPU take turns.
     pub turns: Turns,
+    /// What answers may hold, of all models together.
+    pub answers: Arc<AnswerBudget>,
     gpu: GpuPlace,
 }
 
@@ -56,7 +59,8 @@ impl Shared {
     /// For a process that serves nothing yet.
     pub fn new(metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let texts = Arc::new(TextPool::new(SHORT_TEXT_THREADS, TEXT_QUEUE_MAX)?);
-        Ok(Shared { metrics, texts, turns: Turns::default(), gpu: GpuPlace::default() })
+        let answers = AnswerBudget::new(SchedulerSettings::default().max_answer_items);
+        Ok(Shared { metrics, texts, turns: Turns::default(), answers, gpu: GpuPlace::default() })
     }
 }
 
@@ -148,7 +152,8 @@ impl Opened {
         end_with_turns(&mut info, &text);
         let summary = format!("{summary}{}", device.summary());
         let runner = shared.turns.line_up(runner);
-        let started = step::start(runner, info, scheduler_settings(config));
+        let (settings, answers) = (scheduler_settings(config), shared.answers.clone());
+        let started = step::start_beside(runner, info, settings, answers);
         let (engine, thread) = started.map_err(StartError::Thread)?;
         let (names, texts) = (config.model.names.clone(), shared.texts.clone());
         let instance = Arc::new(Instance::new(names, engine, text, texts, &shared.metrics));

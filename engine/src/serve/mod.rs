@@ -343,7 +343,13 @@ async fn finish_sending(exporter: Option<Exporter>) {
 /// Loads the models to begin with, for seconds or minutes: not on the runtime's threads, which
 /// answer `/ready`.
 async fn begin<L: Load>(config: Config, lineup: Arc<Lineup<L>>) -> Result<Vec<Begun>, ServeError> {
-    let work = move || lineup.begin_with(&config.models);
+    // Whoever asks for another one meanwhile comes after all of these, whatever becomes of the future.
+    let turn = lineup.turn_to_load.clone().lock_owned().await;
+    let work = move || {
+        let begun = lineup.begin_with(&config.models);
+        drop(turn);
+        begun
+    };
     match on_load_thread(work).await.map_err(|error| ServeError::Setup(error.to_string()))? {
         Some(outcome) => Ok(outcome?),
         None => Err(ServeError::Setup("loading the model panicked".into())),

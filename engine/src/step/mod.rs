@@ -23,7 +23,7 @@ use crate::scheduler::draft::DraftSource;
 use crate::scheduler::record::StepRecord;
 use crate::sequence::SequenceGroup;
 
-pub use self::start::{ENGINE_THREAD, EngineThread, start};
+pub use self::start::{ENGINE_THREAD, EngineThread, start, start_beside};
 
 /// Takes a finished step's output into its sequences.
 pub mod commit;

@@ -22,7 +22,7 @@ use crate::api::operator::{Operator, Wanted};
 use crate::api::shown;
 use crate::http::route::{AccessRule, Call, Face, Route};
 use crate::profiles::openai;
-use wire::{Asked, Going};
+use wire::{Addressed, Asked, Going};
 
 /// Every route of this face.
 pub static FACE: Face = Face {
@@ -74,8 +74,10 @@ async fn load(call: Call) -> Result<Reply, ApiError> {
 async fn replace(call: Call) -> Result<Reply, ApiError> {
     let operator = operator(&call)?;
     let name = call.rest.clone().unwrap_or_default();
+    let is_served = call.context.api.instances().iter().any(|one| one.has_name(&name));
     let (_, body) = call.read_object().await?;
-    let Asked { name, path, options, drain_timeout } = Asked::read(&body, Some(name))?;
+    let name = Some(Addressed { name, is_served });
+    let Asked { name, path, options, drain_timeout } = Asked::read(&body, name)?;
     drop(body);
     let wanted = Wanted { name, path, options, replace: true, drain_timeout };
     let model = operator.load(wanted).await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::api::DEFAULT_NAME;
 use crate::api::error::ApiError;
 use crate::profiles::openai::values::{Read, integer, missing, string, wrong_type};
 
@@ -20,6 +21,15 @@ pub(super) struct Asked {
     pub(super) options: Map<String, Value>,
     /// How long requests on a replaced one may go on.
     pub(super) drain_timeout: Option<Duration>,
+}
+
+/// A name in the path of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Addressed {
+    /// It.
+    pub(super) name: String,
+    /// Whether a model is served under it.
+    pub(super) is_served: bool,
 }
 
 /// How a model is to go.
@@ -37,8 +47,9 @@ const PATH_BYTES_MAX: usize = 1024;
 const DRAIN_SECONDS_MAX: i64 = 86_400;
 
 impl Asked {
-    /// Reads a body; the name stands there, unless the path of the request has it.
-    pub(super) fn read(body: &Map<String, Value>, name: Option<String>) -> Read<Self> {
+    /// Reads a body; the name stands there, unless the path of the request has it. That of a model
+    /// that is served may have any signs: who started the process chose it.
+    pub(super) fn read(body: &Map<String, Value>, name: Option<Addressed>) -> Read<Self> {
         let known = match name {
             None => &["name", "path", "options"][..],
             Some(_) => &["path", "options", "drain_timeout"],
@@ -48,11 +59,13 @@ impl Asked {
             Some(value) => string(field, value, most),
             None => Err(missing(field)),
         };
-        let name = match name {
-            Some(name) => name,
-            None => text("name", NAME_BYTES_MAX)?,
+        let (name, is_served) = match name {
+            Some(Addressed { name, is_served }) => (name, is_served),
+            None => (text("name", NAME_BYTES_MAX)?, false),
         };
-        check_name(&name)?;
+        if !is_served {
+            check_name(&name)?;
+        }
         let options = match present(body, "options") {
             None => Map::new(),
             Some(Value::Object(options)) => options.clone(),
@@ -81,17 +94,18 @@ fn present<'a>(body: &'a Map<String, Value>, field: &str) -> Option<&'a Value> {
     body.get(field).filter(|value| !value.is_null())
 }
 
-/// A name that can stand in a path, a label and a line of the log.
+/// A name that can stand in a path (where dots alone lead elsewhere), a label and a line of the log.
 fn check_name(name: &str) -> Read<()> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.:/@+".contains(c);
     if name.is_empty()
         || name.len() > NAME_BYTES_MAX
         || !name.chars().all(fine)
-        || name == "default"
+        || name.chars().all(|c| c == '.')
+        || name == DEFAULT_NAME
     {
         let message = format!(
             "Invalid 'name': expected up to {NAME_BYTES_MAX} letters, digits and -_.:/@+, and not \
-             `default`."
+             `{DEFAULT_NAME}`."
         );
         return Err(ApiError::invalid("name", "invalid_value", message));
     }
@@ -116,8 +130,20 @@ mod tests {
     use super::*;
 
     fn read(body: &Value, name: Option<&str>) -> Result<Asked, String> {
-        let asked = Asked::read(body.as_object().unwrap(), name.map(ToOwned::to_owned));
+        let name = name.map(|name| Addressed { name: name.to_owned(), is_served: false });
+        let asked = Asked::read(body.as_object().unwrap(), name);
         asked.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_name_that_is_served_may_be_any_and_a_new_one_may_not() {
+        let body = json!({"path": "x"});
+        let read = |name: &str, is_served| {
+            let name = Addressed { name: name.into(), is_served };
+            Asked::read(body.as_object().unwrap(), Some(name))
+        };
+        assert_eq!(read("my model", true).unwrap().name, "my model");
+        assert!(read("my model", false).is_err() && read("my-model", false).is_ok());
     }
 
     #[test]
@@ -140,6 +166,7 @@ mod tests {
             (json!({"name": "", "path": "x"}), "'name'"),
             (json!({"name": "default", "path": "x"}), "'name'"),
             (json!({"name": "a b", "path": "x"}), "'name'"),
+            (json!({"name": "..", "path": "x"}), "'name'"),
             (json!({"name": "a\n", "path": "x"}), "'name'"),
             (json!({"name": "a", "path": "x", "options": [1]}), "options"),
             (json!({"name": "a", "path": "x", "quantization": "q8_0"}), "'quantization'"),

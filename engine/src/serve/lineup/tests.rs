@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::request::{Request, SamplerParams, Segment, StopParams, Tenant};
 use crate::runner::NullRunner;
 use crate::scheduler::settings::SchedulerSettings;
+use crate::serve::begin;
 use crate::step;
 use crate::text::TextModel;
 
@@ -226,6 +227,10 @@ async fn who_found_a_model_before_it_left_is_served_to_the_end() {
     assert!(found.engine.is_serving() && !leaves.is_finished());
     drop(found);
     assert_eq!(leaves.await.unwrap().map(|gone| gone.cut_off), Ok(0));
+    // Nobody asked for metrics while it left.
+    let counted = stage.lineup.api.metrics.render(&[]);
+    let steps = counted.lines().find(|line| line.starts_with("pagoda_steps_total{"));
+    assert!(steps.is_some_and(|line| !line.ends_with(" 0")), "{steps:?}");
     assert_eq!(stage.lineup.promised(), 0);
 }
 
@@ -257,4 +262,59 @@ async fn a_process_that_goes_away_takes_no_model_more() {
     until(|| stage.lineup.api.models.changing().is_empty()).await;
     assert_eq!(stage.lineup.in_memory().len(), 1, "and it is not kept");
     assert_eq!(stage.lineup.take_threads().map(|threads| threads.len()), Some(1));
+}
+
+/// A model over HTTP during the start: what those to begin with need is not taken from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_during_the_start_comes_after_those_to_begin_with() {
+    let stage = lineup(&["a=builtin", "b=builtin"]);
+    let say = stage.on_words();
+    let begins = tokio::spawn(begin(stage.config.clone(), stage.lineup.clone()));
+    until(|| stage.lineup.api.models.is_loading(Some("b"))).await;
+    let load = tokio::spawn(stage.lineup.load(wanted("c", None, false)));
+    until(|| stage.lineup.api.models.is_loading(Some("c"))).await;
+    // Time to go wrong in; who waits as it should needs none.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    for _ in 0..3 {
+        say.send(()).unwrap();
+    }
+    assert_eq!(begins.await.unwrap().unwrap().len(), 2);
+    assert!(load.await.unwrap().is_ok());
+    let log = stage.log.lock().unwrap();
+    let promised: Vec<_> =
+        log.iter().map(|(name, beside)| (name.as_str(), beside.promised)).collect();
+    let each = WEIGHTS + KV_CACHE;
+    assert_eq!(promised, [("a", 0), ("b", each), ("c", 2 * each)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_that_are_asked_for_are_bounded_also_when_nobody_waits_for_them() {
+    let stage = lineup(&["a=builtin"]);
+    stage.begin().unwrap();
+    let say = stage.on_words();
+    for number in 0..LOADS_MAX {
+        let name = format!("m-{number}");
+        assert!(stage.lineup.load(wanted(&name, Some("q4_0"), false)).now_or_never().is_none());
+    }
+    let refused = stage.lineup.load(wanted("more", None, false)).await.err();
+    assert_eq!(refused, Some(ApiError::Busy { retry_after_s: 5 }));
+    assert!(!stage.lineup.api.models.is_loading(Some("more")));
+    assert!(stage.lineup.unload("a".into(), None).await.is_ok(), "who goes makes room");
+    for _ in 0..LOADS_MAX {
+        say.send(()).unwrap();
+    }
+    until(|| stage.lineup.places_to_load.available_permits() == LOADS_MAX).await;
+    assert!(stage.lineup.api.models.changing().is_empty());
+}
+
+/// The word to stop may come between a load's last look and its model's place in the list.
+#[tokio::test]
+async fn a_model_that_comes_too_late_is_drained_with_the_others() {
+    let stage = lineup(&["a=builtin"]);
+    let Lineup { load, shared, api, .. } = &*stage.lineup;
+    let late = load.load((), (&stage.config.models[0], shared), Beside::default()).unwrap();
+    api.start_draining();
+    stage.lineup.drain(Duration::ZERO);
+    let late = stage.lineup.hold(late);
+    assert!(!late.instance.engine.is_serving());
 }
