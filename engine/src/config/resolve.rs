@@ -20,6 +20,7 @@ use crate::config::{
     Config, DeviceChoice, DeviceSettings, Limits, LoadFormat, ModelConfig, ModelSettings,
     NetworkSettings, SchedulingSettings,
 };
+use crate::model::error::readable;
 
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +109,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 fn read_file(path: &Path) -> Result<Written, ConfigError> {
     let read = |source| ConfigError::Read { path: path.into(), source };
-    let wrong = |message: String| ConfigError::File { path: path.into(), message };
+    let wrong =
+        |message: String| ConfigError::File { path: path.into(), message: readable(message) };
     if std::fs::metadata(path).map_err(read)?.len() > FILE_BYTES_MAX {
         return Err(wrong(format!("larger than {FILE_BYTES_MAX} bytes")));
     }
@@ -286,7 +288,7 @@ fn limits(written: &Written) -> Result<Limits, ConfigError> {
 }
 
 pub(super) fn value(setting: &'static str, reason: impl Into<String>) -> ConfigError {
-    ConfigError::Value { setting, reason: reason.into() }
+    ConfigError::Value { setting, reason: readable(reason) }
 }
 
 fn positive(setting: &'static str, number: u64) -> Result<u32, ConfigError> {

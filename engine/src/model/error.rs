@@ -57,6 +57,17 @@ pub enum LoadError {
     },
 }
 
+/// What a file says, as far as a person reads on: an error repeats no more of it.
+pub(crate) fn readable(words: impl Into<String>) -> String {
+    const BYTES_MAX: usize = 1000;
+    let mut words = words.into();
+    if words.len() > BYTES_MAX {
+        words.truncate(words.floor_char_boundary(BYTES_MAX));
+        words.push('…');
+    }
+    words
+}
+
 impl LoadError {
     /// Says what was being done when the device refused.
     pub(crate) fn device(what: impl Into<String>) -> impl FnOnce(KernelError) -> LoadError {

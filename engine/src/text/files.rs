@@ -13,6 +13,7 @@ use super::byte_level;
 use super::template::{ChatTemplate, Rendering, TemplateError, TemplateLimits, TemplateSources};
 use super::tokenizer::{Tokenizer, TokenizerError};
 use crate::model::ModelFiles;
+use crate::model::error::readable;
 use crate::model::families::Dialect;
 use crate::model::source::SourceError;
 
@@ -23,7 +24,7 @@ pub enum TextFilesError {
     #[error(transparent)]
     Unreadable(#[from] SourceError),
     /// Model: not the JSON that it should be.
-    #[error("{0}: {1}")]
+    #[error("{}: {}", .0, readable(.1))]
     Damaged(&'static str, String),
     /// Model: no tokenizer.
     #[error("tokenizer.json is missing, and so are tokenizer.model and any *.tiktoken")]

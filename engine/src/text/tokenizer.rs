@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::detokenizer::{Decode, Start};
 use super::pieces::PieceTable;
+use crate::model::error::readable;
 use crate::model::families::Dialect;
 
 /// Tokens that stand for themselves in a text, and those that frame a prompt.
@@ -27,10 +28,10 @@ pub mod length;
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// Model: the file is not a tokenizer.
-    #[error("tokenizer.json: {0}")]
+    #[error("tokenizer.json: {}", readable(.0))]
     Damaged(String),
     /// Model: a vocabulary file is damaged, or asks for what is not here.
-    #[error("{file}: {reason}")]
+    #[error("{file}: {}", readable(.reason))]
     Vocabulary {
         /// Its name.
         file: String,
@@ -38,16 +39,16 @@ pub enum TokenizerError {
         reason: String,
     },
     /// Model: an entry of tokenizer_config.json contradicts tokenizer.json.
-    #[error("tokenizer_config.json: {0}")]
+    #[error("tokenizer_config.json: {}", readable(.0))]
     Config(String),
     /// Model: its decoder does not give each token bytes of its own.
-    #[error("tokenizer.json: the decoder {0} is not supported")]
+    #[error("tokenizer.json: the decoder {} is not supported", readable(.0))]
     UnsupportedDecoder(String),
     /// Model: larger than anything real.
     #[error("tokenizer.json: more than {0}")]
     TooLarge(String),
     /// Client or us: the text could not be encoded.
-    #[error("the text could not be tokenized: {0}")]
+    #[error("the text could not be tokenized: {}", readable(.0))]
     Encode(String),
 }
 

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
 
+use crate::model::error::readable;
 use crate::model::families::Family;
 
 /// A checkpoint's file says something that cannot be served.
@@ -59,7 +60,7 @@ pub(crate) fn parse_object(file: &str, bytes: &[u8]) -> Result<Map<String, Value
     let whole = |reason: String| ConfigError {
         file: file.to_owned(),
         field: "(whole file)".to_owned(),
-        reason,
+        reason: readable(reason),
     };
     match serde_json::from_slice(bytes) {
         Ok(Value::Object(map)) => Ok(map),
@@ -114,7 +115,8 @@ impl<'a> Fields<'a> {
             Some(parent) => format!("{parent}.{name}"),
             None => name.to_owned(),
         };
-        ConfigError { file: self.file.to_owned(), field, reason: reason.into() }
+        let (field, reason) = (readable(field), readable(reason));
+        ConfigError { file: self.file.to_owned(), field, reason }
     }
 
     fn wrong(&self, field: &str, value: &Value, expected: &str) -> ConfigError {

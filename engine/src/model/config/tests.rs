@@ -31,6 +31,18 @@ fn with(changes: Value) -> Result<ModelConfig, ConfigError> {
 }
 
 #[test]
+fn an_error_repeats_no_more_of_a_file_than_a_person_reads() {
+    for (field, value) in [
+        ("architectures", json!(["x".repeat(50_000)])),
+        ("quantization_config", json!({ "quant_method": "é".repeat(50_000) })),
+        ("layer_types", json!([vec!["full_attention"; 5000], 1, 2, 3])),
+    ] {
+        let error = with(json!({ field: value })).unwrap_err().to_string();
+        assert!(error.contains(field) && error.len() < 2100, "{} bytes", error.len());
+    }
+}
+
+#[test]
 fn a_plain_configuration_means_what_it_says() {
     let config = with(json!({})).unwrap();
     assert_eq!(config.heads, Heads { num_q: 6, num_kv: 2, head_dim: 16 });

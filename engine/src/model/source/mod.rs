@@ -19,6 +19,8 @@ use std::borrow::Cow;
 
 use pagoda_kernels::dtype::{DType, HostTensor};
 
+use super::error::readable;
+
 /// A checkpoint's tensors.
 pub trait TensorSource: Send + Sync {
     /// The tensor `name` of exactly this shape: `[rows, cols]` or `[len]`.
@@ -70,8 +72,8 @@ impl SourceError {
     pub(crate) fn new(file: &str, tensor: Option<&str>, reason: impl Into<String>) -> Self {
         SourceError {
             file: file.to_owned(),
-            tensor: tensor.map(str::to_owned),
-            reason: reason.into(),
+            tensor: tensor.map(readable),
+            reason: readable(reason),
         }
     }
 }
