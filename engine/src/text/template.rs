@@ -15,6 +15,7 @@ use serde_json::{Map, Value as Json};
 
 use self::apart::Apart;
 use self::compiled::Compiled;
+use crate::model::error::readable;
 
 /// Rendered here.
 mod compiled;
@@ -38,7 +39,7 @@ pub use worker::answer as answer_renderings;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum TemplateError {
     /// Model: the template cannot be used at all; reported at load.
-    #[error("chat template: {0}")]
+    #[error("chat template: {}", readable(.0))]
     Damaged(String),
     /// Client: the template itself refuses these messages, in its own words.
     #[error("{0}")]

@@ -5,6 +5,7 @@
 //! in a process of their own ([`super::apart`]).
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
@@ -144,10 +145,14 @@ impl Compiled {
         context.insert("strftime_now".into(), Value::from_function(strftime_now));
 
         let mut out = BoundedText::new(self.limits.output_bytes_max);
-        let outcome = self
-            .env
-            .get_template(name)
-            .and_then(|template| template.render_captured_to(context, &mut out).map(|_| ()));
+        // The interpreter panics on some expressions (`[][::-1]`). It changes nothing but `out`.
+        let rendered = catch_unwind(AssertUnwindSafe(|| {
+            let template = self.env.get_template(name)?;
+            template.render_captured_to(context, &mut out).map(|_| ())
+        }));
+        let Ok(outcome) = rendered else {
+            return Err(TemplateError::Unfit("the template's interpreter failed".into()));
+        };
         match outcome {
             Ok(()) => out.into_string(),
             Err(_) if out.is_full() => Err(TemplateError::TooMuch(Bound::Text)),

@@ -98,9 +98,19 @@ fn work_text_and_recursion_are_bounded() {
 }
 
 #[test]
+fn a_panic_of_the_interpreter_is_an_error_of_the_chat() {
+    let source = "{% for m in messages[::-1] %}{{ m.content }}{% endfor %}";
+    assert_eq!(render(source, &user("a")).unwrap(), "a");
+    assert!(matches!(render(source, &[]), Err(TemplateError::Unfit(_))));
+}
+
+#[test]
 fn a_template_that_does_not_parse_is_refused_at_load() {
     let error = ChatTemplate::new("a\n{% for %}", &named()).unwrap_err();
     assert!(error.to_string().contains("line 2"), "{error}");
+    for source in ["{%}", "a {%} {% generation %}", "{%", "{%%}"] {
+        assert!(ChatTemplate::new(source, &named()).is_err(), "{source}");
+    }
     let error = of_names(&[("a", ""), ("b", "")]);
     assert!(error.unwrap_err().to_string().contains("default"));
 }
