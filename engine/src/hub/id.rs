@@ -7,18 +7,18 @@ use std::fmt::{self, Display};
 
 /// `org/name`, or the one word of the oldest models.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ModelId(String);
+pub struct ModelId(String);
 
 impl ModelId {
     /// The model that a person named; `None` if it can only be a path.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (org, name) = text.split_once('/')?;
         let is_one = is_plain(org) && is_plain(name) && text.len() <= LEN_MAX;
         is_one.then(|| ModelId(text.to_owned()))
     }
 
     /// The model of a folder of the cache.
-    pub(super) fn of_folder(folder: &str) -> Option<Self> {
+    pub fn of_folder(folder: &str) -> Option<Self> {
         let rest = folder.strip_prefix(FOLDER_PREFIX)?;
         let parts: Vec<&str> = rest.split("--").collect();
         let is_one = parts.len() <= 2 && parts.iter().all(|part| is_plain(part));
@@ -26,7 +26,7 @@ impl ModelId {
     }
 
     /// Its folder in the cache.
-    pub(super) fn folder(&self) -> String {
+    pub fn folder(&self) -> String {
         format!("{FOLDER_PREFIX}{}", self.0.replace('/', "--"))
     }
 }
@@ -39,11 +39,11 @@ impl Display for ModelId {
 
 /// A branch, a tag or a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Revision(String);
+pub struct Revision(String);
 
 impl Revision {
     /// What a person named. A branch may have slashes, but never leaves its folder.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let is_part = |part: &str| {
             let plain = |c: char| c.is_ascii_alphanumeric() || "._-+@".contains(c);
             !part.is_empty() && !part.starts_with('.') && part.chars().all(plain)
@@ -53,12 +53,12 @@ impl Revision {
     }
 
     /// The commit, if it is one in full: what it names never changes.
-    pub(super) fn as_commit(&self) -> Option<&str> {
+    pub fn as_commit(&self) -> Option<&str> {
         is_commit(&self.0).then_some(self.0.as_str())
     }
 
     /// As written.
-    pub(super) fn as_str(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -82,7 +82,9 @@ const LEN_MAX: usize = 96;
 fn is_plain(part: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let fits = !part.is_empty() && part.chars().all(plain);
-    fits && !part.starts_with(['.', '-']) && !part.contains("--") && !part.contains("..")
+    // Nor may it end so: behind `a-` the folder's name would part elsewhere.
+    let ends = part.starts_with(['.', '-']) || part.ends_with(['.', '-']);
+    fits && !ends && !part.contains("--") && !part.contains("..")
 }
 
 #[cfg(test)]
@@ -101,7 +103,7 @@ mod tests {
         let long = format!("a/{}", "b".repeat(95));
         for bad in [
             "", "a", "/a", "a/", "a/b/c", "./a", "../a", "a/..", "a/.b", "a/b--c", "a/b c", "~/a",
-            "a/b?c", "a\\b/c", "a/-b", &long,
+            "a/b?c", "a\\b/c", "a/-b", "a-/b", "a/b-", "a/b.", &long,
         ] {
             assert_eq!(ModelId::parse(bad), None, "{bad:?}");
         }

@@ -37,8 +37,14 @@ mod error;
 
 pub(crate) use self::cache::{Cache, Snapshot, missing};
 pub use self::error::HubError;
-pub(crate) use self::id::ModelId;
+pub use self::id::{ModelId, Revision};
 pub use self::snapshot::{Wish, resolve};
+
+/// Files besides weights that a start would fetch of a model that the hub describes so; plain names.
+pub fn small_files(answer: &[u8]) -> Result<Vec<String>, String> {
+    let listing = listing::Listing::parse(answer)?;
+    Ok(listing.small().into_iter().map(|entry| entry.name.clone()).collect())
+}
 
 #[cfg(test)]
 mod tests;
