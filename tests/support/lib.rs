@@ -22,3 +22,6 @@ pub mod sums;
 
 /// Requests that keep every part of a step busy.
 pub mod steady_load;
+
+/// What a stranger writes, handed to what reads it: targets for fuzzers.
+pub mod fuzz;

@@ -4,7 +4,7 @@
 //! nothing: an [`Operator`](crate::api::operator::Operator) does.
 
 /// What a body says.
-mod wire;
+pub mod wire;
 
 /// What is told of models.
 mod told;

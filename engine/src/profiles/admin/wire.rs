@@ -12,31 +12,31 @@ use crate::profiles::openai::values::{Read, integer, missing, string, wrong_type
 
 /// A model that is asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Asked {
+pub struct Asked {
     /// Name that clients will use.
-    pub(super) name: String,
+    pub name: String,
     /// Its folder.
-    pub(super) path: String,
+    pub path: String,
     /// Settings of its own.
-    pub(super) options: Map<String, Value>,
+    pub options: Map<String, Value>,
     /// How long requests on a replaced one may go on.
-    pub(super) drain_timeout: Option<Duration>,
+    pub drain_timeout: Option<Duration>,
 }
 
 /// A name in the path of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Addressed {
+pub struct Addressed {
     /// It.
-    pub(super) name: String,
+    pub name: String,
     /// Whether a model is served under it.
-    pub(super) is_served: bool,
+    pub is_served: bool,
 }
 
 /// How a model is to go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Going {
+pub struct Going {
     /// How long requests on it may go on.
-    pub(super) drain_timeout: Option<Duration>,
+    pub drain_timeout: Option<Duration>,
 }
 
 /// Bytes of a name,
@@ -49,7 +49,7 @@ const DRAIN_SECONDS_MAX: i64 = 86_400;
 impl Asked {
     /// Reads a body; the name stands there, unless the path of the request has it. That of a model
     /// that is served may have any signs: who started the process chose it.
-    pub(super) fn read(body: &Map<String, Value>, name: Option<Addressed>) -> Read<Self> {
+    pub fn read(body: &Map<String, Value>, name: Option<Addressed>) -> Read<Self> {
         let known = match name {
             None => &["name", "path", "options"][..],
             Some(_) => &["path", "options", "drain_timeout"],
@@ -78,7 +78,7 @@ impl Asked {
 
 impl Going {
     /// Reads a body.
-    pub(super) fn read(body: &Map<String, Value>) -> Read<Self> {
+    pub fn read(body: &Map<String, Value>) -> Read<Self> {
         only(body, &["drain_timeout"])?;
         Ok(Going { drain_timeout: drain_timeout(body)? })
     }

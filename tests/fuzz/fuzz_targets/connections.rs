@@ -1,0 +1,3 @@
+//! For cargo-fuzz: the target `connections` of `pagoda_tests::fuzz`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| pagoda_tests::fuzz::once("connections", input));

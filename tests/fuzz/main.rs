@@ -1,0 +1,92 @@
+//! Fuzzing without a fuzzer: each target of `pagoda_tests::fuzz` over a fixed number of inputs that
+//! follow from a seed, so that every run on any machine tries the same ones.
+//!
+//! tests/fuzz/README.md says how a finding becomes a file of the corpus, and how cargo-fuzz goes on
+//! by coverage from there.
+
+#![allow(clippy::expect_used, clippy::print_stdout, clippy::print_stderr, reason = "test code")]
+
+mod drive;
+mod mutate;
+
+use std::alloc::System;
+
+use cap::Cap;
+use drive::Drive;
+use pagoda_tests::fuzz::{TARGETS, find};
+
+#[global_allocator]
+static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
+
+/// Where every run begins.
+const SEED: u64 = 20_261_122;
+
+/// Inputs of each target: together they take some seconds of a debug build.
+const COUNTS: [(&str, u32); 13] = [
+    ("requests", 2500),
+    ("connections", 800),
+    ("admin", 5000),
+    ("settings", 1500),
+    ("hub", 5000),
+    ("config", 2500),
+    ("safetensors", 5000),
+    ("shards", 4000),
+    ("quantized", 4000),
+    ("tokenizer", 1000),
+    ("vocabulary", 1000),
+    ("template", 3000),
+    ("grammar", 2000),
+];
+
+fn count(name: &str) -> u32 {
+    COUNTS.iter().find(|(known, _)| *known == name).expect("a count").1
+}
+
+fn drive(name: &str) {
+    Drive { target: find(name), memory: &MEMORY, seed: SEED }.run(count(name));
+}
+
+macro_rules! targets {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            drive(stringify!($name));
+        })*
+
+        /// Names of the tests above.
+        const TESTS: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+targets! {
+    requests connections admin settings hub config safetensors shards quantized tokenizer
+    vocabulary template grammar
+}
+
+#[test]
+fn every_target_has_a_test_and_one_for_a_fuzzer() {
+    let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(names, TESTS);
+    let manifest = include_str!("Cargo.toml");
+    for name in names {
+        assert!(count(name) > 0);
+        assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name}");
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+        let text = std::fs::read_to_string(folder.join(format!("{name}.rs"))).expect("a target");
+        assert!(text.contains(&format!("once(\"{name}\", input)")), "{name}");
+    }
+}
+
+#[test]
+#[ignore = "minutes: other seeds and many more inputs of every target"]
+fn long_many_more_inputs() {
+    for target in &TARGETS {
+        for round in 1..=LONG_ROUNDS {
+            let seed = SEED + round;
+            Drive { target, memory: &MEMORY, seed }.run(4 * count(target.name));
+        }
+    }
+}
+
+/// Rounds of the long form, each from a seed of its own.
+const LONG_ROUNDS: u64 = 5;
