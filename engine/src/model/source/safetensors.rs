@@ -20,6 +20,8 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// An index lists tensors; 100,000 of them take 10 MB.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// No file system has longer names.
+const MAX_NAME_BYTES: usize = 255;
 /// Mapped at once.
 const MAX_SHARDS: usize = 4096;
 
@@ -252,7 +254,7 @@ fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, String>, String> {
     }
     for file in files {
         let is_plain = !file.contains(['/', '\\', '\0', ':']) && !file.starts_with('.');
-        if !is_plain || !file.ends_with(".safetensors") {
+        if !is_plain || !file.ends_with(".safetensors") || file.len() > MAX_NAME_BYTES {
             return Err(format!("names {file:?}, expected a .safetensors file beside itself"));
         }
     }

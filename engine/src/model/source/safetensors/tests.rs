@@ -86,12 +86,14 @@ fn shards_are_one_source() {
 #[test]
 fn an_index_that_lies_is_refused() {
     let (one, two) = ("x-1.safetensors", "x-2.safetensors");
+    let long = format!("{}.safetensors", "x".repeat(5000));
     for (pairs, expected) in [
         (vec![("a", "../x.safetensors")], "expected a .safetensors file beside itself"),
         (vec![("a", "/etc/x.safetensors")], "beside itself"),
         (vec![("a", "..")], "beside itself"),
         (vec![("a", "x.bin")], "beside itself"),
         (vec![("a", ".hidden.safetensors")], "beside itself"),
+        (vec![("a", long.as_str())], "names \"xxx"),
         (vec![], "names 0 files"),
         (vec![("a", one), ("b", one)], "b: is listed in x-1.safetensors, which does not hold it"),
         (vec![("a", one), ("b", "x-3.safetensors")], "x-3.safetensors: cannot be read"),
