@@ -31,10 +31,13 @@ impl PieceTable {
         let mut table = Self { bytes: Vec::new(), starts: vec![0], special: Vec::new(), decoder };
         for id in 0..num_ids {
             let (text, special) = token(id).unwrap_or_default();
-            table.decoder.append_piece(&text, false, &mut table.bytes);
-            let end = u32::try_from(table.bytes.len())
-                .map_err(|_| TokenizerError::TooLarge("4 GiB of token bytes".into()))?;
-            table.starts.push(end);
+            let fits = table.decoder.append_piece(&text, false, &mut table.bytes);
+            if !fits || table.bytes.len() > TABLE_BYTES_MAX {
+                let most =
+                    format!("{PIECE_BYTES_MAX} bytes of a token, or {TABLE_BYTES_MAX} of all");
+                return Err(TokenizerError::TooLarge(most));
+            }
+            table.starts.push(table.bytes.len() as u32);
             table.special.push(special);
         }
         Ok(table)
@@ -118,6 +121,9 @@ impl Decoder {
     fn add(&mut self, json: &Value, depth: usize) -> Result<(), TokenizerError> {
         let kind = json["type"].as_str().unwrap_or_default();
         let refuse = || TokenizerError::UnsupportedDecoder(json.to_string());
+        if self.stages.len() == STAGES_MAX {
+            return Err(refuse());
+        }
         let count = |key: &str| json[key].as_u64().and_then(|n| usize::try_from(n).ok());
         match kind {
             "Sequence" if depth < 4 => {
@@ -168,8 +174,9 @@ impl Decoder {
         Ok(())
     }
 
-    /// Appends the bytes of `token`; `first` where a text begins with it.
-    fn append_piece(&self, token: &str, first: bool, out: &mut Vec<u8>) {
+    /// Appends the bytes of `token`; `first` where a text begins with it. False, and nothing is, where
+    /// replacements make too many of them.
+    fn append_piece(&self, token: &str, first: bool, out: &mut Vec<u8>) -> bool {
         if self.join && !first && !token.is_empty() {
             out.push(b' ');
         }
@@ -179,21 +186,40 @@ impl Decoder {
         }
         for stage in &self.stages {
             match stage {
-                Stage::ByteLevel => return out.extend(byte_level_bytes(&text)),
+                Stage::ByteLevel => {
+                    out.extend(byte_level_bytes(&text));
+                    return true;
+                }
                 Stage::ByteFallback => {
                     if let Some(byte) = fallback_byte(&text) {
-                        return out.push(byte);
+                        out.push(byte);
+                        return true;
                     }
                 }
-                Stage::Replace(from, to) => text = text.replace(from, to),
+                Stage::Replace(from, to) => {
+                    let added = text.matches(from.as_str()).count().saturating_mul(to.len());
+                    if to.len() > from.len() && added > PIECE_BYTES_MAX {
+                        return false;
+                    }
+                    text = text.replace(from, to);
+                }
                 Stage::Strip(content, start, stop) => {
                     text = strip(&text, *content, *start, *stop).to_string();
                 }
             }
         }
         out.extend_from_slice(text.as_bytes());
+        true
     }
 }
+
+/// Bytes that replacements may put into one token: they follow each other, so a few could fill any
+/// memory.
+const PIECE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of all tokens.
+const TABLE_BYTES_MAX: usize = 512 << 20;
+/// Stages of a decoder.
+const STAGES_MAX: usize = 32;
 
 /// The byte that a token such as `<0xE4>` stands for.
 fn fallback_byte(token: &str) -> Option<u8> {
@@ -276,6 +302,20 @@ mod tests {
             assert_eq!(strip("  a  ", ' ', start, stop), stripped);
         }
         assert_eq!(strip("▁▁", '▁', 1, usize::MAX), "");
+    }
+
+    #[test]
+    fn a_decoder_that_grows_tokens_over_and_over_is_refused() {
+        let table = |times: usize, by: &str| {
+            let replace = json!({"type": "Replace", "pattern": {"String": "a"}, "content": by});
+            let decoder = json!({"type": "Sequence", "decoders": vec![replace; times]});
+            PieceTable::new(&decoder, 2, |id| Some((["a", "b"][id as usize].into(), false)))
+        };
+        let sound = table(8, "aaaa").unwrap();
+        assert_eq!((sound.piece(0).len(), sound.piece(1)), (1 << 16, &b"b"[..]));
+        assert!(table(9, "aaaa").unwrap_err().to_string().contains("65536 bytes of a token"));
+        assert!(table(30, "aaaa").is_err());
+        assert!(table(33, "b").unwrap_err().to_string().contains("not supported"));
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::model::families::Dialect;
 /// Tokens that stand for themselves in a text, and those that frame a prompt.
 mod added;
 
+/// How much a file may make of a text.
+mod bounds;
+
 /// Vocabularies without tokenizer.json.
 mod vocabulary;
 
@@ -208,8 +211,7 @@ impl Tokenizer {
 
 /// The library panics on some damaged files, so it is shown JSON only and caught if it does.
 fn parse(json: &[u8]) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    serde_json::from_slice::<serde::de::IgnoredAny>(json)
-        .map_err(|error| TokenizerError::Damaged(error.to_string()))?;
+    bounds::check(json)?;
     std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
         .map_err(|_| TokenizerError::Damaged("a part has the wrong type".into()))?
         .map_err(|error| TokenizerError::Damaged(error.to_string()))
