@@ -149,7 +149,7 @@ fn replace_number(random: &mut Random, input: &mut Vec<u8>) {
 fn mutate_json(random: &mut Random, target: &Target, input: &mut Vec<u8>) -> bool {
     let part = any(random, &cut(input)).clone();
     let framed = framed_len(&input[part.clone()]);
-    let region = framed.map_or(part.clone(), |len| part.start + 8..part.start + 8 + len);
+    let region = framed.map_or_else(|| part.clone(), |len| part.start + 8..part.start + 8 + len);
     let Ok(mut value) = serde_json::from_slice::<Value>(&input[region.clone()]) else {
         return false;
     };

@@ -12,12 +12,9 @@ use pagoda_engine::api::instance::Instance;
 use pagoda_engine::config::Limits;
 use pagoda_engine::handle::EngineHandle;
 use pagoda_engine::http::body::BodyBudget;
-use pagoda_engine::http::cors::Cors;
-use pagoda_engine::http::hosts::Hosts;
 use pagoda_engine::http::keys::Keys;
 use pagoda_engine::http::route::Router;
-use pagoda_engine::http::server::Server;
-use pagoda_engine::http::service::Service;
+use pagoda_engine::http::service::{READABLE_HEADERS, Service};
 use pagoda_engine::metrics::{HttpMetrics, Metrics};
 use pagoda_engine::model::InstanceInfo;
 use pagoda_engine::profiles::FACES;
@@ -26,6 +23,9 @@ use pagoda_engine::scheduler::settings::SchedulerSettings;
 use pagoda_engine::step::start;
 use pagoda_engine::text::{TextModel, TextPool};
 use pagoda_engine::trace::Tracer;
+use pagoda_http::cors::Cors;
+use pagoda_http::hosts::Hosts;
+use pagoda_http::server::{Server, Settings};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -69,12 +69,16 @@ fn begin() -> Running {
     let names = vec!["model-a".to_owned(), "org/model-b".to_owned()];
     let model = Arc::new(Instance::new(names, engine.clone(), text, pool, &metrics));
     api.serve(&[model]).expect("no name is taken");
-    let limits = Limits {
-        choices_max: 8,
+    let http = pagoda_http::limits::Limits {
         body_bytes_max: 1 << 20,
-        body_bytes_total: 16 << 20,
         head_timeout: Duration::from_secs(5),
         body_timeout: Duration::from_secs(5),
+        ..Default::default()
+    };
+    let limits = Limits {
+        http: http.clone(),
+        choices_max: 8,
+        body_bytes_total: 16 << 20,
         ..Limits::default()
     };
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -85,7 +89,7 @@ fn begin() -> Running {
         router: Router::new(FACES).expect("faces"),
         keys: Keys::new(&[], None).expect("no file"),
         admin_keys: Keys::new(&[], None).expect("no file"),
-        cors: Cors::new(&[]),
+        cors: Cors::new(&[], READABLE_HEADERS),
         metrics_public: false,
         bodies: BodyBudget::new(&limits),
         limits: Arc::new(limits.clone()),
@@ -99,7 +103,9 @@ fn begin() -> Running {
     std::thread::spawn(move || {
         runtime.block_on(async {
             let listener = TcpListener::from_std(socket).expect("a listener");
-            Server::new(service, limits, draining).run(listener).await;
+            Server::new(service, Settings { limits: http, ..Settings::default() }, draining)
+                .run(listener)
+                .await;
         });
     });
     Running { address, engine, _drain: drain }

@@ -10,7 +10,7 @@ use pagoda_engine::config::flags::Written;
 use pagoda_engine::config::models::folder_of;
 use pagoda_engine::config::{Config, ModelDefaults};
 use pagoda_engine::hub::{ModelId, Revision, small_files};
-use pagoda_engine::profiles::admin::wire::{Asked, Going};
+use pagoda_engine::profiles::admin::wire::{Addressed, Asked, Going};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -105,8 +105,12 @@ fn admin(input: &[u8]) -> String {
     let _ = Going::read(&body);
     // A replaced model has its name in the path, where it was percent-decoded.
     let named = body.get("name").and_then(Value::as_str).map(str::to_owned);
-    let asked = Asked::read(&body, None)
-        .or_else(|_| Asked::read(&body, named.or_else(|| Some("a".into()))));
+    let asked = Asked::read(&body, None).or_else(|_| {
+        Asked::read(
+            &body,
+            Some(Addressed { name: named.unwrap_or_else(|| "a".into()), is_served: false }),
+        )
+    });
     let Asked { name, path, options, .. } = match asked {
         Ok(asked) => asked,
         Err(error) => {

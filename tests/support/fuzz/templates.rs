@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
-use pagoda_engine::text::template::TemplateLimits;
-use pagoda_engine::text::{Chat, ChatTemplate, Content, Message, TemplateError};
+use pagoda_engine::text::template::{TemplateLimits, TemplateSources};
+use pagoda_engine::text::{Chat, ChatTemplate, Content, Message, Rendering, TemplateError};
 use serde_json::{Map, Value, json};
 
 use super::{Target, is_told, seeds, shape};
@@ -61,7 +61,12 @@ pub(super) const TEMPLATE: Target = Target {
 };
 
 /// Far below those of a server, so that what never ends takes no time here.
-const LIMITS: TemplateLimits = TemplateLimits { fuel: 100_000, output_bytes_max: 1 << 18 };
+const LIMITS: TemplateLimits = TemplateLimits {
+    fuel: 100_000,
+    output_bytes_max: 1 << 18,
+    memory_bytes_max: 256 << 20,
+    cpu_seconds_max: 10,
+};
 
 fn template(input: &[u8]) -> String {
     match std::str::from_utf8(input) {
@@ -72,9 +77,11 @@ fn template(input: &[u8]) -> String {
 
 /// Compiles a template and renders some conversations.
 pub(super) fn rendered(source: &str) -> String {
-    let named = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
-    let sources = [("default".to_owned(), source.to_owned())];
-    let template = match ChatTemplate::with_limits(&sources, &named, LIMITS) {
+    let sources = TemplateSources {
+        templates: vec![("default".to_owned(), source.to_owned())],
+        named_tokens: BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]),
+    };
+    let template = match ChatTemplate::with_limits(sources, &Rendering::Here, LIMITS) {
         Ok(template) => template,
         Err(error) => return is_told(error, "chat template: "),
     };

@@ -11,7 +11,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use pagoda_engine::model::ModelFiles;
 use pagoda_engine::model::families::{Dialect, architectures, find};
-use pagoda_engine::text::{Chat, Content, Detokenizer, Message, Start, TextModel, Tokenizer};
+use pagoda_engine::text::{
+    Chat, Content, Detokenizer, Message, Rendering, Start, TextModel, Tokenizer,
+};
 use serde_json::Map;
 
 use super::{Target, is_told, parts, seeds};
@@ -105,7 +107,7 @@ fn vocabulary(input: &[u8]) -> String {
 fn model(files: &ModelFiles, choice: usize) -> String {
     let families: Vec<&[&Dialect]> =
         architectures().filter_map(find).map(|family| family.dialects).collect();
-    match TextModel::from_files(files, families[choice % families.len()]) {
+    match TextModel::from_files(files, families[choice % families.len()], &Rendering::Here) {
         Ok(model) => used(&model),
         Err(error) => {
             let told = error.to_string();

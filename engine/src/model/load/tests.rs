@@ -252,8 +252,8 @@ fn a_tensor_of_several_parts_is_read_once() {
         fn stored_dtype(&self, name: &str) -> Option<DType> {
             self.0.stored_dtype(name)
         }
-        fn release(&self, name: &str) {
-            self.0.release(name);
+        fn release(&self, name: &str) -> Result<(), SourceError> {
+            self.0.release(name)
         }
         fn names(&self) -> Vec<&str> {
             self.0.names()
