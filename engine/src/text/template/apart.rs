@@ -68,11 +68,26 @@ impl Apart {
 
     /// The prompt's text.
     pub(super) fn render(&self, chat: &Chat<'_>) -> Result<String, TemplateError> {
-        let mut worker = match self.idle() {
-            Some(worker) => worker,
-            None => self.start()?,
-        };
-        match worker.ask::<String>(chat, &self.opening.1) {
+        let limits = &self.opening.1;
+        if let Some(mut worker) = self.idle() {
+            match worker.ask(chat, limits) {
+                // It ended before it was asked: no chat is to blame.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                asked => return self.settle(worker, asked),
+            }
+        }
+        let mut worker = self.start()?;
+        let asked = worker.ask(chat, limits);
+        self.settle(worker, asked)
+    }
+
+    /// Keeps a process that answered, and ends one that did not.
+    fn settle(
+        &self,
+        worker: Worker,
+        asked: io::Result<Result<String, TemplateError>>,
+    ) -> Result<String, TemplateError> {
+        match asked {
             Ok(answer) => {
                 self.keep(worker);
                 answer

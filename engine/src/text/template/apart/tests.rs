@@ -16,7 +16,7 @@ const PROCESS: &str = "text::template::apart::tests::the_process_that_renders";
 const LIMITS: TemplateLimits = TemplateLimits {
     fuel: 10_000_000,
     output_bytes_max: 64 << 20,
-    memory_bytes_max: 128 << 20,
+    memory_bytes_max: 64 << 20,
     cpu_seconds_max: 2,
 };
 
@@ -117,6 +117,13 @@ fn chats_at_a_time_have_processes_of_their_own_which_stay() {
     }
     assert_eq!(render(&template, &said("again")).unwrap(), "again");
     assert!(ids().len() == 1 && !ended.contains(&ids()[0]));
+    // Nor does one that ends between a look at it and the question.
+    let other = UnixStream::pair().unwrap();
+    drop(std::mem::replace(&mut apart.idle.lock().unwrap()[0].socket, other.0));
+    drop(other.1);
+    let ended = ids();
+    assert_eq!(render(&template, &said("and again")).unwrap(), "and again");
+    assert!(ids().len() == 1 && ended != ids());
 }
 
 #[test]
