@@ -97,7 +97,7 @@ impl Download<'_> {
                 if partial.len > before {
                     tries.forget();
                 }
-                tries.pause_after(failure)?;
+                tries.pause_after(failure, || self.failed.get().is_some())?;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! What may pass is tried again, with longer and longer pauses; every byte that arrives begins that
 //! anew. What will not pass is told at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::HubError;
 
@@ -46,6 +46,9 @@ impl Patience {
 
 /// For a connection, and for an answer, while files are there already.
 const SHORT: Duration = Duration::from_secs(4);
+
+/// Between two looks whether a pause is over.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a try failed.
 #[derive(Debug)]
@@ -95,7 +98,7 @@ impl<'a> Tries<'a> {
         loop {
             match attempt() {
                 Ok(done) => return Ok(done),
-                Err(failure) => self.pause_after(failure)?,
+                Err(failure) => self.pause_after(failure, || false)?,
             }
         }
     }
@@ -105,8 +108,12 @@ impl<'a> Tries<'a> {
         self.failed = 0;
     }
 
-    /// Waits before the next try; an error if there is none.
-    pub(super) fn pause_after(&mut self, failure: Failure) -> Result<(), HubError> {
+    /// Waits before the next try, unless nobody wants it any more; an error if there is none.
+    pub(super) fn pause_after(
+        &mut self,
+        failure: Failure,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), HubError> {
         let (why, wait) = match failure {
             Failure::Final(error) => return Err(error),
             Failure::Passing { why, wait } => (why, wait),
@@ -117,7 +124,10 @@ impl<'a> Tries<'a> {
         self.failed += 1;
         let pause = wait.map_or(*pause, |wait| wait.clamp(*pause, self.patience.pause_max));
         tracing::warn!(what = self.what, why, again_in = ?pause, "the hub fails");
-        std::thread::sleep(pause);
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !is_over()) {
+            std::thread::sleep(left.min(LOOK));
+        }
         Ok(())
     }
 }

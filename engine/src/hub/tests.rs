@@ -478,6 +478,32 @@ fn what_may_pass_is_tried_again() {
 }
 
 #[test]
+fn a_pause_ends_with_the_download() {
+    let files = Files::of_golden("qwen3_moe_sharded");
+    let shards: Vec<_> = files.0.keys().filter(|name| name.ends_with(".safetensors")).collect();
+    let (busy, gone) = (shards[0].clone(), shards[1].clone());
+    let (asks_to_wait, has_asked) = std::sync::mpsc::sync_channel(1);
+    let has_asked = std::sync::Mutex::new(has_asked);
+    let honest = files.clone();
+    let hub = Hub::new(move |seen| match seen.file() {
+        file if file == busy => {
+            let _ = asks_to_wait.try_send(());
+            Reply::of(503, "").with("retry-after", 3600)
+        }
+        file if file == gone => {
+            has_asked.lock().unwrap().recv().unwrap();
+            Reply::of(404, "").with("x-error-code", "EntryNotFound")
+        }
+        _ => honest.answer(seen),
+    });
+    let client = Client::of(&hub.endpoint);
+    let hours = Patience { pause_max: Duration::from_secs(3600), ..patience() };
+    let wish = Wish { model: Path::new("org/name"), revision: None, weights: true };
+    let said = resolve_patiently(&wish, &client.settings, &hours).unwrap_err().to_string();
+    assert!(said.contains("has no file"), "{said}");
+}
+
+#[test]
 fn a_list_without_checksums_is_asked_for_file_by_file() {
     let files = files();
     let honest = files.clone();
