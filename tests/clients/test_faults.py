@@ -4,8 +4,10 @@ Never a hang, never a panic, and nobody else's answer changes."""
 
 import concurrent.futures
 import json
+import math
 import os
 import struct
+import time
 
 import httpx
 import pytest
@@ -153,3 +155,56 @@ def test_a_prompt_of_broken_numbers_changes_nobody_else_s_answer(tmp_path):
         # Blocks that held the broken numbers are others' by now.
         assert [complete(server, prompt, cache_salt="last")["text"] for prompt in prompts] == wanted
         assert "panicked" not in server.output()
+
+
+LAYERS, INTERMEDIATE = 20, 1 << 16
+
+
+def large_checkpoint(folder):
+    """A model of 600 MB of zeros, which its file system need not store."""
+    checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"num_hidden_layers": LAYERS, "intermediate_size": INTERMEDIATE}
+    (folder / "config.json").write_text(json.dumps(config))
+    hidden, head = config["hidden_size"], header(folder / WEIGHTS)[0]
+    head.pop("__metadata__", None)
+    of_layer = {name: entry for name, entry in head.items() if ".layers.0." in name}
+    shapes = {name: entry["shape"] for name, entry in head.items() if ".layers." not in name}
+    for layer in range(LAYERS):
+        for name, entry in of_layer.items():
+            wide = {"gate_proj": [INTERMEDIATE, hidden], "up_proj": [INTERMEDIATE, hidden],
+                    "down_proj": [hidden, INTERMEDIATE]}
+            shape = wide.get(name.split(".")[-2], entry["shape"])
+            shapes[name.replace(".layers.0.", f".layers.{layer}.")] = shape
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
+def test_a_file_that_is_cut_while_it_loads_costs_that_load_alone(tmp_path):
+    folder = large_checkpoint(tmp_path / "large")
+    admin = {"Authorization": "Bearer key"}
+    options = {"kv-cache-memory-bytes": "8MiB", "max-model-len": 64, "max-num-seqs": 2}
+    with Server("--admin-key", "key", "--models-dir", tmp_path) as server:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            body = {"name": "large", "path": "large", "options": options}
+            load = pool.submit(
+                httpx.post, server.url + "/admin/models", json=body, headers=admin, timeout=120
+            )
+            while "loading model=\"large\"" not in server.output():
+                assert not load.done(), load.result().text
+                time.sleep(0.001)
+            os.truncate(folder / WEIGHTS, 1 << 20)
+            answer = load.result()
+        assert answer.status_code == 422, answer.text
+        assert "to 1048576 bytes while it was read" in answer.json()["error"]["message"]
+        # The model beside it serves on.
+        assert complete(server, "1 + 1 =")
+        assert "panicked" not in server.output()
+        assert server.stop() == 0
