@@ -23,19 +23,19 @@ const SEED: u64 = 20_261_122;
 
 /// Inputs of each target: together they take some seconds of a debug build.
 const COUNTS: [(&str, u32); 13] = [
-    ("requests", 2500),
+    ("requests", 5000),
     ("connections", 800),
-    ("admin", 5000),
-    ("settings", 1500),
-    ("hub", 5000),
-    ("config", 2500),
+    ("admin", 10_000),
+    ("settings", 2500),
+    ("hub", 10_000),
+    ("config", 4000),
     ("safetensors", 5000),
     ("shards", 4000),
     ("quantized", 4000),
-    ("tokenizer", 1000),
-    ("vocabulary", 1000),
-    ("template", 3000),
-    ("grammar", 2000),
+    ("tokenizer", 3000),
+    ("vocabulary", 1500),
+    ("template", 6000),
+    ("grammar", 4000),
 ];
 
 fn count(name: &str) -> u32 {
