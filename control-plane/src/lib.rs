@@ -5,6 +5,9 @@
 //! (one transaction that writes, audits and publishes). What data planes need leaves through
 //! `internal`. ARCHITECTURE.md has the whole picture.
 
+/// A private Postgres, where no other is named.
+pub mod cluster;
+
 /// Connections, migrations and the one way to write.
 pub mod database;
 
@@ -28,3 +31,7 @@ pub mod secrets;
 
 /// The life of the server.
 pub mod serve;
+
+/// A database of its own for each test, here and in other crates.
+#[doc(hidden)]
+pub mod test_database;

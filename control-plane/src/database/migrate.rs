@@ -64,6 +64,13 @@ pub enum MigrateError {
     Locked(Duration),
 }
 
+/// What all steps together are: equal in databases of equal schema.
+pub fn fingerprint() -> String {
+    let mut all = Sha256::new();
+    STEPS.iter().for_each(|step| all.update(checksum(step)));
+    all.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Applies what is missing; answers the names of the steps that it applied.
 pub fn migrate(client: &mut Client, patience: Duration) -> Result<Vec<&'static str>, MigrateError> {
     lock(client, patience)?;

@@ -14,6 +14,7 @@ use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Pool, PoolError, RecyclingMethod, Runtime,
 };
 use tokio_postgres::NoTls;
+use tokio_postgres::config::Host;
 
 use crate::fault::Fault;
 
@@ -49,6 +50,35 @@ pub fn parse_address(url: &str) -> Result<tokio_postgres::Config, AddressError> 
         })?;
     config.application_name("pagoda-control").connect_timeout(CONNECT_TIMEOUT);
     Ok(config)
+}
+
+/// An address as text for other programs of Postgres and for ours. It may hold a password.
+pub fn address_text(address: &tokio_postgres::Config) -> String {
+    let mut words = Vec::new();
+    let mut word = |name: &str, value: &[u8]| {
+        let value = String::from_utf8_lossy(value).replace('\\', "\\\\").replace('\'', "\\'");
+        words.push(format!("{name}='{value}'"));
+    };
+    let hosts = address.get_hosts().iter().map(|host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(folder) => folder.display().to_string(),
+    });
+    word("host", hosts.collect::<Vec<_>>().join(",").as_bytes());
+    let ports: Vec<_> = address.get_ports().iter().map(u16::to_string).collect();
+    if !ports.is_empty() {
+        word("port", ports.join(",").as_bytes());
+    }
+    let rest = [
+        ("user", address.get_user().map(str::as_bytes)),
+        ("password", address.get_password()),
+        ("dbname", address.get_dbname().map(str::as_bytes)),
+    ];
+    for (name, value) in rest {
+        if let Some(value) = value {
+            word(name, value);
+        }
+    }
+    words.join(" ")
 }
 
 impl Database {
@@ -92,3 +122,27 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// No statement, lock or forgotten transaction holds others up for long.
 const SETTLE: &str = "set statement_timeout = '10s'; set lock_timeout = '3s'; \
     set idle_in_transaction_session_timeout = '15s'; set timezone = 'UTC'";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_the_same_after_it_was_text() {
+        for url in [
+            "host='/tmp/it''s' user=pagoda dbname=pagoda".replace("''", "\\'"),
+            "postgresql://someone:pass%27word%5C%20@db1:5433,db2:5434/pagoda".into(),
+            "postgresql:///pagoda?host=%2Ftmp%2Fa%20b".into(),
+        ] {
+            let address = parse_address(&url).unwrap();
+            let again = parse_address(&address_text(&address)).unwrap();
+            assert_eq!(address, again, "{url}");
+        }
+    }
+
+    #[test]
+    fn no_error_about_an_address_holds_it() {
+        let error = parse_address("postgresql://someone:secret-word@db:no-port/x").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("secret-word"));
+    }
+}
