@@ -47,6 +47,16 @@ pub trait Runner: Send {
     /// Starts a step and returns at once.
     fn launch(&mut self, plan: Plan) -> Result<Ticket, KernelError>;
 
-    /// Waits for the step and returns its plan with the output filled in.
+    /// Whether the step launched last waits for those of others on its device, and has not begun.
+    fn is_waiting(&self) -> bool {
+        false
+    }
+
+    /// Waits until that step has begun.
+    fn begin(&mut self) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    /// Waits for the step, which has begun, and returns its plan with the output filled in.
     fn finish(&mut self, ticket: Ticket) -> Result<Plan, KernelError>;
 }

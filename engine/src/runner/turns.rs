@@ -109,11 +109,19 @@ impl Runner for TurnRunner {
         }
     }
 
-    fn finish(&mut self, ticket: Ticket) -> Result<Plan, KernelError> {
+    fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    fn begin(&mut self) -> Result<(), KernelError> {
         if let Some(plan) = self.waiting.take() {
             self.turn = Some(self.turns.take());
             self.inner.launch(plan)?;
         }
+        Ok(())
+    }
+
+    fn finish(&mut self, ticket: Ticket) -> Result<Plan, KernelError> {
         let finished = self.inner.finish(ticket);
         self.turn = None;
         finished
@@ -171,6 +179,7 @@ mod tests {
                 scope.spawn(move || {
                     for number in 0..100 {
                         let ticket = runner.launch(plan(number)).unwrap();
+                        runner.begin().unwrap();
                         assert_eq!(runner.finish(ticket).unwrap().number, number);
                     }
                 });
@@ -191,7 +200,12 @@ mod tests {
         let held = turns.take();
         let mut runner = turns.line_up(Box::new(NullRunner::new(1, 0)));
         let ticket = runner.launch(plan(7)).unwrap();
-        let waits = std::thread::spawn(move || runner.finish(ticket).unwrap().number);
+        assert!(runner.is_waiting());
+        let waits = std::thread::spawn(move || {
+            runner.begin().unwrap();
+            assert!(!runner.is_waiting());
+            runner.finish(ticket).unwrap().number
+        });
         while turns.0.lock().given < 2 {
             std::thread::yield_now();
         }

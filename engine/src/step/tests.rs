@@ -1,6 +1,7 @@
 //! What one turn after another schedules, seen from the runner.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::sync_channel;
 
 use super::*;
@@ -23,6 +24,12 @@ struct Recorder {
     log: Log,
     /// The time: a step takes 1 ms a row.
     now: Arc<Mutex<Instant>>,
+    /// Whether steps wait for others, an hour each; whoever watches sees nothing run meanwhile.
+    waits: Arc<AtomicBool>,
+    is_waiting: bool,
+    /// Of steps in progress.
+    rows: VecDeque<usize>,
+    watched: Arc<Shared>,
 }
 
 impl Runner for Recorder {
@@ -38,17 +45,33 @@ impl Runner for Recorder {
         let request = |seq: usize| self.requests[batch.seq_slot[seq] as usize];
         let rows = (0..batch.num_seqs()).map(|seq| (request(seq), batch.query_len(seq)));
         self.log.lock().unwrap().push(rows.collect());
-        *self.now.lock().unwrap() += Duration::from_millis(batch.num_tokens() as u64);
+        self.rows.push_back(batch.num_tokens());
+        self.is_waiting = self.waits.load(Relaxed);
         self.inner.launch(plan)
     }
 
+    fn is_waiting(&self) -> bool {
+        self.is_waiting
+    }
+
+    fn begin(&mut self) -> Result<(), KernelError> {
+        assert_eq!(self.watched.pulse.step_running_for(), Duration::ZERO);
+        *self.now.lock().unwrap() += Duration::from_secs(3600);
+        self.is_waiting = false;
+        Ok(())
+    }
+
     fn finish(&mut self, ticket: Ticket) -> Result<Plan, KernelError> {
+        // The time that a step takes passes while it runs.
+        let rows = self.rows.pop_front().unwrap();
+        *self.now.lock().unwrap() += Duration::from_millis(rows as u64);
         self.inner.finish(ticket)
     }
 }
 
 struct Bench {
     handle: EngineHandle,
+    waits: Arc<AtomicBool>,
     step_loop: StepLoop,
     log: Log,
     streams: Vec<EventStream>,
@@ -87,15 +110,20 @@ fn bench_of(
     };
     let (handle, inbox) = border(info, settings);
     let (log, now) = (Log::default(), Arc::new(Mutex::new(Instant::now())));
+    let waits = Arc::<AtomicBool>::default();
     let runner = Recorder {
         inner: NullRunner::new(depth, token),
         requests: vec![0; 4],
         log: log.clone(),
         now: now.clone(),
+        waits: waits.clone(),
+        is_waiting: false,
+        rows: VecDeque::new(),
+        watched: inbox.shared.clone(),
     };
     let clock = Box::new(move || *now.lock().unwrap());
     let parts = Parts { runner: Box::new(runner), inbox, clock, drafts: None, reaper: None };
-    Bench { handle, step_loop: StepLoop::new(parts), log, streams: Vec::new() }
+    Bench { handle, waits, step_loop: StepLoop::new(parts), log, streams: Vec::new() }
 }
 
 fn request(number: u64, prompt: u32, max_tokens: u32) -> Request {
@@ -181,6 +209,20 @@ fn the_step_time_bounds_chunks_once_it_is_known() {
     let late = &log[4..9];
     let rows = |step: &[(u64, usize)]| step.iter().map(|&(_, rows)| rows).sum::<usize>();
     assert!(late.iter().all(|step| (16..=21).contains(&rows(step))), "1 ms a row: {late:?}");
+}
+
+/// Models on one CPU take turns: the steps of others are neither slow ones of this one nor a hang.
+#[test]
+fn what_others_take_is_no_time_of_a_step() {
+    let chunks = |waits: bool| {
+        let max_step = Some(Duration::from_millis(10));
+        let mut bench = bench(1, 5, 100, SchedulerSettings { max_step, ..Default::default() });
+        bench.waits.store(waits, Relaxed);
+        bench.submit(request(1, 300, 5));
+        let log = bench.drain();
+        (log, bench.handle.stats().step_time.sum_s)
+    };
+    assert_eq!(chunks(true), chunks(false));
 }
 
 #[test]
