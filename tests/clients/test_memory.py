@@ -68,11 +68,16 @@ def write_weights(path):
             file.write(memoryview(some)[: min(len(some), end - start)])
 
 
-def peak_bytes(process):
+def peak_bytes(process, field="VmHWM:"):
     """The most that was ever resident, mapped pages of the checkpoint among it."""
     with open(f"/proc/{process.pid}/status", encoding="ascii") as status:
-        line = next(line for line in status if line.startswith("VmHWM:"))
+        line = next(line for line in status if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def resident_bytes(process):
+    """What is resident now."""
+    return peak_bytes(process, "VmRSS:")
 
 
 @pytest.mark.timeout(600)
@@ -101,6 +106,45 @@ def test_peak_memory_is_weights_cache_and_200_mb(tmp_path, load_format):
     assert WEIGHT_BYTES < after_load <= peak, "the weights are not in memory"
     allowed = WEIGHT_BYTES + KV_BYTES + OVERHEAD_BYTES
     assert peak <= allowed, f"{peak >> 20} MiB, {allowed >> 20} MiB are allowed"
+
+
+def write_fp8(folder, config):
+    """A checkpoint of Phi's layout in e4m3 with a scale for each row."""
+    hidden, inner, vocab = (config[n] for n in ("hidden_size", "intermediate_size", "vocab_size"))
+    at = "model.layers.0."
+    linears = {at + "self_attn.qkv_proj": [3 * hidden, hidden], at + "self_attn.o_proj": [hidden, hidden],
+               at + "mlp.gate_up_proj": [2 * inner, hidden], at + "mlp.down_proj": [hidden, inner]}
+    plain = {"model.embed_tokens": [vocab, hidden], "lm_head": [vocab, hidden], "model.norm": [hidden],
+             at + "input_layernorm": [hidden], at + "post_attention_layernorm": [hidden]}
+    tensors = [(name, "BF16", shape, b"\x80\x3c") for name, shape in plain.items()]
+    for name, shape in linears.items():
+        tensors += [(name, "F8_E4M3", shape, b"\x31"), (name, "F32", [shape[0], 1], struct.pack("<f", 0.01))]
+    header, data = {}, bytearray()
+    for name, dtype, shape, element in tensors:
+        begin = len(data)
+        data += element * num_elements(shape)
+        end = "weight_scale" if dtype == "F32" else "weight"
+        header[f"{name}.{end}"] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, len(data)]}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+    quantization = {"quant_method": "compressed-tensors", "format": "float-quantized",
+                    "config_groups": {"all": {"targets": ["Linear"], "weights": weights}}}
+    config = {**config, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(words_tokenizer(vocab))
+
+
+def test_what_a_quantized_checkpoint_is_widened_to_is_one_matrix_at_a_time(tmp_path):
+    config = {**CONFIG, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_hidden_layers": 1,
+              "num_key_value_heads": 16, "intermediate_size": 8192, "vocab_size": 512, "pad_token_id": 0}
+    write_fp8(tmp_path, config)
+    with Server("--model", tmp_path, "--max-num-seqs", 1, "--kv-cache-memory-bytes", KV_BYTES) as server:
+        peak, now = peak_bytes(server.process), resident_bytes(server.process)
+    # Gate and up are one tensor and become one matrix: wide in f32, beside the file's bytes.
+    elements = 2 * config["intermediate_size"] * config["hidden_size"]
+    assert now > 2 * elements, "the weights are in memory"
+    assert peak - now <= 5 * elements, f"{(peak - now) >> 20} MiB above what is left"
 
 
 @pytest.mark.timeout(600)

@@ -161,6 +161,13 @@ fn quantized() {
     }
 }
 
+/// Windows in most layers, with a rope of their own, and norms behind mixer and MLP: none of the
+/// other models has these.
+#[test]
+fn windows_and_two_ropes() {
+    crowds_equal_alone(Isa::detect(), BF16, &[("gemma3", 450)], &[2], &Scale::PART);
+}
+
 /// Preempted and shared blocks of codes and scales.
 #[test]
 fn fp8_cache() {

@@ -255,12 +255,17 @@ async fn a_process_that_goes_away_takes_no_model_more() {
     let say = stage.on_words();
     let mut load = stage.lineup.load(wanted("b", None, false));
     assert!((&mut load).now_or_never().is_none());
+    until(|| stage.lineup.load.words.try_lock().is_err()).await;
+    let mut in_line = stage.lineup.load(wanted("c", None, false));
+    assert!((&mut in_line).now_or_never().is_none());
     stage.lineup.api.start_draining();
     stage.lineup.drain(Duration::ZERO);
     assert_eq!(load.await.err(), Some(ApiError::ShuttingDown), "nobody waits for a load");
+    assert_eq!(in_line.await.err(), Some(ApiError::ShuttingDown));
     say.send(()).unwrap();
     until(|| stage.lineup.api.models.changing().is_empty()).await;
     assert_eq!(stage.lineup.in_memory().len(), 1, "and it is not kept");
+    assert_eq!(stage.log.lock().unwrap().len(), 2, "who stood in line is not even begun");
     assert_eq!(stage.lineup.take_threads().map(|threads| threads.len()), Some(1));
 }
 
