@@ -26,12 +26,14 @@ def free_port():
 class Server:
     """One running `pagoda`. `with Server("--flag", "value") as server:` ends it by SIGTERM.
 
-    `open_files` are its soft and its hard limit of them.
+    `open_files` are its soft and its hard limit of them; `verify` is what a client of a server that
+    speaks TLS checks it by.
     """
 
-    def __init__(self, *flags, env=None, port=None, open_files=None):
+    def __init__(self, *flags, env=None, port=None, open_files=None, verify=None):
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if verify else 'http'}://127.0.0.1:{self.port}"
+        self.verify = verify or True
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [str(BINARY), "--port", str(self.port), *map(str, flags)],
@@ -48,7 +50,7 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError(f"pagoda ended with {self.process.returncode}:\n{self.output()}")
             try:
-                if httpx.get(self.url + "/ready").status_code == 200:
+                if httpx.get(self.url + "/ready", verify=self.verify).status_code == 200:
                     return self
             except httpx.TransportError:
                 pass
@@ -78,7 +80,7 @@ class Server:
     def metrics(self):
         """Name (without labels) to the sum of its values over all labels."""
         values = {}
-        for line in httpx.get(self.url + "/metrics").text.splitlines():
+        for line in httpx.get(self.url + "/metrics", verify=self.verify).text.splitlines():
             if line and not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
                 name = name.split("{")[0]

@@ -98,8 +98,11 @@ async fn serve_until_stopped(
     let address = listen.local_addr().unwrap_or(address);
 
     let operations = operations(&config)?;
-    let settings =
-        Settings { limits: config.limits.clone(), connections: operations.metrics.connections() };
+    let settings = Settings {
+        limits: config.limits.clone(),
+        connections: operations.metrics.connections(),
+        ..Settings::default()
+    };
     let service = Service { own: &listener::FACE, faces: FACES, limits: config.limits, operations };
     let (drain, draining) = watch::channel(false);
     let serving = tokio::spawn(Server::new(Arc::new(service), settings, draining).run(listen));

@@ -1,12 +1,13 @@
-//! One connection: HTTP/1.1 or HTTP/2 on it, until either side has enough.
+//! One connection: TLS if the listener speaks it, then HTTP/1.1 or HTTP/2, until either side has enough.
 //!
 //! Watches the socket beside whoever reads it, so that a client that left is seen at once: dropping
 //! the connection drops what its requests hold. Never looks into a request.
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,42 +16,82 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::Interest;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::io::TimedIo;
 use crate::limits::Limits;
 use crate::peer::Peer;
-use crate::server::{Answer, until_true};
+use crate::server::{Answer, Settings, until_true};
 use crate::uses::Uses;
 
 /// What all connections of a listener share.
 pub(crate) struct Connections<A> {
     /// Answers requests.
     pub(crate) answer: Arc<A>,
-    /// Bounds.
-    pub(crate) limits: Limits,
+    /// What the listener is set up with.
+    pub(crate) settings: Settings,
 }
+
+/// What HTTP is spoken on.
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
 impl<A: Answer> Connections<A> {
     /// Serves a connection until it ends. Once `draining` is true it ends with its last answer.
     pub(crate) async fn serve(
         &self,
         socket: TcpStream,
-        peer: Peer,
+        from: IpAddr,
         mut draining: watch::Receiver<bool>,
     ) {
-        let limits = &self.limits;
         // Tokens are small writes that must not wait for each other.
         let _ = socket.set_nodelay(true);
         let Ok(watched) = second_name(&socket) else { return };
+        let mut left = pin!(until_left(watched));
+        let socket: Box<dyn Socket> = tokio::select! {
+            biased;
+            socket = self.shake_hands(socket) => match socket {
+                Some(socket) => socket,
+                None => return,
+            },
+            // Whoever has asked for nothing is promised nothing.
+            () = left.as_mut() => return,
+            () = until_true(&mut draining) => return,
+        };
+        self.speak(socket, from, left, draining).await;
+    }
+
+    /// The socket, or TLS on it; nothing if the handshake fails or takes too long.
+    async fn shake_hands(&self, socket: TcpStream) -> Option<Box<dyn Socket>> {
+        let Some(tls) = &self.settings.tls else { return Some(Box::new(socket)) };
+        let time = self.settings.limits.handshake_timeout;
+        match tokio::time::timeout(time, tls.accept(socket)).await {
+            Ok(Ok(socket)) => return Some(Box::new(socket)),
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+        None
+    }
+
+    /// Answers the requests of a connection.
+    async fn speak(
+        &self,
+        socket: Box<dyn Socket>,
+        from: IpAddr,
+        mut left: Pin<&mut impl Future<Output = ()>>,
+        mut draining: watch::Receiver<bool>,
+    ) {
+        let Settings { limits, tls, trusted_proxies, .. } = &self.settings;
+        let peer = Peer::new(from, tls.is_some());
         let io = TokioIo::new(TimedIo::new(socket, limits.head_timeout, limits.write_timeout));
         let uses = Arc::new(Uses::default());
-        let (program, counted) = (self.answer.clone(), uses.clone());
         let untaken_max = limits.write_timeout;
-        let answer = service_fn(move |request: Request<Incoming>| {
-            let (program, in_use) = (program.clone(), counted.begin());
+        let answer = service_fn(|request: Request<Incoming>| {
+            let (program, in_use) = (self.answer.clone(), uses.begin());
+            let peer = trusted_proxies.sender(peer, request.headers());
             async move {
                 let reply = program.answer(request, peer).await;
                 Ok::<_, Infallible>(reply.map(|body| body.guarded(in_use, untaken_max)))
@@ -58,7 +99,6 @@ impl<A: Answer> Connections<A> {
         });
         let builder = builder(limits);
         let mut connection = pin!(builder.serve_connection(io, answer));
-        let mut left = pin!(until_left(watched));
         let mut last_request = pin!(async {
             tokio::select! {
                 () = until_true(&mut draining) => {}

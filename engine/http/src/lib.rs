@@ -13,6 +13,9 @@ pub mod server;
 /// One connection, and the requests on it.
 mod connection;
 
+/// TLS on a listener.
+pub mod tls;
+
 /// A socket with deadlines.
 mod io;
 
@@ -21,6 +24,9 @@ mod uses;
 
 /// Who is on the other side.
 pub mod peer;
+
+/// Proxies that may say for whom they speak.
+pub mod proxies;
 
 /// `X-Request-Id`.
 pub mod request_id;

@@ -10,6 +10,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Open connections.
     pub connections_max: u32,
+    /// Time for a TLS handshake, during which a connection counts as open.
+    pub handshake_timeout: Duration,
     /// Bytes of a request head: line and headers.
     pub head_bytes_max: usize,
     /// Headers of a request.
@@ -30,6 +32,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections_max: 4096,
+            handshake_timeout: Duration::from_secs(10),
             head_bytes_max: 64 << 10,
             headers_max: 100,
             // Longer than the 60 s that balancers keep idle connections.

@@ -3,6 +3,7 @@
 //! The first step of the flow. Connections are capped by not accepting more; a connection's end,
 //! for whatever reason, drops all that its requests hold.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::connection::Connections;
 use crate::limits::Limits;
 use crate::peer::Peer;
+use crate::proxies::TrustedProxies;
 use crate::reply::Reply;
+use crate::tls::Tls;
 
 /// What a program answers. Dropping the future, which happens when the client leaves, must drop all that
 /// the request holds.
@@ -31,12 +34,21 @@ pub struct Settings {
     pub limits: Limits,
     /// Shows how many connections are open.
     pub connections: Gauge,
+    /// What TLS needs; without it none is spoken.
+    pub tls: Option<Arc<Tls>>,
+    /// Proxies that may say for whom they speak.
+    pub trusted_proxies: TrustedProxies,
 }
 
 impl Default for Settings {
-    /// Default bounds; counts nothing.
+    /// Default bounds; counts nothing, speaks no TLS and trusts nobody.
     fn default() -> Self {
-        Settings { limits: Limits::default(), connections: Gauge::noop() }
+        Settings {
+            limits: Limits::default(),
+            connections: Gauge::noop(),
+            tls: None,
+            trusted_proxies: TrustedProxies::default(),
+        }
     }
 }
 
@@ -52,10 +64,10 @@ pub struct Server<A> {
 impl<A: Answer> Server<A> {
     /// A server that stops accepting once `draining` turns true.
     pub fn new(answer: Arc<A>, settings: Settings, draining: watch::Receiver<bool>) -> Self {
-        let Settings { limits, connections: open } = settings;
-        let connections_max = limits.connections_max;
+        let connections_max = settings.limits.connections_max;
         let places = Arc::new(Semaphore::new(connections_max as usize));
-        let connections = Arc::new(Connections { answer, limits });
+        let open = settings.connections.clone();
+        let connections = Arc::new(Connections { answer, settings });
         Server { connections, connections_max, open, places, draining }
     }
 
@@ -75,7 +87,7 @@ impl<A: Answer> Server<A> {
                 () = until_true(&mut self.draining) => break,
             };
             match accepted {
-                Ok((socket, from)) => self.spawn(socket, Peer::new(from.ip(), false), place),
+                Ok((socket, from)) => self.spawn(socket, from.ip(), place),
                 Err(error) => {
                     // Out of file descriptors, most likely: let some connection end first.
                     if told.is_none_or(|at| at.elapsed() > ACCEPT_TOLD_EVERY) {
@@ -90,13 +102,13 @@ impl<A: Answer> Server<A> {
         let _all = self.places.acquire_many(self.connections_max).await;
     }
 
-    fn spawn(&self, socket: TcpStream, peer: Peer, place: OwnedSemaphorePermit) {
+    fn spawn(&self, socket: TcpStream, from: IpAddr, place: OwnedSemaphorePermit) {
         let connections = self.connections.clone();
         let draining = self.draining.clone();
         let open = OpenConnection::count(self.open.clone());
         tokio::spawn(async move {
             let _open = open;
-            connections.serve(socket, peer, draining).await;
+            connections.serve(socket, from, draining).await;
             drop(place);
         });
     }

@@ -297,6 +297,18 @@ pub struct Written {
     /// Origins whose web pages may call, comma-separated; `*` is any
     #[arg(long, value_name = "ORIGINS", value_delimiter = ',', help_heading = "Network")]
     pub allowed_origins: Option<Vec<String>>,
+    /// File with the TLS certificate in PEM, and behind it those that lead to a known one; read again
+    /// when it changes, and on SIGHUP
+    #[arg(long, value_name = "FILE", alias = "ssl-certfile", help_heading = "Network")]
+    #[serde(alias = "ssl-certfile")]
+    pub tls_cert: Option<PathBuf>,
+    /// File with the certificate's private key in PEM
+    #[arg(long, value_name = "FILE", alias = "ssl-keyfile", help_heading = "Network")]
+    #[serde(alias = "ssl-keyfile")]
+    pub tls_key: Option<PathBuf>,
+    /// Proxies whose X-Forwarded-For and -Proto are believed, comma-separated (10.0.0.0/8,::1)
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',', help_heading = "Network")]
+    pub trusted_proxies: Option<Vec<String>>,
     /// Open connections at most [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Network")]
     pub max_connections: Option<u32>,
@@ -379,6 +391,9 @@ impl Written {
             admin_key,
             metrics_public,
             allowed_origins,
+            tls_cert,
+            tls_key,
+            trusted_proxies,
             max_connections,
             max_body_bytes,
             shutdown_timeout,

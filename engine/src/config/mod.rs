@@ -12,6 +12,9 @@ pub mod models;
 /// From written to meant.
 pub mod resolve;
 
+/// Sockets, keys and origins.
+mod network;
+
 /// The hub and its cache.
 pub mod hub;
 
@@ -25,6 +28,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pagoda_http::proxies::TrustedProxies;
+use pagoda_http::tls::TlsFiles;
 use pagoda_kernels::dtype::DType;
 use pagoda_kernels::kv_format::KvFormat;
 use pagoda_kernels::weight_format::Quantization;
@@ -188,6 +193,10 @@ pub struct NetworkSettings {
     pub metrics_public: bool,
     /// Origins whose pages may call.
     pub allowed_origins: Vec<String>,
+    /// Certificate and key; `None` speaks no TLS.
+    pub tls: Option<TlsFiles>,
+    /// Proxies that may say for whom they speak.
+    pub trusted_proxies: TrustedProxies,
     /// How long running requests may go on after SIGTERM.
     pub shutdown_timeout: Duration,
 }
@@ -202,6 +211,8 @@ impl std::fmt::Debug for NetworkSettings {
             .field("num_admin_keys", &self.admin_keys.len())
             .field("metrics_public", &self.metrics_public)
             .field("allowed_origins", &self.allowed_origins)
+            .field("tls", &self.tls)
+            .field("trusted_proxies", &self.trusted_proxies)
             .field("shutdown_timeout", &self.shutdown_timeout)
             .finish()
     }

@@ -3,6 +3,7 @@
 //! An [`Access`] travels with the request: with the handler's future first, then with the
 //! answer's body. Whoever drops it last ends the request. Holds no prompt, no output and no key.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -26,6 +27,7 @@ pub struct Tally {
 /// The record of a request that is still going on.
 pub struct Access {
     id: Arc<str>,
+    client: IpAddr,
     method: &'static str,
     route: &'static str,
     started: Instant,
@@ -41,6 +43,7 @@ impl Access {
     /// Starts the record. `route` is the pattern of the table, never the client's path.
     pub fn begin(
         id: Arc<str>,
+        client: IpAddr,
         method: &hyper::Method,
         metrics: Arc<HttpMetrics>,
         trace: Trace,
@@ -48,6 +51,7 @@ impl Access {
         metrics.began();
         Access {
             id,
+            client,
             method: known_method(method),
             route: UNKNOWN,
             started: Instant::now(),
@@ -107,6 +111,7 @@ impl Drop for Access {
                     target: "pagoda::access",
                     id = &*self.id,
                     trace_id = self.trace.id(),
+                    client = %self.client,
                     method = self.method,
                     route = self.route,
                     status = self.status,

@@ -59,12 +59,12 @@ pub struct Service {
 }
 
 impl Answer for Service {
-    async fn answer(&self, request: Request<Incoming>, _: Peer) -> Reply {
+    async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Reply {
         let (head, body) = request.into_parts();
         let id = request_id(&head.headers);
         let trace = self.tracer.begin(&head.headers);
         let metrics = self.metrics.clone();
-        let mut access = Access::begin(id.clone(), &head.method, metrics, trace);
+        let mut access = Access::begin(id.clone(), peer.address, &head.method, metrics, trace);
         let routed = self.router.find(&head.method, head.uri.path());
         let face = match &routed {
             Routed::Found { face, .. }

@@ -27,11 +27,12 @@ mod summary;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pagoda_http::cors::Cors;
 use pagoda_http::hosts::Hosts;
 use pagoda_http::server::{Server, Settings};
+use pagoda_http::tls::{Tls, TlsError};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -68,6 +69,9 @@ pub enum ServeError {
     /// The key file.
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    /// Certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The model cannot be loaded.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -84,7 +88,7 @@ impl ServeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             ServeError::Listen { .. } => 3,
-            ServeError::Keys(_) | ServeError::Setup(_) => 2,
+            ServeError::Keys(_) | ServeError::Tls(_) | ServeError::Setup(_) => 2,
             ServeError::Start(_) => 1,
             ServeError::Engine(EngineEnd::Panicked { .. } | EngineEnd::Early) => 70,
             ServeError::Engine(EngineEnd::Device(_)) => 71,
@@ -164,6 +168,7 @@ async fn serve_until_stopped(
     let mut signals = Signals::new().map_err(setup)?;
     open_files::allow(config.limits.http.connections_max);
     let keys = Keys::new(&config.network.api_keys, config.network.api_key_file.clone())?;
+    let tls = tls(&config)?;
     let metrics =
         Metrics::new(config.vllm_metrics).map_err(|error| ServeError::Setup(error.to_string()))?;
     let address = config.network.listen;
@@ -184,8 +189,12 @@ async fn serve_until_stopped(
     let mut service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
     service.tracer = tracer.unwrap_or_default();
     let (drain, draining) = watch::channel(false);
-    let limits = config.limits.http.clone();
-    let settings = Settings { limits, connections: http.connections.clone() };
+    let settings = Settings {
+        limits: config.limits.http.clone(),
+        connections: http.connections.clone(),
+        tls,
+        trusted_proxies: config.network.trusted_proxies.clone(),
+    };
     let server = Server::new(Arc::new(service), settings, draining);
     let serving = tokio::spawn(server.run(listener));
     let upkeep = tokio::spawn(upkeep(api.clone(), keys));
@@ -298,6 +307,15 @@ const DRAIN_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How long sockets may take to carry what was written last.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// What TLS needs, if it is spoken; read again as long as the runtime lives.
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, ServeError> {
+    let Some(files) = config.network.tls.clone() else { return Ok(None) };
+    let tls = Tls::load(files, SystemTime::now())?;
+    let fresh = tls.clone().keep_fresh().map_err(|error| ServeError::Setup(error.to_string()))?;
+    tokio::spawn(fresh);
+    Ok(Some(tls))
+}
 
 fn service(
     config: &Config,

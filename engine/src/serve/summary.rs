@@ -10,9 +10,10 @@ use crate::serve::lineup::Begun;
 
 /// The start-up summary.
 pub(super) fn summary(config: &Config, address: SocketAddr, begun: &[Begun]) -> String {
-    let base = format!("http://{}", reachable(address));
-    let mut text = String::new();
     let network = &config.network;
+    let scheme = if network.tls.is_some() { "https" } else { "http" };
+    let base = format!("{scheme}://{}", reachable(address));
+    let mut text = String::new();
     let keys = network.api_keys.len();
     let who = match (&network.api_key_file, keys) {
         (None, 0) => "everyone who reaches the port".to_string(),

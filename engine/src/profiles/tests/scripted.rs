@@ -147,8 +147,11 @@ pub(super) async fn listen_with(
         tracer: Tracer::default(),
     };
     let (drain, draining) = watch::channel(false);
-    let settings =
-        Settings { limits: setup.limits.http, connections: service.metrics.connections.clone() };
+    let settings = Settings {
+        limits: setup.limits.http,
+        connections: service.metrics.connections.clone(),
+        ..Settings::default()
+    };
     tokio::spawn(Server::new(Arc::new(service), settings, draining).run(listener));
     (address, drain)
 }
