@@ -20,16 +20,22 @@ create table app_user (
 );
 create unique index app_user_username on app_user (tenant_id, lower(username));
 create unique index app_user_email on app_user (tenant_id, lower(email));
-create index app_user_newest on app_user (tenant_id, created_at desc, id desc);
+-- Ids grow with time, so lists go by id.
+create index app_user_newest on app_user (tenant_id, id desc);
 
 -- One row a login; refresh tokens are its id, a counter and a MAC under its own key, so no row a token.
 create table login (
     id             uuid primary key,
     tenant_id      uuid not null,
     user_id        uuid not null,
-    refresh_key    bytea not null,
+    -- Under the installation's secret.
+    sealed_key     bytea not null,
     counter        bigint not null default 0,
     rotated_at     timestamptz not null default now(),
+    -- The last but one token was shown again since the last rotation,
+    graced         boolean not null default false,
+    -- and that so many rotations in a row, each at once after the other.
+    contended      integer not null default 0,
     created_at     timestamptz not null default now(),
     -- The last moment at which a refresh token of it works.
     not_after      timestamptz not null,
@@ -39,8 +45,21 @@ create table login (
     end_reason     text,
     foreign key (tenant_id, user_id) references app_user (tenant_id, id) on delete cascade
 );
-create index login_of_user on login (user_id) where ended_at is null;
+create index login_of_user on login (user_id, id desc);
 create index login_end on login (not_after);
+create index login_ended on login (ended_at) where ended_at is not null;
+
+-- Attempts that failed, or are not over: by who was meant and from where, so that nobody is kept
+-- out from elsewhere. The empty account is all of them.
+create table login_attempt (
+    account        bytea not null,
+    network        inet not null,
+    failures       integer not null,
+    last_at        timestamptz not null,
+    blocked_until  timestamptz not null,
+    primary key (account, network)
+);
+create index login_attempt_age on login_attempt (last_at);
 
 create table signing_key (
     id             uuid primary key,

@@ -25,8 +25,8 @@ create table api_key (
     budget_nano         bigint check (budget_nano >= 0),
     budget_window       text check (budget_window in ('day', 'month', 'total')),
     expires_at          timestamptz,
-    -- The key that took its place; until expires_at both work.
-    replaced_by         uuid references api_key on delete set null,
+    -- The former secret of that key, which works until expires_at and goes with it.
+    former_of           uuid references api_key on delete cascade,
     created_at          timestamptz not null default now(),
     updated_at          timestamptz not null default now(),
     last_used_on        date,
@@ -34,5 +34,7 @@ create table api_key (
     unique (tenant_id, id),
     foreign key (tenant_id, owner_id) references app_user (tenant_id, id) on delete cascade
 );
-create index api_key_owner on api_key (owner_id, created_at desc, id desc);
-create index api_key_newest on api_key (tenant_id, created_at desc, id desc);
+create index api_key_owner on api_key (owner_id, id desc) where former_of is null;
+create index api_key_newest on api_key (tenant_id, id desc) where former_of is null;
+create index api_key_former on api_key (former_of) where former_of is not null;
+create index api_key_pepper on api_key (pepper_id);

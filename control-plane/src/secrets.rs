@@ -17,6 +17,7 @@ use pagoda_wire::secret::{Secret, random};
 pub struct Secrets {
     cipher: LessSafeKey,
     planes: Secret,
+    refresh: Secret,
 }
 
 /// The root secret cannot be had.
@@ -71,12 +72,21 @@ impl Secrets {
     pub fn from_root(root: &Secret) -> Result<Self, SecretsError> {
         let cipher = UnboundKey::new(&AES_256_GCM, derived(root, b"columns")?.bytes());
         let cipher = LessSafeKey::new(cipher.map_err(|_| SecretsError::System)?);
-        Ok(Secrets { cipher, planes: derived(root, b"planes")? })
+        Ok(Secrets {
+            cipher,
+            planes: derived(root, b"planes")?,
+            refresh: derived(root, b"refresh tokens")?,
+        })
     }
 
     /// What data planes and control planes seal their talk with.
     pub fn planes(&self) -> &Secret {
         &self.planes
+    }
+
+    /// What marks refresh tokens, so that anything else is refused before the database is asked.
+    pub fn refresh(&self) -> &Secret {
+        &self.refresh
     }
 
     /// Seals `plain` for one place: the same bytes open nowhere else.

@@ -30,3 +30,6 @@ pub mod snapshot;
 
 /// Access tokens.
 pub mod token;
+
+/// What only planes can read.
+pub mod vault;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::api_key::{KeyMac, PublicId};
 use crate::secret::Secret;
 use crate::token::{PublicKey, Role};
+use crate::vault::{Vault, VaultError};
 
 /// Counts administrative writes, from 1.
 pub type Revision = u64;
@@ -161,6 +162,9 @@ pub struct KeyRecord {
     pub pepper: Uuid,
     /// Whose key.
     pub owner: Uuid,
+    /// Whose limits and budget it uses up: its own, or those of the key that took its place, so
+    /// that rotating a key gives nobody more.
+    pub limits: Uuid,
     /// May not be used while false.
     pub enabled: bool,
     /// What it may be used for.
@@ -220,13 +224,26 @@ pub struct EndedLogin {
     pub until: i64,
 }
 
-/// A pepper of key MACs.
+/// A pepper of key MACs. Sealed, as the log of changes and the saved copy of a data plane hold it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PepperRecord {
     /// The pepper.
     pub id: Uuid,
-    /// Its bytes.
-    pub pepper: Secret,
+    /// Its bytes, in the planes' vault.
+    pub sealed: String,
+}
+
+impl PepperRecord {
+    /// What data planes learn of a pepper.
+    pub fn seal(id: Uuid, pepper: &Secret, vault: &Vault) -> Result<Self, VaultError> {
+        Ok(PepperRecord { id, sealed: vault.seal(pepper.bytes(), &format!("pepper {id}"))? })
+    }
+
+    /// The pepper.
+    pub fn open(&self, vault: &Vault) -> Result<Secret, VaultError> {
+        let plain = vault.open(&self.sealed, &format!("pepper {}", self.id))?;
+        <[u8; 32]>::try_from(plain).map(Secret::from).map_err(|_| VaultError::Closed)
+    }
 }
 
 /// Whose wire format an upstream speaks.
