@@ -16,6 +16,7 @@ const SECONDS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 const REQUESTS: &str = "pagoda_control_http_requests_total";
 const DURATION: &str = "pagoda_control_http_request_duration_seconds";
 const CONNECTIONS: &str = "pagoda_control_http_connections";
+const LOGINS_REFUSED: &str = "pagoda_control_logins_refused_total";
 const POOL: &str = "pagoda_control_database_connections";
 
 impl Metrics {
@@ -27,6 +28,7 @@ impl Metrics {
             .build_recorder();
         recorder.describe_counter(REQUESTS.into(), None, "Requests answered.".into());
         recorder.describe_histogram(DURATION.into(), None, "Time to an answer's head.".into());
+        recorder.describe_counter(LOGINS_REFUSED.into(), None, "Logins refused.".into());
         recorder.describe_gauge(CONNECTIONS.into(), None, "Open connections.".into());
         recorder.describe_gauge(POOL.into(), None, "Connections to the database.".into());
         Ok(Metrics { recorder })
@@ -39,6 +41,12 @@ impl Metrics {
         self.counter(REQUESTS, labels).increment(1);
         let key = Key::from_parts(DURATION, vec![route]);
         self.recorder.register_histogram(&key, &METADATA).record(time.as_secs_f64());
+    }
+
+    /// A login or a refresh was refused. `reason` is one of a closed list.
+    pub fn login_refused(&self, reason: &'static str) {
+        let labels = vec![Label::from_static_parts("reason", reason)];
+        self.counter(LOGINS_REFUSED, labels).increment(1);
     }
 
     /// Shows how many connections are open.

@@ -5,6 +5,42 @@
 /// Who calls: from a credential to a user with rights.
 pub mod authenticate;
 
+/// Who may do what.
+pub mod rbac;
+
+/// Parts of lists.
+pub mod page;
+
+/// Values of users and keys that can be what they say.
+pub mod fields;
+
+/// Users.
+pub mod users;
+
+/// Hashes of passwords.
+pub mod passwords;
+
+/// Attempts to log in, and when the next may come.
+pub mod throttle;
+
+/// Logins: from a password to their end.
+pub mod logins;
+
+/// Refresh tokens.
+pub mod refresh;
+
+/// What access tokens are signed with.
+pub mod signing_keys;
+
+/// Peppers of key MACs.
+pub mod peppers;
+
+/// API keys.
+pub mod api_keys;
+
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use pagoda_wire::snapshot::Revision;
@@ -25,6 +61,10 @@ pub struct Operations {
     pub metrics: Arc<Metrics>,
     /// Who signs tokens, and for whom.
     pub issuer: String,
+    /// The one place where passwords are hashed.
+    pub passwords: passwords::Passwords,
+    /// Lives of tokens, and who may come.
+    pub policy: logins::Policy,
 }
 
 /// What a write gave, and the revision that data planes must reach to know of it.
