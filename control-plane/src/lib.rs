@@ -14,6 +14,9 @@ pub mod database;
 /// Whose fault it was.
 pub mod fault;
 
+/// What data planes are told.
+pub mod feed;
+
 /// From socket to route and back.
 pub mod http;
 

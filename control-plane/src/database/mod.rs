@@ -17,6 +17,7 @@ use tokio_postgres::NoTls;
 use tokio_postgres::config::Host;
 
 use crate::fault::Fault;
+use crate::feed::news::News;
 
 /// The one tenant that there is for now.
 pub const TENANT: uuid::Uuid = uuid::Uuid::from_u128(0x0000_0000_0000_7000_8000_0000_0000_0001);
@@ -25,6 +26,7 @@ pub const TENANT: uuid::Uuid = uuid::Uuid::from_u128(0x0000_0000_0000_7000_8000_
 #[derive(Clone)]
 pub struct Database {
     pool: Pool,
+    news: News,
 }
 
 /// A connection, back in its place when dropped.
@@ -98,12 +100,17 @@ impl Database {
             .post_create(settle)
             .build()
             .map_err(|error| AddressError::Pool(error.to_string()))?;
-        Ok(Database { pool })
+        Ok(Database { pool, news: News::default() })
     }
 
     /// A connection, within two seconds.
     pub async fn client(&self) -> Result<Client, Fault> {
         self.pool.get().await.map_err(|error: PoolError| error.into())
+    }
+
+    /// Tells of new revisions.
+    pub fn news(&self) -> &News {
+        &self.news
     }
 
     /// Connections that there are, and those of them that are free.

@@ -63,6 +63,8 @@ pub enum Access {
     Caller,
     /// Administrators.
     Admin,
+    /// Data planes.
+    Plane,
 }
 
 /// What a request means.
@@ -73,21 +75,34 @@ pub struct Routed {
     pub found: Found<&'static Route>,
 }
 
+/// Faces of no prefix: the first one answers for what none of them has.
+pub type Own = (&'static Face, &'static [&'static Face]);
+
 /// Finds the route. `path` is the request's path as it came.
-pub fn route(
-    own: &'static Face,
-    faces: &'static [&'static Face],
-    method: &Method,
-    path: &str,
-) -> Routed {
+pub fn route(own: Own, faces: &'static [&'static Face], method: &Method, path: &str) -> Routed {
     let mounted = path.strip_prefix("/profiles/").and_then(|rest| {
         let (name, _) = rest.split_once('/')?;
         let face = faces.iter().find(|face| face.name == name)?;
         Some((*face, &rest[name.len()..]))
     });
-    let (face, path) = mounted.unwrap_or((own, path));
+    if let Some((face, path)) = mounted {
+        return Routed { face, found: found(face, method, path) };
+    }
+    let (first, others) = own;
+    let found_in = |face| Routed { face, found: found(face, method, path) };
+    let others = others.iter().copied().map(found_in);
+    let mut known = others.filter(|routed| !matches!(routed.found, Found::Unknown));
+    match found_in(first) {
+        Routed { found: Found::Unknown, face } => {
+            known.next().unwrap_or(Routed { face, found: Found::Unknown })
+        }
+        routed => routed,
+    }
+}
+
+fn found(face: &'static Face, method: &Method, path: &str) -> Found<&'static Route> {
     let routes = face.routes.iter().map(|route| (&route.method, route.path, route));
-    Routed { face, found: find(routes, method, path, Tail::Segment) }
+    find(routes, method, path, Tail::Segment)
 }
 
 impl From<Fault> for Failure {

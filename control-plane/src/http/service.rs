@@ -6,12 +6,13 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::header::{
     ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use pagoda_http::body::linger;
 use pagoda_http::limits::Limits;
 use pagoda_http::path::{Found, Params};
@@ -19,18 +20,20 @@ use pagoda_http::peer::Peer;
 use pagoda_http::reply::{Reply, ReplyBody};
 use pagoda_http::request_id::{REQUEST_ID, header_value, request_id};
 use pagoda_http::server::Answer;
+use pagoda_wire::secret::Secret;
 
 use crate::database::change::{Actor, ActorKind};
 use crate::fault::{Fault, Unknown};
 use crate::http::call::{Call, Context};
-use crate::http::credential::credential;
-use crate::http::route::{Access, Face, Failure, Route, route};
+use crate::http::credential::{Credential, credential};
+use crate::http::route::{Access, Face, Failure, Own, Route, route};
 use crate::operations::{Operations, Principal};
+use crate::secrets::Secrets;
 
 /// What all connections of a listener share.
 pub struct Service {
     /// Routes that belong to no profile.
-    pub own: &'static Face,
+    pub own: Own,
     /// The profiles.
     pub faces: &'static [&'static Face],
     /// Bounds of what a request may hold.
@@ -110,11 +113,14 @@ impl Service {
     async fn admit(
         &self,
         access: Access,
-        headers: &hyper::HeaderMap,
+        headers: &HeaderMap,
         peer: Peer,
     ) -> Result<Option<Principal>, Fault> {
         if access == Access::Public {
             return Ok(None);
+        }
+        if access == Access::Plane {
+            return admit_plane(&self.operations.secrets, headers).map(|()| None);
         }
         let shown = credential(headers)?;
         let Some(shown) = shown else { return Err(Fault::Unauthenticated(Unknown::Missing)) };
@@ -124,6 +130,15 @@ impl Service {
         }
         Ok(Some(principal))
     }
+}
+
+/// Data planes show the secret that all planes share.
+fn admit_plane(secrets: &Secrets, headers: &HeaderMap) -> Result<(), Fault> {
+    let missing = Fault::Unauthenticated(Unknown::Missing);
+    let Some(Credential::Token(token)) = credential(headers)? else { return Err(missing) };
+    let shown = Secret::from_text(&token.0).ok_or(Fault::Unauthenticated(Unknown::Wrong))?;
+    let (own, shown) = (secrets.planes().bytes(), shown.bytes());
+    verify_slices_are_equal(own, shown).map_err(|_| Fault::Unauthenticated(Unknown::Wrong))
 }
 
 fn actor(principal: Option<&Principal>, peer: Peer, id: &Arc<str>) -> Actor {

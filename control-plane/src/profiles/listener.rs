@@ -51,7 +51,7 @@ fn metrics(call: Call) -> Answered {
 }
 
 /// The plain shape of what went wrong: for who called no profile at all.
-fn failed(failure: &Failure) -> Reply {
+pub fn failed(failure: &Failure) -> Reply {
     let (status, message) = told(failure);
     json(status, &json!({ "error": { "message": message } }))
 }

@@ -5,10 +5,16 @@
 /// Health, readiness, version and metrics: the listener's own.
 pub mod listener;
 
+/// What data planes ask for.
+pub mod internal;
+
 /// The enterprise platform's contract.
 pub mod enterprise;
 
-use crate::http::route::Face;
+use crate::http::route::{Face, Own};
+
+/// Routes of no profile.
+pub static OWN: Own = (&listener::FACE, &[&internal::FACE]);
 
 /// All profiles; each is mounted under `/profiles/<name>`.
 pub static FACES: &[&Face] = &[&enterprise::FACE];

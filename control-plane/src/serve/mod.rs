@@ -16,10 +16,13 @@ use tokio::sync::watch;
 
 use crate::database::migrate::{MigrateError, migrate};
 use crate::database::{AddressError, Database};
+use crate::feed::news;
 use crate::http::service::Service;
 use crate::metrics::Metrics;
-use crate::operations::Operations;
-use crate::profiles::{FACES, listener};
+use crate::operations::logins::Policy;
+use crate::operations::passwords::Passwords;
+use crate::operations::{Operations, signing_keys};
+use crate::profiles::{FACES, OWN};
 use crate::secrets::{Secrets, SecretsError};
 
 /// What a server is started with.
@@ -35,6 +38,10 @@ pub struct Config {
     pub secret_file: PathBuf,
     /// Who signs tokens, and for whom.
     pub issuer: String,
+    /// Passwords that are hashed at a time, each in 19 MiB.
+    pub hashes: usize,
+    /// Lives of tokens, and who may come.
+    pub policy: Policy,
     /// Bounds of sockets, heads and bodies.
     pub limits: Limits,
     /// Time that requests have to end once it shall stop.
@@ -103,16 +110,19 @@ async fn serve_until_stopped(
         connections: operations.metrics.connections(),
         ..Settings::default()
     };
-    let service = Service { own: &listener::FACE, faces: FACES, limits: config.limits, operations };
+    let service =
+        Service { own: OWN, faces: FACES, limits: config.limits, operations: operations.clone() };
     let (drain, draining) = watch::channel(false);
     let serving = tokio::spawn(Server::new(Arc::new(service), settings, draining).run(listen));
 
     let migrated = tokio::select! {
-        migrated = bring_up(config.database) => migrated,
+        migrated = bring_up(config.database.clone()) => migrated,
         _ = stop.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     migrated?;
+    begin(&operations).await?;
+    let tending = tokio::spawn(tend(operations.clone(), config.database));
     started(address);
     tokio::select! {
         _ = stop.recv() => {}
@@ -123,6 +133,7 @@ async fn serve_until_stopped(
     if tokio::time::timeout(config.shutdown_timeout, serving).await.is_err() {
         tracing::warn!("the time to finish is over; what runs is dropped");
     }
+    tending.abort();
     Ok(())
 }
 
@@ -132,8 +143,35 @@ fn operations(config: &Config) -> Result<Arc<Operations>, ServeError> {
         secrets: Secrets::open_or_make(&config.secret_file)?,
         metrics: Arc::new(Metrics::new().map_err(setup)?),
         issuer: config.issuer.clone(),
+        passwords: Passwords::new(config.hashes, HASHES_WAITING).map_err(setup)?,
+        policy: config.policy.clone(),
     }))
 }
+
+/// Makes what a first start needs: a key to sign with.
+async fn begin(operations: &Operations) -> Result<(), ServeError> {
+    signing_keys::tend(operations).await.map(drop).map_err(setup)
+}
+
+/// What is to be done from time to time, by whichever server comes first.
+async fn tend(operations: Arc<Operations>, database: tokio_postgres::Config) {
+    let following = news::follow(operations.clone(), database);
+    let tending = async {
+        loop {
+            tokio::time::sleep(TEND_EVERY).await;
+            if let Err(fault) = signing_keys::tend(&operations).await {
+                tracing::warn!(%fault, "signing keys are not looked after");
+            }
+        }
+    };
+    tokio::join!(following, tending);
+}
+
+/// How often signing keys are looked after.
+const TEND_EVERY: Duration = Duration::from_secs(60);
+
+/// Logins that wait for their password's turn; further ones are told to come again.
+const HASHES_WAITING: usize = 256;
 
 /// Brings the schema up to date, as soon as there is a database.
 async fn bring_up(database: tokio_postgres::Config) -> Result<(), ServeError> {

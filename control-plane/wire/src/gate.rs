@@ -93,7 +93,7 @@ impl Known {
             std::hint::black_box(key.mac(&Secret::from([0; 32])));
             return Err(Refusal::Wrong);
         };
-        if !key.mac(pepper).is(&record.mac) || !record.enabled {
+        if !key.mac(&pepper.secret).is(&record.mac) || !record.enabled {
             return Err(Refusal::Wrong);
         }
         if record.expires_at.is_some_and(|end| now >= end) {

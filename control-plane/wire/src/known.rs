@@ -11,10 +11,11 @@ use uuid::Uuid;
 use crate::api_key::PublicId;
 use crate::secret::Secret;
 use crate::snapshot::{
-    AgentRecord, Change, Delta, Frame, Item, KeyRecord, Kind, ModelRecord, Revision,
+    AgentRecord, Change, Delta, Frame, Item, KeyRecord, Kind, ModelRecord, PepperRecord, Revision,
     SigningKeyRecord, Snapshot, UpstreamRecord, UserRecord,
 };
 use crate::token::{NoKey, Verifier};
+use crate::vault::Vault;
 
 /// Everything that requests are decided by.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub struct Known {
     pub(crate) keys: HashMap<PublicId, Arc<KeyRecord>>,
     /// Where a key is that is only known by its id.
     public_ids: HashMap<Uuid, PublicId>,
-    pub(crate) peppers: HashMap<Uuid, Secret>,
+    pub(crate) peppers: HashMap<Uuid, Pepper>,
     signing_keys: HashMap<Uuid, SigningKeyRecord>,
     /// Logins that ended before their tokens did, and until when that matters.
     pub(crate) ended_logins: HashMap<Uuid, i64>,
@@ -33,6 +34,14 @@ pub struct Known {
     agents: HashMap<Uuid, Arc<AgentRecord>>,
     pub(crate) verifier: Verifier,
     issuer: String,
+    vault: Arc<Vault>,
+}
+
+/// A pepper, as it came and opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Pepper {
+    record: PepperRecord,
+    pub(crate) secret: Secret,
 }
 
 /// A frame that does not follow what is known.
@@ -57,6 +66,9 @@ pub enum Gap {
     /// A signing key is none.
     #[error("a signing key cannot be read")]
     Key,
+    /// A pepper is sealed with another secret.
+    #[error("a pepper cannot be opened")]
+    Pepper,
 }
 
 impl From<NoKey> for Gap {
@@ -66,8 +78,8 @@ impl From<NoKey> for Gap {
 }
 
 impl Known {
-    /// What a snapshot says, with tokens of `issuer`.
-    pub fn from_snapshot(snapshot: Snapshot, issuer: &str) -> Result<Self, Gap> {
+    /// What a snapshot says, with tokens of `issuer` and peppers in `vault`.
+    pub fn from_snapshot(snapshot: Snapshot, issuer: &str, vault: Arc<Vault>) -> Result<Self, Gap> {
         let mut known = Known {
             revision: snapshot.revision,
             users: HashMap::new(),
@@ -81,9 +93,10 @@ impl Known {
             agents: HashMap::new(),
             verifier: Verifier::new(issuer, issuer, &[])?,
             issuer: issuer.into(),
+            vault,
         };
         for item in snapshot.items {
-            known.put(item);
+            known.put(item)?;
         }
         known.know_signing_keys()?;
         Ok(known)
@@ -98,7 +111,9 @@ impl Known {
             Frame::Full(Snapshot { revision: got, .. }) if got < known => {
                 Err(Gap::Older { known, got })
             }
-            Frame::Full(snapshot) => Known::from_snapshot(snapshot, &self.issuer).map(Some),
+            Frame::Full(snapshot) => {
+                Known::from_snapshot(snapshot, &self.issuer, self.vault.clone()).map(Some)
+            }
             // Comes twice where a feed is asked for anew.
             Frame::Delta(delta) if delta.revision <= known => Ok(None),
             Frame::Delta(Delta { revision: got, .. }) if got != known + 1 => {
@@ -113,7 +128,7 @@ impl Known {
         next.revision = delta.revision;
         for change in delta.changes {
             match change {
-                Change::Put(item) => next.put(*item),
+                Change::Put(item) => next.put(*item)?,
                 Change::Remove(kind, id) => next.remove(kind, id),
             }
         }
@@ -133,12 +148,10 @@ impl Known {
 
     /// All of it, to be saved.
     pub fn to_snapshot(&self) -> Snapshot {
-        use crate::snapshot::{EndedLogin, PepperRecord};
+        use crate::snapshot::EndedLogin;
         let users = self.users.values().map(|user| Item::User((**user).clone()));
         let keys = self.keys.values().map(|key| Item::Key((**key).clone()));
-        let peppers = self.peppers.iter();
-        let peppers = peppers
-            .map(|(id, pepper)| Item::Pepper(PepperRecord { id: *id, pepper: pepper.clone() }));
+        let peppers = self.peppers.values().map(|pepper| Item::Pepper(pepper.record.clone()));
         let signing_keys = self.signing_keys.values().cloned().map(Item::SigningKey);
         let logins = self.ended_logins.iter();
         let logins =
@@ -171,7 +184,7 @@ impl Known {
         self.agents.get(&id)
     }
 
-    fn put(&mut self, item: Item) {
+    fn put(&mut self, item: Item) -> Result<(), Gap> {
         match item {
             Item::User(user) => drop(self.users.insert(user.id, Arc::new(user))),
             Item::Key(key) => {
@@ -182,11 +195,15 @@ impl Known {
             }
             Item::SigningKey(key) => drop(self.signing_keys.insert(key.id, key)),
             Item::EndedLogin(login) => drop(self.ended_logins.insert(login.id, login.until)),
-            Item::Pepper(pepper) => drop(self.peppers.insert(pepper.id, pepper.pepper)),
+            Item::Pepper(record) => {
+                let secret = record.open(&self.vault).map_err(|_| Gap::Pepper)?;
+                self.peppers.insert(record.id, Pepper { record, secret });
+            }
             Item::Model(model) => drop(self.models.insert(model.id, Arc::new(model))),
             Item::Upstream(one) => drop(self.upstreams.insert(one.id, Arc::new(one))),
             Item::Agent(agent) => drop(self.agents.insert(agent.id, Arc::new(agent))),
         }
+        Ok(())
     }
 
     fn remove(&mut self, kind: Kind, id: Uuid) {

@@ -6,6 +6,7 @@ use crate::snapshot::{
     Snapshot,
 };
 use crate::token::Signer;
+use crate::vault::Vault;
 
 const NOW: i64 = 1_800_000_000;
 const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
@@ -16,12 +17,15 @@ struct World {
     user: UserRecord,
     record: KeyRecord,
     pepper: PepperRecord,
+    vault: Arc<Vault>,
 }
 
 impl World {
     fn new() -> Self {
         let key = ApiKey::generate().unwrap();
-        let pepper = PepperRecord { id: Uuid::from_u128(9), pepper: Secret::random().unwrap() };
+        let (id, secret) = (Uuid::from_u128(9), Secret::random().unwrap());
+        let vault = Arc::new(Vault::new(&Secret::from([1; 32])).unwrap());
+        let pepper = PepperRecord::seal(id, &secret, &vault).unwrap();
         let user = UserRecord {
             id: Uuid::from_u128(1),
             tenant: Uuid::nil(),
@@ -34,7 +38,7 @@ impl World {
         let record = KeyRecord {
             id: Uuid::from_u128(2),
             public_id: key.public_id,
-            mac: key.mac(&pepper.pepper),
+            mac: key.mac(&secret),
             pepper: pepper.id,
             owner: user.id,
             enabled: true,
@@ -45,9 +49,10 @@ impl World {
             requests_per_minute: None,
             tokens_per_minute: None,
             budget: None,
+            limits: Uuid::from_u128(2),
         };
         let signer = Signer::from_seed(&Secret::from([7; 32])).unwrap();
-        World { key, signer, user, record, pepper }
+        World { key, signer, user, record, pepper, vault }
     }
 
     fn signing_key(&self, not_after: Option<i64>) -> Item {
@@ -62,7 +67,7 @@ impl World {
             Item::Pepper(self.pepper.clone()),
             self.signing_key(None),
         ];
-        Known::from_snapshot(Snapshot { revision: 4, items }, "pagoda").unwrap()
+        Known::from_snapshot(Snapshot { revision: 4, items }, "pagoda", self.vault.clone()).unwrap()
     }
 
     fn token(&self) -> String {
@@ -133,7 +138,8 @@ fn what_was_taken_back_opens_nothing_from_the_next_revision_on() {
         let next = after(&known, changes.clone());
         assert_eq!(opens(&next), expected, "{changes:?}");
         assert_eq!(opens(&known), (true, true), "what was known before is as it was");
-        let saved = Known::from_snapshot(next.to_snapshot(), "pagoda").unwrap();
+        let saved =
+            Known::from_snapshot(next.to_snapshot(), "pagoda", world.vault.clone()).unwrap();
         assert_eq!(opens(&saved), expected, "{changes:?}");
     }
 }
@@ -142,7 +148,7 @@ fn what_was_taken_back_opens_nothing_from_the_next_revision_on() {
 fn a_key_with_another_secret_leaves_the_old_one_nothing() {
     let world = World::new();
     let new = ApiKey::generate().unwrap();
-    let mac = new.mac(&world.pepper.pepper);
+    let mac = new.mac(&world.pepper.open(&world.vault).unwrap());
     let record = KeyRecord { public_id: new.public_id, mac, ..world.record.clone() };
     let known = after(&world.known(), put(Item::Key(record)));
     assert_eq!(known.admit(&world.key.reveal(), HERE, NOW), Err(Refusal::Wrong));
