@@ -112,7 +112,8 @@ impl Drive {
         }
     }
 
-    fn file(&self) -> PathBuf {
+    /// Where the input at hand is.
+    pub(crate) fn file(&self) -> PathBuf {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz");
         fs::create_dir_all(&folder).expect("a folder for inputs");
         folder.join(self.target.name)

@@ -5,7 +5,7 @@
 //! says. Files lie in a folder of each test's own.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use pagoda_engine::model::config::{ModelConfig, read_config, read_generation};
@@ -206,23 +206,28 @@ fn check_config(config: &ModelConfig) {
 }
 
 /// A folder of this process's own for files of a target.
-fn folder() -> &'static Path {
+fn folder(target: &str) -> PathBuf {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
-    FOLDER.get_or_init(|| TempDir::with_prefix("fuzz").expect("a folder")).path()
+    let folder = FOLDER.get_or_init(|| TempDir::with_prefix("fuzz").expect("a folder"));
+    folder.path().join(target)
 }
 
-/// Writes a file, and says where.
-fn written(name: &str, bytes: &[u8]) -> PathBuf {
-    let path = folder().join(name);
+/// Writes a file there, and gives the folder.
+fn written(target: &str, name: &str, bytes: &[u8]) -> PathBuf {
+    let folder = folder(target);
+    let path = folder.join(name);
     // A file that was mapped keeps its pages: only its name goes.
-    let _ = std::fs::remove_file(&path);
-    std::fs::write(&path, bytes).expect("the folder takes files");
-    path
+    if std::fs::remove_file(&path).is_err() {
+        std::fs::create_dir_all(&folder).expect("a folder");
+    }
+    std::fs::write(path, bytes).expect("the folder takes files");
+    folder
 }
 
 /// What is told of a file, without where it lies.
 fn of_file(error: &SourceError, file: &str) -> String {
-    let told = error.to_string().replace(&folder().display().to_string(), "");
+    // The folder's name is another one each time.
+    let told = error.to_string().replace(&folder("").display().to_string(), "");
     is_told(told, file)
 }
 
@@ -263,8 +268,7 @@ fn read_all(source: &Safetensors, header: &Value) -> String {
 }
 
 fn safetensors(input: &[u8]) -> String {
-    let path = written("model.safetensors", input);
-    let source = match Safetensors::open(path.parent().expect("a folder")) {
+    let source = match Safetensors::open(&written("single", "model.safetensors", input)) {
         Ok(source) => source,
         Err(error) => return of_file(&error, "model.safetensors: "),
     };
@@ -273,8 +277,8 @@ fn safetensors(input: &[u8]) -> String {
     // The same header in other spaces is the same file.
     let text = said.to_string();
     let again = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), elements].concat();
-    let path = written("model.safetensors", &again);
-    let second = Safetensors::open(path.parent().expect("a folder")).expect("it was opened before");
+    let folder = written("single", "model.safetensors", &again);
+    let second = Safetensors::open(&folder).expect("it was opened before");
     assert_eq!(source.names(), second.names());
     told
 }
@@ -283,11 +287,10 @@ fn shards(input: &[u8]) -> String {
     static SHARDS: OnceLock<()> = OnceLock::new();
     SHARDS.get_or_init(|| {
         let tensor = |name| seeds::file_of(&[(name, "F32", &[2, 2], 16)]);
-        written("one.safetensors", &tensor("a"));
-        written("two.safetensors", &tensor("b"));
+        written("shards", "one.safetensors", &tensor("a"));
+        written("shards", "two.safetensors", &tensor("b"));
     });
-    written("model.safetensors.index.json", input);
-    match Safetensors::open(folder()) {
+    match Safetensors::open(&written("shards", "model.safetensors.index.json", input)) {
         Ok(source) => {
             #[derive(serde::Deserialize)]
             struct Index {
@@ -316,8 +319,7 @@ fn quantized(input: &[u8]) -> String {
         Ok(_) => return "plain".into(),
         Err(error) => return is_told(error, "config.json: "),
     };
-    let path = written("model.safetensors", file);
-    let files = match Safetensors::open(path.parent().expect("a folder")) {
+    let files = match Safetensors::open(&written("quantized", "model.safetensors", file)) {
         Ok(files) => files,
         Err(error) => return of_file(&error, "model.safetensors: "),
     };

@@ -266,14 +266,13 @@ fn connections(input: &[u8]) -> String {
     drop(socket);
     idle();
     let text = String::from_utf8_lossy(&bytes);
-    let statuses: Vec<&str> =
-        text.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
-    let bad = statuses.iter().find(|status| {
+    let bad = text.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).find(|status| {
         let number = status.parse::<u16>().unwrap_or(0);
         number != 100 && !STATUSES.contains(&number)
     });
     assert_eq!(bad, None, "{text:.500}");
-    format!("{statuses:?} waits {waits} other {}", statuses.is_empty() && !bytes.is_empty())
+    // How much was answered before we left is a matter of time, and inputs must not depend on it.
+    String::new()
 }
 
 /// Reads to the end; whether the time was over before.

@@ -136,23 +136,24 @@ fn settings(input: &[u8]) -> String {
     let mut told = String::new();
     if let Ok(text) = std::str::from_utf8(models) {
         let model = Some(text.lines().map(str::to_owned).collect());
-        told = resolved(Written { model, ..Written::default() });
+        told = resolved(Written { model, ..Written::default() }, "");
     }
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| TempDir::with_prefix("fuzz").expect("a folder"));
     let path = folder.path().join("settings.toml");
     std::fs::write(&path, file).expect("the folder takes files");
-    let of_file = resolved(Written { config: Some(path), ..Written::default() });
-    format!("{told} {}", of_file.replace(&shape(folder.path().display()), ""))
+    let place = path.display().to_string();
+    told + &resolved(Written { config: Some(path), ..Written::default() }, &place)
 }
 
-fn resolved(written: Written) -> String {
+/// What became of settings; `place` is where their file is, another one each time.
+fn resolved(written: Written, place: &str) -> String {
     match written.resolve() {
         Ok(config) => {
             check_settings(&config);
             format!("{} models", config.models.len())
         }
-        Err(error) => is_told(error, ""),
+        Err(error) => is_told(error.to_string().replace(place, ""), ""),
     }
 }
 
