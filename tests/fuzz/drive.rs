@@ -49,6 +49,9 @@ pub(crate) struct Drive {
 /// Tests of one process take turns: what is allocated is counted for all threads together.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Where and why the last panic was.
+static LAST_PANIC: Mutex<String> = Mutex::new(String::new());
+
 impl Drive {
     /// Tries `count` inputs beside the seeds; panics with the first that breaks a property.
     pub(crate) fn run(&self, count: u32) {
@@ -73,6 +76,11 @@ impl Drive {
         let num_seeds = pool.len();
         assert!(num_seeds > 0, "{name} has no seeds");
         let mut slowest = Duration::ZERO;
+        // The product catches some panics where they arise: only those that get here are told.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|panic| {
+            *LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner) = panic.to_string()
+        }));
         for number in 0..num_seeds as u32 + count {
             let mut random = Random::new(self.seed ^ u64::from(number) << 8);
             let input = match pool.get(number as usize).filter(|_| (number as usize) < num_seeds) {
@@ -93,6 +101,7 @@ impl Drive {
                 pool.push(input);
             }
         }
+        std::panic::set_hook(hook);
         println!("{} kinds of outcome, the slowest input took {slowest:.1?}", known.len());
         if let Some(folder) = std::env::var_os(KEEP) {
             keep(&Path::new(&folder).join(name), &pool);
@@ -108,7 +117,10 @@ impl Drive {
         self.memory.set_limit(usize::MAX).expect("no limit");
         match outcome {
             Ok(told) => told,
-            Err(panic) => std::panic::resume_unwind(panic),
+            Err(panic) => {
+                eprintln!("{}", LAST_PANIC.lock().unwrap_or_else(PoisonError::into_inner));
+                std::panic::resume_unwind(panic)
+            }
         }
     }
 

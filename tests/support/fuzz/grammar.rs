@@ -198,9 +198,9 @@ impl Writer<'_> {
             }
             3 => self.condition(),
             4 | 5 => self.repetition(),
-            6 => self.tag(|writer| writer.say("set x = ").expression()),
+            6 => self.tag(|writer| writer.say("set x = ").value()),
             7 => self.tag(|writer| {
-                writer.say("set ns = namespace(a=").expression();
+                writer.say("set ns = namespace(a=").value();
                 writer.say(")");
             }),
             8 => self.tag(|writer| {
@@ -343,6 +343,24 @@ impl Writer<'_> {
             }
         }
         self.depth -= 1;
+    }
+
+    /// What a variable may be given: never made of one, or a text would grow from one to the next.
+    fn value(&mut self) {
+        match self.choose(2) {
+            0 => self.one_of(&LITERALS),
+            _ => self.one_of(&[
+                "messages",
+                "messages[0]",
+                "messages[-1].content",
+                "tools",
+                "bos_token",
+            ]),
+        }
+        if self.choose(2) == 1 {
+            self.say("|");
+            self.one_of(&FILTERS);
+        }
     }
 
     fn operand(&mut self) {
