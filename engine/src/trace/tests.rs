@@ -115,8 +115,16 @@ fn a_request_has_a_span_and_one_for_each_phase() {
     assert_eq!(prefill.ended_ns, decode.began_ns);
     let took = |span: &Span| (span.ended_ns - span.began_ns) / 1_000_000;
     assert_eq!((took(queue), took(prefill), took(decode)), (10, 20, 60));
-    let seconds = attribute(request, "gen_ai.latency.time_to_first_token");
-    assert_eq!(seconds, Some(&Value::Float(0.03)));
+    for (name, seconds) in [
+        ("time_in_queue", 0.01),
+        ("time_to_first_token", 0.03),
+        ("time_in_model_prefill", 0.02),
+        ("time_in_model_decode", 0.06),
+        ("time_in_model_inference", 0.08),
+    ] {
+        let told = attribute(request, &format!("gen_ai.latency.{name}"));
+        assert_eq!(told, Some(&Value::Float(seconds)), "{name}");
+    }
     assert_eq!(attribute(request, "error.type"), None);
 }
 
@@ -163,8 +171,10 @@ fn prompts_and_choices_keep_their_order() {
     let trace = Trace(Some(begun.clone()));
     let recorder = |prompt_idx| Recorder::of(&trace, Asked { prompt_idx, ..asked(2) });
     let (mut first, mut second) = (recorder(0), recorder(1));
-    first.started(10, 0);
-    second.started(11, 0);
+    first.started(10, 7);
+    second.started(11, 2);
+    second.token(Instant::now());
+    second.token(Instant::now());
     second.finished(1, "length");
     second.finished(0, "stop");
     drop(second);
@@ -176,6 +186,12 @@ fn prompts_and_choices_keep_their_order() {
     let request = spans.last().unwrap();
     let reasons = Value::Texts(vec!["length", "length", "stop", "length"]);
     assert_eq!(attribute(request, "gen_ai.response.finish_reasons"), Some(&reasons));
+    for (name, count) in
+        [("input_tokens", 21), ("cache_read.input_tokens", 9), ("output_tokens", 2)]
+    {
+        let told = attribute(request, &format!("gen_ai.usage.{name}"));
+        assert_eq!(told, Some(&Value::Int(count)), "{name}");
+    }
     let prompts: Vec<_> =
         spans.iter().filter_map(|span| attribute(span, "pagoda.prompt.index")).collect();
     assert_eq!(prompts, [&Value::Int(0), &Value::Int(1)]);
