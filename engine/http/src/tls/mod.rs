@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{InconsistentKeys, ServerConfig};
+use rustls::{InconsistentKeys, ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
@@ -132,9 +132,13 @@ impl Tls {
 
     /// Shakes hands. The caller bounds the time.
     pub(crate) async fn accept(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.acceptor.accept(socket).await
+        let bound = |session: &mut ServerConnection| session.set_buffer_limit(Some(BUFFER_BYTES));
+        self.acceptor.accept_with(socket, bound).await
     }
 }
+
+/// What a connection holds of an answer that its client does not take, in bytes: a record's worth.
+const BUFFER_BYTES: usize = 16 << 10;
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);

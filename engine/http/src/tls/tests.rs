@@ -3,8 +3,11 @@
 use std::fs::write;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, UNIX_EPOCH};
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -20,7 +23,7 @@ use tokio_rustls::{TlsConnector, client};
 use super::*;
 use crate::limits::Limits;
 use crate::peer::Peer;
-use crate::reply::{Reply, with_type};
+use crate::reply::{Record, Reply, ReplyBody, with_type};
 use crate::server::{Answer, Server, Settings};
 
 /// A folder with a pair of files.
@@ -84,11 +87,36 @@ impl Folder {
     }
 }
 
-/// Says who asked.
-struct Who;
+/// Says who asked; at `/large` as often as makes 64 MiB, and tells when that is over.
+struct Who {
+    over: Arc<AtomicU32>,
+}
+
+struct OneRecord(Arc<AtomicU32>);
+
+impl Record for OneRecord {
+    fn complete(&mut self) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+impl Drop for OneRecord {
+    fn drop(&mut self) {
+        self.0.fetch_add(10, SeqCst);
+    }
+}
+
+/// Of the answer at `/large`.
+const LARGE_FRAMES: usize = 1 << 10;
+const LARGE_BYTES: usize = LARGE_FRAMES << 16;
 
 impl Answer for Who {
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Reply {
+        if request.uri().path() == "/large" {
+            let frames = stream::repeat(Bytes::from(vec![b'x'; 1 << 16])).take(LARGE_FRAMES);
+            let record = Box::new(OneRecord(self.over.clone()));
+            return Reply::new(ReplyBody::frames(frames.boxed()).recorded(record));
+        }
         let text = format!("{:?} {} {}", request.version(), peer.address, peer.is_tls);
         with_type(StatusCode::OK, "text/plain", text)
     }
@@ -96,15 +124,20 @@ impl Answer for Who {
 
 /// A listener, told to drain when the sender says so.
 async fn listen(tls: &Arc<Tls>, handshake_timeout: Duration) -> (u16, watch::Sender<bool>) {
+    let limits = Limits { handshake_timeout, ..Limits::default() };
+    listen_with(tls, limits, Arc::default()).await
+}
+
+async fn listen_with(
+    tls: &Arc<Tls>,
+    limits: Limits,
+    over: Arc<AtomicU32>,
+) -> (u16, watch::Sender<bool>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (drain, draining) = watch::channel(false);
-    let settings = Settings {
-        limits: Limits { handshake_timeout, ..Limits::default() },
-        tls: Some(tls.clone()),
-        ..Settings::default()
-    };
-    tokio::spawn(Server::new(Arc::new(Who), settings, draining).run(listener));
+    let settings = Settings { limits, tls: Some(tls.clone()), ..Settings::default() };
+    tokio::spawn(Server::new(Arc::new(Who { over }), settings, draining).run(listener));
     (port, drain)
 }
 
@@ -172,6 +205,32 @@ async fn both_versions_are_spoken_and_the_protocol_is_chosen_by_name() {
     by_name.name = ServerName::try_from("a.example").unwrap();
     assert!(ask(&mut by_name.connect(port).await.unwrap()).await.starts_with("HTTP/1.1 200"));
     assert!(Client::of(&made, &TLS13, &["spdy/3"]).connect(port).await.is_err());
+}
+
+#[tokio::test]
+async fn a_large_answer_comes_whole_and_ends_when_nobody_takes_it() {
+    let made = made(2099);
+    let tls = Folder::of(&made).load().unwrap();
+    let over = Arc::new(AtomicU32::new(0));
+    let ask = async |write_timeout| {
+        let limits = Limits { write_timeout, ..Limits::default() };
+        let (port, _drain) = listen_with(&tls, limits, over.clone()).await;
+        let mut socket = Client::of(&made, &TLS13, &[]).connect(port).await.unwrap();
+        let request = b"GET /large HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        socket.write_all(request).await.unwrap();
+        socket
+    };
+    let mut bytes = Vec::new();
+    ask(LONG).await.read_to_end(&mut bytes).await.unwrap();
+    assert!(bytes.len() > LARGE_BYTES && bytes.ends_with(b"0\r\n\r\n"));
+    assert_eq!(over.swap(0, SeqCst), 11);
+    let mut socket = ask(Duration::from_millis(200)).await;
+    while over.load(SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(over.load(SeqCst), 10, "it was not sent whole");
+    bytes.clear();
+    assert!(socket.read_to_end(&mut bytes).await.is_err() && bytes.len() < LARGE_BYTES);
 }
 
 #[tokio::test]
