@@ -20,7 +20,7 @@ pub(crate) struct Account {
     /// Whether it is not ours.
     switch: bool,
     /// The program that has the kernel end a child with us, where there is one.
-    binder: Option<PathBuf>,
+    pub(super) binder: Option<PathBuf>,
 }
 
 impl Account {

@@ -255,3 +255,6 @@ const DATABASE: &str = "pagoda";
 
 /// A start after a crash reads the log of what was written: that may take minutes.
 const START_PATIENCE: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests;

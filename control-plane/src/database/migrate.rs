@@ -73,8 +73,16 @@ pub fn fingerprint() -> String {
 
 /// Applies what is missing; answers the names of the steps that it applied.
 pub fn migrate(client: &mut Client, patience: Duration) -> Result<Vec<&'static str>, MigrateError> {
+    migrate_by(client, STEPS, patience)
+}
+
+fn migrate_by(
+    client: &mut Client,
+    steps: &[Step],
+    patience: Duration,
+) -> Result<Vec<&'static str>, MigrateError> {
     lock(client, patience)?;
-    let applied = apply(client);
+    let applied = apply(client, steps);
     // The lock ends with the connection at the latest.
     let _ = client.execute("select pg_advisory_unlock($1)", &[&LOCK]);
     applied
@@ -84,7 +92,7 @@ pub fn migrate(client: &mut Client, patience: Duration) -> Result<Vec<&'static s
 pub fn missing(client: &mut Client) -> Result<Vec<&'static str>, MigrateError> {
     let found = client.query_one("select to_regclass('schema_migration') is not null", &[])?;
     let applied = if found.get(0) { known(client)? } else { Vec::new() };
-    check(&applied)?;
+    check(&applied, STEPS)?;
     Ok(STEPS[applied.len()..].iter().map(|step| step.name).collect())
 }
 
@@ -103,16 +111,16 @@ fn lock(client: &mut Client, patience: Duration) -> Result<(), MigrateError> {
     }
 }
 
-fn apply(client: &mut Client) -> Result<Vec<&'static str>, MigrateError> {
+fn apply(client: &mut Client, steps: &[Step]) -> Result<Vec<&'static str>, MigrateError> {
     client.batch_execute(
         "create table if not exists schema_migration (
              version bigint primary key, name text not null, checksum bytea not null,
              applied_at timestamptz not null default now())",
     )?;
     let applied = known(client)?;
-    check(&applied)?;
+    check(&applied, steps)?;
     let mut done = Vec::new();
-    for step in &STEPS[applied.len()..] {
+    for step in &steps[applied.len()..] {
         apply_one(client, step).map_err(|source| MigrateError::Step { name: step.name, source })?;
         done.push(step.name);
     }
@@ -138,9 +146,9 @@ fn known(client: &mut Client) -> Result<Vec<Applied>, postgres::Error> {
 }
 
 /// What was applied must be how our steps begin.
-fn check(applied: &[Applied]) -> Result<(), MigrateError> {
+fn check(applied: &[Applied], steps: &[Step]) -> Result<(), MigrateError> {
     for (at, (version, checksum_then)) in applied.iter().enumerate() {
-        let Some(step) = STEPS.get(at).filter(|step| step.version == *version) else {
+        let Some(step) = steps.get(at).filter(|step| step.version == *version) else {
             return Err(MigrateError::Newer(*version));
         };
         if checksum(step) != *checksum_then {
@@ -159,3 +167,106 @@ const LOCK: i64 = 0x7061_676f_6461_0001;
 
 /// How often a waiting instance asks.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_database::TestDatabase;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    fn step(version: i64, name: &'static str, sql: &'static str) -> Step {
+        Step { version, name, sql }
+    }
+
+    #[test]
+    fn a_fresh_database_gets_every_step_once() {
+        let database = TestDatabase::empty().unwrap();
+        database
+            .blocking(|client| {
+                let all: Vec<_> = STEPS.iter().map(|step| step.name).collect();
+                assert_eq!(missing(client)?, all);
+                assert_eq!(migrate(client, SOON)?, all);
+                assert!(migrate(client, SOON)?.is_empty());
+                assert!(missing(client)?.is_empty());
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn attack_22_of_starts_at_once_one_migrates() {
+        let database = TestDatabase::empty().unwrap();
+        let starts: Vec<_> = std::thread::scope(|scope| {
+            let starts: [_; 4] = std::array::from_fn(|_| {
+                scope.spawn(|| database.blocking(|client| Ok(migrate(client, SOON)?.len())))
+            });
+            starts.map(|start| start.join().unwrap().unwrap()).into()
+        });
+        assert_eq!(starts.iter().sum::<usize>(), STEPS.len(), "{starts:?}");
+        assert_eq!(starts.iter().filter(|applied| **applied > 0).count(), 1, "{starts:?}");
+    }
+
+    #[test]
+    fn a_failing_step_leaves_those_before_it_and_nothing_of_itself() {
+        let database = TestDatabase::empty().unwrap();
+        let failing = [
+            step(1, "one", "create table one (id int)"),
+            step(2, "two", "create table two (id int); select 1 / 0"),
+        ];
+        let mended = [
+            step(1, "one", "create table one (id int)"),
+            step(2, "two", "create table two (id int)"),
+        ];
+        database
+            .blocking(|client| {
+                let error = migrate_by(client, &failing, SOON).unwrap_err();
+                assert!(matches!(error, MigrateError::Step { name: "two", .. }), "{error}");
+                let row = client.query_one("select to_regclass('one') is not null", &[])?;
+                assert!(row.get::<_, bool>(0));
+                assert_eq!(migrate_by(client, &mended, SOON)?, ["two"]);
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_changed_step_and_a_newer_database_are_refused() {
+        let database = TestDatabase::empty().unwrap();
+        let (one, two) = (step(1, "one", "select 1"), step(2, "two", "select 2"));
+        let changed = [step(1, "one", "select 3"), step(2, "two", "select 2")];
+        database
+            .blocking(|client| {
+                migrate_by(client, &[one, two], SOON)?;
+                let error = migrate_by(client, &changed, SOON).unwrap_err();
+                assert!(matches!(error, MigrateError::Changed { name: "one" }), "{error}");
+                let older = [step(1, "one", "select 1")];
+                let error = migrate_by(client, &older, SOON).unwrap_err();
+                assert!(matches!(error, MigrateError::Newer(2)), "{error}");
+                // A refusal holds no lock.
+                let row = client.query_one("select count(*) from pg_locks where locktype = 'advisory'
+                    and database = (select oid from pg_database where datname = current_database())", &[])?;
+                assert_eq!(row.get::<_, i64>(0), 0);
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_start_waits_for_whoever_migrates_and_not_for_ever() {
+        let database = TestDatabase::empty().unwrap();
+        database
+            .blocking(|other| {
+                other.execute("select pg_advisory_lock($1)", &[&LOCK])?;
+                let waited = database.blocking(|client| Ok(migrate(client, Duration::ZERO)));
+                assert!(matches!(waited?, Err(MigrateError::Locked(_))));
+                other.execute("select pg_advisory_unlock($1)", &[&LOCK])?;
+                assert_eq!(
+                    database.blocking(|client| Ok(migrate(client, SOON)?.len()))?,
+                    STEPS.len()
+                );
+                Ok(())
+            })
+            .unwrap();
+    }
+}
