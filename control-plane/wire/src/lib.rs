@@ -7,8 +7,14 @@
 /// API keys.
 pub mod api_key;
 
+/// Where an upstream is, and which addresses may be called.
+pub mod base_url;
+
 /// Batches of what data planes did.
 pub mod batch;
+
+/// Credentials of upstreams.
+pub mod credential;
 
 /// Who calls.
 pub mod gate;
