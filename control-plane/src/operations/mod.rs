@@ -38,6 +38,24 @@ pub mod peppers;
 /// API keys.
 pub mod api_keys;
 
+/// Texts that people give.
+pub mod text;
+
+/// Parts of lists.
+pub mod window;
+
+/// Whose sessions and files.
+pub mod owner;
+
+/// Chat sessions.
+pub mod chats;
+
+/// Messages of a session.
+pub mod messages;
+
+/// What a model is given of a session.
+pub mod history;
+
 #[cfg(test)]
 mod tests;
 
