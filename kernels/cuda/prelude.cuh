@@ -61,12 +61,13 @@ constexpr u32 ALL_LANES = 0xffffffff;
 #else
 #define KERNEL_OF_BLOCKS(name, threads, blocks, Parameters, ...) KERNEL(name, threads, Parameters, __VA_ARGS__)
 #define KERNEL_READING_AHEAD(name, threads, Parameters, ahead, ...)                    \
-    static emulate::Kernel name##_kernel(#name, threads, sizeof(Parameters), [](const void* p) { \
-        ahead(*(const Parameters*)p);                                                    \
-        wait_for_kernels();                                                             \
-        let_next_kernel_start();                                                        \
-        (__VA_ARGS__)(*(const Parameters*)p);                                           \
-    });
+    static emulate::Kernel name##_kernel(#name, threads, sizeof(Parameters),           \
+                                         emulate::body_of<emulate::is_wanted(#name)>([](auto p) { \
+        ahead(*(const Parameters*)p);                                                  \
+        wait_for_kernels();                                                            \
+        let_next_kernel_start();                                                       \
+        (__VA_ARGS__)(*(const Parameters*)p);                                          \
+    }));
 #endif
 
 #include "ptx.cuh"

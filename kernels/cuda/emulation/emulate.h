@@ -303,6 +303,27 @@ inline int run(const Launch& launch) {
     return 0;
 }
 
+// Whether a kernel shall be compiled: of a source with a planted fault, perhaps a single one of many.
+constexpr bool is_wanted(const char* name) {
+#ifdef EMULATE_ONLY
+    const char* wanted = EMULATE_ONLY;
+    for (; *name != 0 && *name == *wanted; name++) wanted++;
+    return *name == *wanted;
+#else
+    return name != nullptr;
+#endif
+}
+
+// A kernel's body, or null. What is generic is not compiled where nobody asks for it.
+template <bool WANTED, class Generic>
+auto body_of(Generic generic) -> void (*)(const void*) {
+    if constexpr (WANTED) {
+        return generic;
+    } else {
+        return nullptr;
+    }
+}
+
 // Every kernel of this library, by name.
 struct Kernel {
     const char* name;
@@ -315,7 +336,7 @@ struct Kernel {
 
     Kernel(const char* name, unsigned threads, size_t parameter_bytes, void (*body)(const void*))
         : name(name), threads(threads), parameter_bytes(parameter_bytes), body(body), next(first) {
-        first = this;
+        if (body) first = this;
     }
 };
 

@@ -6,15 +6,14 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::cuda::driver::{
     DevicePointer, Driver, Fill, GraphIndex, HostPointer, Launch, MarkIndex, UPLOAD_MAX,
 };
+use crate::cuda::emulated_compiler::compile;
 use crate::cuda::emulated_map;
 use crate::cuda::emulated_stream::{Recorded, Stream, Work};
 use crate::cuda::source::Source;
@@ -29,6 +28,9 @@ const ALIGNMENT: usize = 256;
 const SHARED_BYTES_MAX: usize = 232_448;
 /// What a red zone looks like.
 static ZONE: [u8; RED_ZONE + ALIGNMENT] = [RED; RED_ZONE + ALIGNMENT];
+
+/// Kernels of a source with a fault that are compiled alone.
+const ALONE_MAX: usize = 2;
 
 /// A library has one block, whoever opened it, and signals are the whole process's.
 static RUNNING: Mutex<()> = Mutex::new(());
@@ -58,7 +60,8 @@ pub(crate) struct Emulated {
 
 #[derive(Debug)]
 struct State {
-    libraries: HashMap<&'static str, Library>,
+    /// By the source, and by the kernel where a library has that one alone.
+    libraries: HashMap<(&'static str, Option<&'static str>), Library>,
     allocations: HashMap<u64, Allocation>,
     host_allocations: HashMap<u64, Allocation>,
     stream: Stream,
@@ -137,13 +140,24 @@ impl Emulated {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn library(&self, state: &mut State, source: &'static Source) -> Result<Library, KernelError> {
-        if let Some(library) = state.libraries.get(source.name) {
+    /// The library with this kernel. A source with a fault mostly costs the compiler's time, and most
+    /// tests launch one or two of its kernels: those are compiled alone, and all of them for a third.
+    fn library(
+        &self,
+        state: &mut State,
+        source: &'static Source,
+        kernel: &'static str,
+    ) -> Result<Library, KernelError> {
+        let libraries = &mut state.libraries;
+        let known = [None, Some(kernel)].map(|part| libraries.get(&(source.name, part)));
+        if let Some(library) = known.into_iter().flatten().next() {
             return Ok(*library);
         }
         let fault = self.fault.filter(|_| self.faulty.is_none_or(|name| name == source.name));
-        let library = Library::open(&compile(&self.folder, source, fault)?)?;
-        state.libraries.insert(source.name, library);
+        let num_alone = libraries.keys().filter(|(name, _)| *name == source.name).count();
+        let only = Some(kernel).filter(|_| fault.is_some() && num_alone < ALONE_MAX);
+        let library = Library::open(&compile(&self.folder, source, fault, only)?)?;
+        libraries.insert((source.name, only), library);
         Ok(library)
     }
 }
@@ -339,7 +353,7 @@ impl Emulated {
             let reason = format!("{} asks for {shared_bytes} bytes of shared memory", launch.name);
             return Err(KernelError::Fault(reason));
         }
-        let library = self.library(state, launch.source)?;
+        let library = self.library(state, launch.source, launch.name)?;
         let seed = self.seed.fetch_add(1, Ordering::Relaxed);
         let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the promise of whoever asked for it.
@@ -427,66 +441,3 @@ impl Library {
         Err(KernelError::Fault(message.to_string_lossy().into_owned()))
     }
 }
-
-/// The library of a source, compiled unless one of the same content is there.
-fn compile(folder: &Path, source: &Source, fault: Option<Fault>) -> Result<PathBuf, KernelError> {
-    let refused = |what: &str, why: &dyn std::fmt::Display| {
-        KernelError::Unsupported(format!("cannot {what} {} for emulation: {why}", source.name))
-    };
-    let mut texts = texts_of(source);
-    if let Some(Fault { from, to }) = fault {
-        let place = texts.iter_mut().find(|(_, text)| text.contains(from));
-        let (_, text) = place.ok_or_else(|| refused("plant a fault in", &from))?;
-        *text = text.replacen(from, to, 1);
-    }
-    let mut hasher = DefaultHasher::new();
-    // A fault mostly costs its compilation, and what is sound mostly runs.
-    let optimization = if fault.is_some() { "-O1" } else { "-O2" };
-    (&texts, FLAGS, optimization).hash(&mut hasher);
-    let key = format!("{}-{:016x}", source.name.trim_end_matches(".cu"), hasher.finish());
-    let library = folder.join(&key).join("kernels.so");
-    if library.exists() {
-        return Ok(library);
-    }
-    let build = folder.join(format!("{key}.{}", std::process::id()));
-    let write = |name: &str, text: &str| {
-        let path = build.join(name);
-        std::fs::create_dir_all(path.parent().unwrap_or(&build))?;
-        std::fs::write(path, text)
-    };
-    let written = texts.iter().try_for_each(|(name, text)| write(name, text));
-    written.map_err(|why| refused("write", &why))?;
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let mut command = Command::new(&compiler);
-    command.arg(optimization).args(FLAGS).arg("kernels.so").args(["-x", "c++", source.name]);
-    command.current_dir(&build);
-    let output =
-        command.output().map_err(|why| refused("compile", &format!("{compiler}: {why}")))?;
-    if !output.status.success() {
-        return Err(refused("compile", &String::from_utf8_lossy(&output.stderr)));
-    }
-    // Another process may have been faster: its library is as good.
-    if std::fs::rename(&build, folder.join(&key)).is_err() {
-        let _ = std::fs::remove_dir_all(&build);
-    }
-    Ok(library)
-}
-
-/// Names and texts of a source and of all that it includes, the source first.
-fn texts_of(source: &Source) -> Vec<(&'static str, String)> {
-    let texts = std::iter::once(source).chain(source.includes_emulated());
-    texts.map(|Source { name, text }| (*name, (*text).to_owned())).collect()
-}
-
-/// Of the C++ compiler; the output file follows.
-const FLAGS: [&str; 8] = [
-    "-std=c++17",
-    // Else libraries would share their kernels: a sound one and one with a fault.
-    "-fvisibility=hidden",
-    "-fno-strict-aliasing",
-    "-ffp-contract=off",
-    "-U_FORTIFY_SOURCE",
-    "-shared",
-    "-fPIC",
-    "-o",
-];

@@ -12,6 +12,7 @@ mod source;
 
 /// The host's emulation.
 mod emulated;
+mod emulated_compiler;
 mod emulated_stream;
 
 /// NVIDIA's driver.
