@@ -9,15 +9,13 @@ use std::time::Instant;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{
-    ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use pagoda_http::body::linger;
 use pagoda_http::limits::Limits;
 use pagoda_http::path::{Found, Params};
 use pagoda_http::peer::Peer;
-use pagoda_http::reply::{Reply, ReplyBody};
+use pagoda_http::reply::{Reply, ReplyBody, without_body};
 use pagoda_http::request_id::{REQUEST_ID, header_value, request_id};
 use pagoda_http::server::Answer;
 use pagoda_wire::secret::Secret;
@@ -199,14 +197,4 @@ fn carry(reply: &mut Reply, id: &str, face: &Face) {
         let name = HeaderName::from_static(name);
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-}
-
-/// The head of an answer to HEAD: with the length that GET would have told.
-fn without_body(reply: Reply) -> Reply {
-    let length = hyper::body::Body::size_hint(reply.body()).exact();
-    let mut reply = reply.map(|_| ReplyBody::full(""));
-    if let Some(length) = length {
-        reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    reply
 }

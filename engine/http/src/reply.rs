@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use hyper::body::{Body, Frame, SizeHint};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use crate::untaken::Untaken;
@@ -197,5 +197,15 @@ pub fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>)
     let mut reply = Response::new(ReplyBody::full(body));
     *reply.status_mut() = status;
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply
+}
+
+/// The head of an answer to HEAD: with the length that GET would have told.
+pub fn without_body(reply: Reply) -> Reply {
+    let length = reply.body().size_hint().exact();
+    let mut reply = reply.map(|_| ReplyBody::full(""));
+    if let Some(length) = length {
+        reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
     reply
 }

@@ -8,16 +8,14 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{
-    ALLOW, CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
-};
+use hyper::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::http::request;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use pagoda_http::body::linger;
 use pagoda_http::cors::Cors;
 use pagoda_http::hosts::Hosts;
 use pagoda_http::peer::Peer;
-use pagoda_http::reply::{Reply, ReplyBody};
+use pagoda_http::reply::{Reply, ReplyBody, without_body};
 use pagoda_http::request_id::{REQUEST_ID, header_value, request_id};
 use pagoda_http::server::Answer;
 
@@ -214,16 +212,6 @@ fn carry(headers: &mut HeaderMap, id: &str, face: &Face) {
         HeaderName::from_static("x-content-type-options"),
         HeaderValue::from_static("nosniff"),
     );
-}
-
-/// The head of an answer to HEAD: with the length that GET would have told.
-fn without_body(reply: Reply) -> Reply {
-    let length = hyper::body::Body::size_hint(reply.body()).exact();
-    let mut reply = reply.map(|_| ReplyBody::full(""));
-    if let Some(length) = length {
-        reply.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    reply
 }
 
 /// A client's words in an error message: bounded and printable.
