@@ -492,10 +492,11 @@ def test_unloading_gives_everything_back(models_dir):
         for _ in range(20):
             once()
         deadline = time.monotonic() + 30
-        # What is dropped behind the answer takes a moment.
-        while (after := resident(server))[1] > threads and time.monotonic() < deadline:
+        # What is dropped behind the answer takes a moment. A thread or two more may be the runtime's
+        # own, which it keeps for what blocks; of each round it would be twenty.
+        while (after := resident(server))[1] > threads + 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert after[1] <= threads, "threads stay behind"
+        assert after[1] <= threads + 2, "threads stay behind"
         assert after[0] - before < 8 << 20 < holds, f"{(after[0] - before) >> 20} MiB stay behind"
 
 
