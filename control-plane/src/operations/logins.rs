@@ -361,7 +361,7 @@ pub(super) async fn end(
 ) -> Result<bool, Fault> {
     let sql = "update login set ended_at = now(), end_reason = $3
                where id = $1 and user_id = $2 and ended_at is null
-               returning extract(epoch from now())::bigint";
+               returning floor(extract(epoch from now()))::bigint";
     let row = change.transaction().query_opt(sql, &[&login, &user, &reason]).await?;
     let Some(row) = row else { return Ok(false) };
     publish_end(change, login, row.get(0));
@@ -390,7 +390,7 @@ async fn end_oldest(change: &mut Change<'_>, user: Uuid) -> Result<(), Fault> {
     let sql = "update login set ended_at = now(), end_reason = 'too many'
                where id in (select id from login where user_id = $1 and ended_at is null
                             order by id desc offset $2)
-               returning id, extract(epoch from now())::bigint";
+               returning id, floor(extract(epoch from now()))::bigint";
     for row in change.transaction().query(sql, &[&user, &LOGINS_MAX]).await? {
         publish_end(change, row.get(0), row.get(1));
     }

@@ -23,7 +23,7 @@ pub(super) async fn active(
     operations: &Operations,
     transaction: &Transaction<'_>,
 ) -> Result<(Signer, i64), Fault> {
-    let sql = "select id, sealed_seed, extract(epoch from clock_timestamp())::bigint
+    let sql = "select id, sealed_seed, floor(extract(epoch from clock_timestamp()))::bigint
                from signing_key where state = 'active'";
     let row = transaction.query_opt(sql, &[]).await?;
     let row = row.ok_or_else(|| Fault::internal("there is no key to sign tokens with"))?;
@@ -91,9 +91,9 @@ struct Ages {
 }
 
 async fn ages(change: &Change<'_>) -> Result<Ages, Fault> {
-    let sql = "select max(extract(epoch from now() - created_at)::bigint)
+    let sql = "select max(floor(extract(epoch from now() - created_at))::bigint)
                           filter (where state = 'active'),
-                      max(extract(epoch from now() - created_at)::bigint)
+                      max(floor(extract(epoch from now() - created_at))::bigint)
                           filter (where state = 'next')
                from signing_key";
     let row = change.transaction().query_one(sql, &[]).await?;
@@ -162,7 +162,7 @@ pub async fn records(transaction: &Transaction<'_>) -> Result<Records, Fault> {
     stream_records(transaction, &sql, |row| Ok(Item::SigningKey(record(row)))).await
 }
 
-const COLUMNS: &str = "id, kid, public_x, extract(epoch from not_after)::bigint";
+const COLUMNS: &str = "id, kid, public_x, floor(extract(epoch from not_after))::bigint";
 
 fn record(row: &Row) -> SigningKeyRecord {
     let key = PublicKey { kid: row.get(1), x: row.get(2) };
