@@ -5,14 +5,15 @@ create table upstream (
     tenant_id     uuid not null references tenant,
     provider      text not null check (provider in ('openai', 'anthropic', 'dify', 'fastgpt', 'custom')),
     base_url      text not null check (length(base_url) between 8 and 2048),
-    -- AES-256-GCM over the credential, bound to this row and to the origin beside it.
-    credential    bytea,
+    -- Sealed by pagoda_wire::credential, bound to this row and to the origin beside it.
+    credential    text,
     credential_origin text,
     credential_key_id text,
     timeout_ms    bigint not null default 60000 check (timeout_ms between 1 and 3600000),
     created_at    timestamptz not null default now(),
     updated_at    timestamptz not null default now(),
     check ((credential is null) = (credential_origin is null)),
+    check ((credential is null) = (credential_key_id is null)),
     unique (tenant_id, id)
 );
 
@@ -30,7 +31,7 @@ create table model (
     created_at        timestamptz not null default now(),
     updated_at        timestamptz not null default now(),
     check ((provider = 'local') = (upstream_id is null)),
-    unique (tenant_id, name),
+    constraint model_name unique (tenant_id, name),
     foreign key (tenant_id, upstream_id) references upstream (tenant_id, id)
 );
 
@@ -47,10 +48,12 @@ create table agent (
     capabilities  text[] not null default '{}',
     status        text not null default 'active' check (status in ('active', 'inactive')),
     -- The file's entry as it was last read; a reload leaves a row alone whose entry is the same.
+    -- A hash of null: the entry is gone from the file.
     file_key      text,
     file_hash     bytea,
     created_at    timestamptz not null default now(),
     updated_at    timestamptz not null default now(),
     unique (tenant_id, file_key),
-    unique (tenant_id, name)
+    -- Looked at once at the end of a reload: two entries may swap their names.
+    constraint agent_name unique (tenant_id, name) deferrable initially immediate
 );

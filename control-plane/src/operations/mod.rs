@@ -56,6 +56,12 @@ pub mod messages;
 /// What a model is given of a session.
 pub mod history;
 
+/// Other people's APIs and our credentials there.
+pub mod upstreams;
+
+/// What callers name, who serves it and what it costs.
+pub mod models;
+
 #[cfg(test)]
 mod tests;
 

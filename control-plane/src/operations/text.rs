@@ -31,6 +31,9 @@ pub enum TextError {
     /// Characters that nobody sees.
     #[error("it holds a control character")]
     Control,
+    /// A name of what stands in paths.
+    #[error("it holds a /")]
+    Slash,
 }
 
 impl<const MIN: usize, const MAX: usize> Line<MIN, MAX> {

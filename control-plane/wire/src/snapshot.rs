@@ -264,6 +264,30 @@ pub enum Provider {
     Custom,
 }
 
+impl Provider {
+    /// All of them.
+    pub const ALL: [Provider; 6] = [
+        Provider::Local,
+        Provider::Openai,
+        Provider::Anthropic,
+        Provider::Dify,
+        Provider::Fastgpt,
+        Provider::Custom,
+    ];
+
+    /// As contracts and the database have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Provider::Local => "local",
+            Provider::Openai => "openai",
+            Provider::Anthropic => "anthropic",
+            Provider::Dify => "dify",
+            Provider::Fastgpt => "fastgpt",
+            Provider::Custom => "custom",
+        }
+    }
+}
+
 /// What tokens cost, in nano-dollars a million. An absent price is unknown, which is never free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Price {
