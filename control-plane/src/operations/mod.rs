@@ -62,6 +62,15 @@ pub mod upstreams;
 /// What callers name, who serves it and what it costs.
 pub mod models;
 
+/// Parameters that an agent may bring.
+pub mod parameters;
+
+/// A model with a prompt and parameters.
+pub mod agents;
+
+/// Agents of a file.
+pub mod agent_file;
+
 #[cfg(test)]
 mod tests;
 
