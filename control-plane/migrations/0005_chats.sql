@@ -48,7 +48,8 @@ end $$;
 create table file (
     id         uuid primary key,
     tenant_id  uuid not null references tenant,
-    owner_id   uuid,
+    -- null: shared by the anonymous callers of one profile.
+    user_id    uuid,
     profile    text not null,
     name       text not null check (length(name) between 1 and 255),
     media_type text not null,
@@ -57,11 +58,22 @@ create table file (
     -- Where its bytes are in the store; two files never share them.
     blob       text not null unique,
     created_at timestamptz not null default now(),
-    foreign key (tenant_id, owner_id) references app_user (tenant_id, id) on delete cascade
+    foreign key (tenant_id, user_id) references app_user (tenant_id, id) on delete cascade
 );
-create index file_of_owner on file (owner_id, created_at desc, id desc);
--- Bytes whose row is gone; whoever tends the store deletes them.
+create index file_of_user on file (user_id, id desc);
+create index file_of_anonymous on file (profile, id desc) where user_id is null;
+-- Bytes that no row owns: of an upload that has not ended, or of a file that is gone. Whoever tends
+-- the store deletes them from that moment on.
 create table file_garbage (
     blob       text primary key,
-    since      timestamptz not null default now()
+    not_before timestamptz not null
 );
+create index file_garbage_due on file_garbage (not_before);
+-- However a file's row goes, also with its user, its bytes are not forgotten.
+create function file_gone() returns trigger language plpgsql as $$
+begin
+    insert into file_garbage (blob, not_before) select blob, now() from gone;
+    return null;
+end $$;
+create trigger file_gone after delete on file referencing old table as gone
+    for each statement execute function file_gone();

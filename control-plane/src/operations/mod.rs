@@ -56,6 +56,21 @@ pub mod messages;
 /// What a model is given of a session.
 pub mod history;
 
+/// Where bytes of files are.
+pub mod blobs;
+
+/// Names of files that people upload.
+pub mod file_names;
+
+/// What a file is, by its bytes.
+pub mod formats;
+
+/// Files of users.
+pub mod files;
+
+/// What is drawn in a drawing.
+pub mod drawings;
+
 /// Other people's APIs and our credentials there.
 pub mod upstreams;
 
@@ -70,6 +85,12 @@ pub mod agents;
 
 /// Agents of a file.
 pub mod agent_file;
+
+/// What goes with time.
+pub mod retention;
+
+/// Partitions, made ahead and dropped by age.
+pub mod partitions;
 
 #[cfg(test)]
 mod tests;

@@ -43,6 +43,14 @@ impl Owner {
             None => &self.profile,
         }
     }
+
+    /// A name for locks on what the owner has as a whole.
+    pub(crate) fn lock_name(&self) -> String {
+        match self.user {
+            Some(user) => user.to_string(),
+            None => format!("anonymous {}", self.profile),
+        }
+    }
 }
 
 const OWNED_BY_USER: &str = "(tenant_id, user_id) = ('00000000-0000-7000-8000-000000000001', $1)";
