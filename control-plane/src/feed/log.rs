@@ -1,14 +1,17 @@
 //! What is told, read from the database: the whole at one revision, or the writes behind another.
 
+use deadpool_postgres::Transaction;
 use futures_util::TryStreamExt;
 use pagoda_wire::snapshot::{Change, Delta, Frame, Item, Revision, Snapshot};
+use tokio_postgres::IsolationLevel;
 use tokio_postgres::types::Json;
-use tokio_postgres::{IsolationLevel, Transaction};
 
 use crate::database::Client;
 use crate::fault::Fault;
 use crate::operations::api_keys::rows;
-use crate::operations::{Operations, logins, peppers, signing_keys, users};
+use crate::operations::{
+    Operations, agents, logins, models, peppers, signing_keys, upstreams, users,
+};
 
 /// The last revision.
 pub async fn revision(client: &Client) -> Result<Revision, Fault> {
@@ -85,6 +88,9 @@ async fn items(operations: &Operations, transaction: &Transaction<'_>) -> Result
             items.push(item);
         }
     }
+    items.extend(upstreams::records(transaction).await?);
+    items.extend(models::records(transaction).await?);
+    items.extend(agents::records(transaction).await?);
     Ok(items)
 }
 

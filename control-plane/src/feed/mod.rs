@@ -15,3 +15,6 @@ pub mod news;
 
 /// Frames of one data plane.
 pub mod stream;
+
+#[cfg(test)]
+mod tests;

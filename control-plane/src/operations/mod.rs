@@ -93,7 +93,7 @@ pub mod retention;
 pub mod partitions;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
 

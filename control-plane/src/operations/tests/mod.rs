@@ -32,9 +32,9 @@ use crate::secrets::Secrets;
 use crate::test_database::TestDatabase;
 
 /// An installation of its own.
-struct Home {
-    operations: Arc<Operations>,
-    _database: TestDatabase,
+pub(crate) struct Home {
+    pub(crate) operations: Arc<Operations>,
+    database: TestDatabase,
 }
 
 const PASSWORD: &str = "canary-correct-horse";
@@ -43,7 +43,7 @@ const THERE: &str = "203.0.113.9";
 const WRONG: Fault = Fault::Unauthenticated(Unknown::Wrong);
 
 impl Home {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let database = TestDatabase::new().unwrap();
         let operations = Operations {
             database: database.database().clone(),
@@ -54,10 +54,15 @@ impl Home {
             policy: Policy { registration_open: true, ..Policy::default() },
         };
         signing_keys::tend(&operations).await.unwrap();
-        Home { operations: Arc::new(operations), _database: database }
+        Home { operations: Arc::new(operations), database }
     }
 
-    async fn user(&self, name: &str, role: Role) -> User {
+    /// Where its database is.
+    pub(crate) fn address(&self) -> tokio_postgres::Config {
+        self.database.address()
+    }
+
+    pub(crate) async fn user(&self, name: &str, role: Role) -> User {
         create(&self.operations, &Actor::operator(), new_user(name, role)).await.unwrap().value
     }
 
@@ -66,7 +71,7 @@ impl Home {
         log_in(&self.operations, &guest(from), offered).await
     }
 
-    async fn login(&self, name: &str) -> LoggedIn {
+    pub(crate) async fn login(&self, name: &str) -> LoggedIn {
         self.try_login(name, PASSWORD, HERE).await.unwrap()
     }
 
