@@ -8,6 +8,9 @@
 /// A private Postgres, where no other is named.
 pub mod cluster;
 
+/// What an operator types.
+pub mod command;
+
 /// Connections, migrations and the one way to write.
 pub mod database;
 

@@ -48,6 +48,13 @@ impl Folder {
         &self.socket
     }
 
+    /// Where clients connect.
+    pub(super) fn address(&self, database: &str) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.socket).user(SUPERUSER).dbname(database);
+        config
+    }
+
     pub(super) fn access_file(&self) -> PathBuf {
         self.path.join("access.conf")
     }

@@ -152,9 +152,26 @@ impl Cluster {
         Ok(Cluster { server, prepared, _owner: owner })
     }
 
+    /// The private Postgres of another process, or if none owns it one started here, to be kept as
+    /// long as it is used.
+    pub fn visit(
+        settings: &ClusterSettings,
+    ) -> Result<(tokio_postgres::Config, Option<Cluster>), ClusterError> {
+        match Self::start(settings) {
+            Ok(cluster) => Ok((cluster.address(), Some(cluster))),
+            Err(ClusterError::Owned(_)) => {
+                let account = Account::choose(settings.account.as_deref())?;
+                let folder = Folder::open(&settings.folder, &account)?;
+                server::wait_for_another(&folder, VISIT_PATIENCE)?;
+                Ok((folder.address(DATABASE), None))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Where clients of this process connect.
     pub fn address(&self) -> tokio_postgres::Config {
-        self.prepared.address(DATABASE)
+        self.prepared.folder.address(DATABASE)
     }
 
     /// The process id of the server, none while it is being started again.
@@ -214,9 +231,7 @@ impl Prepared {
 
     /// Where clients connect.
     pub(crate) fn address(&self, database: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(self.folder.socket()).user(SUPERUSER).dbname(database);
-        config
+        self.folder.address(database)
     }
 
     fn make_database(&self) -> Result<(), ClusterError> {
@@ -255,6 +270,20 @@ const DATABASE: &str = "pagoda";
 
 /// A start after a crash reads the log of what was written: that may take minutes.
 const START_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Whoever owns it may be starting it.
+const VISIT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A program of Postgres for a server of version `major`: of that version, else of the newest.
+pub fn client_program(
+    folder: Option<&std::path::Path>,
+    major: u32,
+    name: &str,
+) -> Result<PathBuf, ClusterError> {
+    let none = std::path::Path::new("");
+    let found = Installation::find(folder, Some(major), none);
+    Ok(found.or_else(|_| Installation::find(folder, None, none))?.program(name))
+}
 
 #[cfg(test)]
 mod tests;

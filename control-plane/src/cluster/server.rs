@@ -110,6 +110,18 @@ impl Shared {
     }
 }
 
+/// Waits until the server of another process answers.
+pub(super) fn wait_for_another(folder: &Folder, patience: Duration) -> Result<(), ClusterError> {
+    let since = Instant::now();
+    while folder.serving().is_none() {
+        if since.elapsed() > patience {
+            return Err(not_started(folder));
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
 fn keep(mut command: Command, folder: &Folder, shared: &Shared) {
     let mut pause = FIRST_PAUSE;
     loop {
