@@ -10,6 +10,7 @@ use pagoda_http::reply::Reply;
 
 use crate::fault::Fault;
 use crate::http::call::Call;
+use crate::operations::rbac::Permission;
 
 /// A face: its routes and the shape of its errors. One per contract.
 pub struct Face {
@@ -63,6 +64,8 @@ pub enum Access {
     Caller,
     /// Administrators.
     Admin,
+    /// Whoever may do this.
+    May(Permission),
     /// Data planes.
     Plane,
 }

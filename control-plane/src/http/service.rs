@@ -25,7 +25,7 @@ use crate::fault::{Fault, Unknown};
 use crate::http::call::{Call, Context};
 use crate::http::credential::{Credential, credential};
 use crate::http::route::{Access, Face, Failure, Own, Route, route};
-use crate::operations::{Operations, Principal};
+use crate::operations::{Operations, Principal, rbac};
 use crate::secrets::Secrets;
 
 /// What all connections of a listener share.
@@ -125,6 +125,9 @@ impl Service {
         let principal = self.operations.authenticate(&shown, peer.address).await?;
         if access == Access::Admin && !principal.is_admin() {
             return Err(Fault::Forbidden);
+        }
+        if let Access::May(permission) = access {
+            rbac::require(Some(&principal), permission)?;
         }
         Ok(Some(principal))
     }

@@ -38,7 +38,7 @@ impl Username {
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let is_one = (1..=64).contains(&text.len()) && text.bytes().all(is_name_byte);
         is_one.then(|| Username(text.into())).ok_or_else(|| {
-            let message = "must be 1 to 64 ASCII letters, digits, '.', '_' and '-'";
+            let message = "username must be 1 to 64 ASCII letters, digits, '.', '_' and '-'";
             Fault::invalid("username", message)
         })
     }
@@ -72,7 +72,7 @@ impl Email {
             && matches!(parts[..], [local, domain] if !local.is_empty() && !domain.is_empty());
         is_one
             .then(|| Email(text.into()))
-            .ok_or_else(|| Fault::invalid("email", "must be an e-mail address"))
+            .ok_or_else(|| Fault::invalid("email", "email must be an e-mail address"))
     }
 
     /// Its text, as it was written.
@@ -85,7 +85,7 @@ impl Label {
     /// From what a caller wrote in `field`.
     pub fn parse(field: &'static str, text: &str) -> Result<Self, Fault> {
         if text.chars().count() > 200 || text.chars().any(char::is_control) {
-            let message = "must have at most 200 characters, none of control";
+            let message = format!("{field} must have at most 200 characters, none of control");
             return Err(Fault::invalid(field, message));
         }
         Ok(Label(text.into()))
@@ -94,7 +94,9 @@ impl Label {
     /// As [`Label::parse`], and not empty.
     pub fn required(field: &'static str, text: &str) -> Result<Self, Fault> {
         match Self::parse(field, text.trim())? {
-            Label(text) if text.is_empty() => Err(Fault::invalid(field, "must not be empty")),
+            Label(text) if text.is_empty() => {
+                Err(Fault::invalid(field, format!("{field} must not be empty")))
+            }
             label => Ok(label),
         }
     }
@@ -114,7 +116,7 @@ impl Password {
         let is_one = (8..=Self::BYTES_MAX).contains(&text.len());
         is_one
             .then(|| Password(text.into()))
-            .ok_or_else(|| Fault::invalid(field, "must have 8 to 1024 bytes"))
+            .ok_or_else(|| Fault::invalid(field, format!("{field} must have 8 to 1024 bytes")))
     }
 
     /// Its bytes, to be hashed.
@@ -148,7 +150,7 @@ pub const ENTRIES_MAX: usize = 100;
 /// Networks as a caller wrote them: `10.0.0.0/8`, or an address alone.
 pub fn parse_networks(field: &'static str, texts: &[String]) -> Result<Vec<IpNet>, Fault> {
     if texts.len() > ENTRIES_MAX {
-        return Err(Fault::invalid(field, format!("at most {ENTRIES_MAX} networks")));
+        return Err(Fault::invalid(field, format!("{field} must be at most {ENTRIES_MAX}")));
     }
     let mut networks: Vec<IpNet> = Vec::with_capacity(texts.len());
     for text in texts {
@@ -160,8 +162,8 @@ pub fn parse_networks(field: &'static str, texts: &[String]) -> Result<Vec<IpNet
             IpNet::V6(network) => network.addr().to_ipv4_mapped().is_none(),
             IpNet::V4(_) => true,
         });
-        let message = "must be addresses or networks such as 10.0.0.0/8 or 2001:db8::/32";
-        networks.push(network.ok_or_else(|| Fault::invalid(field, message))?);
+        let message = || format!("{field} must be addresses or networks such as 10.0.0.0/8");
+        networks.push(network.ok_or_else(|| Fault::invalid(field, message()))?);
     }
     Ok(networks)
 }
@@ -183,7 +185,7 @@ pub fn parse_models(field: &'static str, names: Vec<String>) -> Result<Vec<Strin
         (1..=200).contains(&length) && !name.chars().any(|c| c == '/' || c.is_control())
     };
     if names.len() > ENTRIES_MAX || !names.iter().all(is_name) {
-        let message = format!("must be at most {ENTRIES_MAX} names of models");
+        let message = format!("{field} must be at most {ENTRIES_MAX} names of models");
         return Err(Fault::invalid(field, message));
     }
     Ok(names)

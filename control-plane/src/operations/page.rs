@@ -46,7 +46,8 @@ impl Page {
     pub fn numbered(number: u64, limit: u32) -> Result<Self, Fault> {
         let before = number.checked_sub(1).and_then(|before| before.checked_mul(limit.into()));
         let skip = before.filter(|skip| *skip <= Self::SKIP_MAX).ok_or_else(|| {
-            let message = format!("must be at least 1 and leave out at most {}", Self::SKIP_MAX);
+            let message =
+                format!("page must be at least 1 and leave out at most {}", Self::SKIP_MAX);
             Fault::invalid("page", message)
         })?;
         Self::new(None, i64::try_from(skip).map_err(Fault::internal)?, limit)
@@ -54,7 +55,7 @@ impl Page {
 
     fn new(after: Option<Uuid>, skip: i64, limit: u32) -> Result<Self, Fault> {
         if !(1..=Self::LIMIT_MAX).contains(&limit) {
-            let message = format!("must be between 1 and {}", Self::LIMIT_MAX);
+            let message = format!("limit must be between 1 and {}", Self::LIMIT_MAX);
             return Err(Fault::invalid("limit", message));
         }
         Ok(Page { after, skip, limit: limit.into() })

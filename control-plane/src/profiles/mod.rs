@@ -8,6 +8,9 @@ pub mod listener;
 /// What data planes ask for.
 pub mod internal;
 
+/// Waiting for data planes to know of a write.
+pub mod settle;
+
 /// The enterprise platform's contract.
 pub mod enterprise;
 

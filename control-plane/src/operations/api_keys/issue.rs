@@ -94,7 +94,7 @@ pub async fn rotate(
     grace_s: u32,
 ) -> Result<Written<IssuedKey>, Fault> {
     if grace_s > GRACE_MAX_S {
-        let message = format!("must be at most {GRACE_MAX_S} seconds");
+        let message = format!("the grace must be at most {GRACE_MAX_S} seconds");
         return Err(Fault::invalid("grace", message));
     }
     let mut client = operations.database.client().await?;

@@ -141,14 +141,14 @@ impl Hand<'_> {
     fn may_put(&self, settings: &Settings, already: &[Scope]) -> Result<(), Fault> {
         let none = |number: Option<u64>| number == Some(0);
         if settings.scopes.is_empty() {
-            return Err(Fault::invalid("scopes", "must not be empty"));
+            return Err(Fault::invalid("scopes", "scopes must not be empty"));
         }
         let foreign = |scope: &&Scope| !already.contains(scope) && !may_grant(self.role, **scope);
         if settings.scopes.iter().find(foreign).is_some() {
             return Err(Fault::Forbidden);
         }
         if none(settings.requests_per_minute.map(Into::into)) || none(settings.tokens_per_minute) {
-            return Err(Fault::invalid("limits", "must be more than 0"));
+            return Err(Fault::invalid("limits", "limits must be more than 0"));
         }
         Ok(())
     }

@@ -102,7 +102,8 @@ pub(super) async fn write(change: &Change<'_>, id: Uuid, settings: &Settings) ->
              expires_at = case when former_of is null then $12 else least(expires_at, $12) end
          where tenant_id = $1 and (id = $2 or former_of = $2)";
     let limit = |number: Option<u64>| number.map(i64::try_from).transpose();
-    let too_much = |field| move |_| Fault::invalid(field, "is too large");
+    let too_much =
+        |field: &'static str| move |_| Fault::invalid(field, format!("{field} is too large"));
     let requests = settings.requests_per_minute.map(i32::try_from).transpose();
     let requests = requests.map_err(too_much("requests_per_minute"))?;
     let tokens = limit(settings.tokens_per_minute).map_err(too_much("tokens_per_minute"))?;

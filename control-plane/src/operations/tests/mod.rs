@@ -37,7 +37,7 @@ pub(crate) struct Home {
     database: TestDatabase,
 }
 
-const PASSWORD: &str = "canary-correct-horse";
+pub(crate) const PASSWORD: &str = "canary-correct-horse";
 const HERE: &str = "198.51.100.1";
 const THERE: &str = "203.0.113.9";
 const WRONG: Fault = Fault::Unauthenticated(Unknown::Wrong);
@@ -84,7 +84,7 @@ impl Home {
     }
 
     /// Runs a statement that makes time pass, or breaks something.
-    async fn sql(&self, sql: &str) -> u64 {
+    pub(crate) async fn sql(&self, sql: &str) -> u64 {
         self.operations.database.client().await.unwrap().execute(sql, &[]).await.unwrap()
     }
 

@@ -1,0 +1,249 @@
+//! The face over a socket: who gets in, what the document promises, and what is refused.
+
+use hyper::Method;
+use pagoda_http::limits::Limits;
+use pagoda_http::server::{Server, Settings};
+use pagoda_wire::token::Role;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::ROUTES;
+use crate::http::route::Access;
+use crate::http::service::Service;
+use crate::operations::tests::{Home, PASSWORD};
+use crate::profiles::{FACES, OWN};
+
+struct Site {
+    home: Home,
+    address: std::net::SocketAddr,
+    _running: watch::Sender<bool>,
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: Value,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let home = Home::new().await;
+        let operations = home.operations.clone();
+        let service = Service { own: OWN, faces: FACES, limits: Limits::default(), operations };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (running, draining) = watch::channel(false);
+        let server = Server::new(Arc::new(service), Settings::default(), draining);
+        tokio::spawn(server.run(listener));
+        Site { home, address, _running: running }
+    }
+
+    /// An administrator's token.
+    async fn root(&self) -> String {
+        self.home.user("root", Role::Admin).await;
+        self.home.login("root").await.access_token
+    }
+
+    async fn call(&self, method: &str, path: &str, bearer: &str, body: Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let shown = if bearer.is_empty() {
+            String::new()
+        } else {
+            format!("Authorization: Bearer {bearer}\r\n")
+        };
+        let request = format!(
+            "{method} /profiles/enterprise{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{shown}\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut socket = TcpStream::connect(self.address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        socket.read_to_string(&mut text).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        Answer {
+            status: head[9..12].parse().unwrap(),
+            head: head.to_ascii_lowercase(),
+            body: serde_json::from_str(body).unwrap_or(Value::Null),
+        }
+    }
+}
+
+#[tokio::test]
+async fn login_and_refresh_are_as_the_document_has_them() {
+    let site = Site::new().await;
+    site.home.user("alice", Role::User).await;
+    let shown = json!({ "username": "Alice@example.org", "password": PASSWORD });
+    let answer = site.call("POST", "/api/v1/auth/login", "", shown).await;
+    assert_eq!((answer.status, &answer.body["code"]), (200, &json!(0)));
+    assert!(answer.head.contains("x-api-profile: enterprise"), "{}", answer.head);
+    let data = &answer.body["data"];
+    assert_eq!((&data["tokenType"], &data["expiresIn"]), (&json!("Bearer"), &json!(300)));
+    let shown = json!({ "refreshToken": data["refreshToken"] });
+    let answer = site.call("POST", "/api/v1/auth/refresh", "", shown).await;
+    assert_eq!(answer.status, 200);
+    assert_ne!(answer.body["data"]["refreshToken"], data["refreshToken"]);
+    let wrong = json!({ "username": "alice", "password": "wrong password" });
+    for _ in 0..5 {
+        let answer = site.call("POST", "/api/v1/auth/login", "", wrong.clone()).await;
+        assert_eq!((answer.status, &answer.body["code"]), (401, &json!(40001)));
+        assert_eq!(answer.body["data"], Value::Null);
+    }
+    let answer = site.call("POST", "/api/v1/auth/login", "", wrong).await;
+    assert_eq!(answer.status, 429);
+    assert!(answer.head.contains("retry-after: 1"), "{}", answer.head);
+    let made_up = json!({ "refreshToken": "x" });
+    let answer = site.call("POST", "/api/v1/auth/refresh", "", made_up).await;
+    assert_eq!((answer.status, &answer.body["code"]), (401, &json!(40001)));
+}
+
+#[tokio::test]
+async fn attack_05_no_route_opens_without_the_right_credential() {
+    let site = Site::new().await;
+    site.root().await;
+    let alice = site.home.user("alice", Role::User).await;
+    let token = site.home.login("alice").await.access_token;
+    let mut swept = 0;
+    for route in ROUTES.iter().filter(|route| route.access != Access::Public) {
+        swept += 1;
+        let id = alice.id.to_string();
+        let path = route.path.replace("{userId}", &id).replace("{keyId}", &id);
+        let body = if route.method == Method::GET { Value::Null } else { json!({}) };
+        let wrong_key = format!("sk-{}-{}", "a".repeat(12), "A".repeat(43));
+        let wrong_token = format!("{}x", &token[..token.len() - 1]);
+        for (bearer, status) in
+            [("", 401), ("x", 401), (&wrong_token, 401), (&wrong_key, 401), (&token, 403)]
+        {
+            let answer = site.call(route.method.as_str(), &path, bearer, body.clone()).await;
+            assert_eq!(answer.status, status, "{} {path} {bearer}", route.method);
+            assert_eq!(answer.body["data"], Value::Null);
+        }
+    }
+    assert!(swept >= 9);
+}
+
+#[tokio::test]
+async fn users_are_made_listed_shown_and_changed() {
+    let site = Site::new().await;
+    let root = site.root().await;
+    let new = json!({ "username": "bob", "email": "bob@a.b", "password": PASSWORD, "name": "Bob" });
+    let made = site.call("POST", "/api/v1/admin/users", &root, new.clone()).await;
+    assert_eq!(made.status, 200, "{}", made.body);
+    let bob = &made.body["data"];
+    assert_eq!(
+        (&bob["role"], &bob["rateClass"], &bob["enabled"]),
+        (&json!("user"), &json!("user"), &json!(true))
+    );
+    let since = bob["createdAt"].as_str().unwrap();
+    assert!(since.len() == 24 && since.ends_with('Z'), "{since}");
+    assert!(!made.body.to_string().contains(PASSWORD));
+    assert_eq!(site.call("POST", "/api/v1/admin/users", &root, new).await.status, 409);
+    let path = format!("/api/v1/admin/users/{}", bob["id"].as_str().unwrap());
+    assert_eq!(&site.call("GET", &path, &root, Value::Null).await.body["data"], bob);
+    let token = site.home.login("bob").await.access_token;
+    let change = json!({ "enabled": false, "rateClass": "enterprise" });
+    let changed = site.call("PUT", &path, &root, change).await.body;
+    assert_eq!(changed["data"]["rateClass"], "enterprise");
+    assert_eq!(site.call("GET", &path, &token, Value::Null).await.status, 401);
+    let list =
+        site.call("GET", "/api/v1/admin/users?page=2&limit=1", &root, Value::Null).await.body;
+    assert_eq!(list["data"]["items"][0]["username"], "root");
+    let pages = json!({ "page": 2, "limit": 1, "total": 2, "totalPages": 2 });
+    assert_eq!(list["data"]["pagination"], pages);
+    let found = site
+        .call("GET", "/api/v1/admin/users?search=BOB&enabled=false", &root, Value::Null)
+        .await
+        .body;
+    assert_eq!(found["data"]["pagination"]["total"], 1);
+    for query in ["page=0", "page=x", "limit=0", "page=99999999", "role=root", "enabled=2"] {
+        let path = format!("/api/v1/admin/users?{query}");
+        assert_eq!(site.call("GET", &path, &root, Value::Null).await.status, 400, "{query}");
+    }
+    for id in ["1", "018f0000-0000-7000-8000-000000000000", "%27"] {
+        let path = format!("/api/v1/admin/users/{id}");
+        assert_eq!(site.call("GET", &path, &root, Value::Null).await.status, 404, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn attack_12_fields_that_nobody_may_write_are_refused() {
+    let site = Site::new().await;
+    let root = site.root().await;
+    let bob = site.home.user("bob", Role::User).await;
+    let user = format!("/api/v1/admin/users/{}", bob.id);
+    for field in ["id", "tenantId", "tenant_id", "epoch", "passwordHash", "createdAt", "Role"] {
+        let answer = site.call("PUT", &user, &root, json!({ field: 1 })).await;
+        assert_eq!(answer.status, 400, "{field}");
+        let key = json!({ "userId": bob.id, "name": "k", field: 1 });
+        let answer = site.call("POST", "/api/v1/admin/keys", &root, key).await;
+        assert_eq!(answer.status, 400, "{field}");
+    }
+    for field in ["id", "userId", "key", "spent", "publicId"] {
+        let login = json!({ "username": "bob", "password": PASSWORD, field: 1 });
+        let answer = site.call("POST", "/api/v1/auth/login", "", login).await;
+        assert_eq!(answer.status, 400, "{field}");
+    }
+    for body in [json!([]), json!("x"), json!({ "enabled": "no" }), json!({ "password": "short" })]
+    {
+        assert_eq!(site.call("PUT", &user, &root, body.clone()).await.status, 400, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn keys_are_shown_once_changed_rotated_and_deleted() {
+    let site = Site::new().await;
+    let root = site.root().await;
+    let bob = site.home.user("bob", Role::Admin).await;
+    let new = json!({
+        "userId": bob.id, "name": "build", "scopes": ["admin", "admin"], "models": ["small"],
+        "requestsPerMinute": 60, "budgetNano": 5, "budgetWindow": "day",
+        "expiresAt": "2100-01-01T00:00:00Z",
+    });
+    let made = site.call("POST", "/api/v1/admin/keys", &root, new).await;
+    assert_eq!(made.status, 200, "{}", made.body);
+    let (id, key) =
+        (made.body["data"]["id"].as_str().unwrap(), made.body["data"]["key"].as_str().unwrap());
+    assert_eq!(made.body["data"]["scopes"], json!(["admin"]));
+    assert_eq!(made.body["data"]["expiresAt"], "2100-01-01T00:00:00.000Z");
+    let list = site.call("GET", "/api/v1/admin/keys", key, Value::Null).await;
+    assert_eq!(list.status, 200);
+    assert_eq!(list.body["data"]["items"][0]["prefix"], key[..15]);
+    assert!(!list.body.to_string().contains(&key[16..]));
+    let path = format!("/api/v1/admin/keys/{id}");
+    let less = json!({ "models": null, "budgetNano": null, "expiresAt": null });
+    let less = site.call("PUT", &path, &root, less).await.body;
+    for gone in ["models", "budgetNano", "budgetWindow", "expiresAt"] {
+        assert_eq!(less["data"][gone], Value::Null);
+    }
+    assert_eq!(less["data"]["requestsPerMinute"], 60);
+    let rotate = format!("{path}/rotate");
+    let rotated = site.call("POST", &rotate, &root, json!({ "graceSeconds": 60 })).await.body;
+    let next = rotated["data"]["key"].as_str().unwrap();
+    let works =
+        async |key: &str| site.call("GET", "/api/v1/admin/keys", key, Value::Null).await.status;
+    assert_eq!((works(key).await, works(next).await), (200, 200));
+    site.call("PUT", &path, &root, json!({ "enabled": false })).await;
+    assert_eq!((works(key).await, works(next).await), (401, 401));
+    site.call("PUT", &path, &root, json!({ "enabled": true })).await;
+    assert_eq!((works(key).await, works(next).await), (200, 200));
+    assert_eq!(site.call("DELETE", &path, &root, Value::Null).await.status, 200);
+    assert_eq!((works(key).await, works(next).await), (401, 401));
+    assert_eq!(site.call("DELETE", &path, &root, Value::Null).await.status, 404);
+    for wrong in [
+        json!({ "name": "k", "scopes": ["root"] }),
+        json!({ "name": "k", "scopes": [] }),
+        json!({ "name": "" }),
+        json!({ "name": "k", "budgetWindow": "day" }),
+        json!({ "name": "k", "expiresAt": "tomorrow" }),
+        json!({ "name": "k", "expiresAt": "-009999-01-02T00:00:00Z" }),
+        json!({ "name": "k", "requestsPerMinute": 0 }),
+    ] {
+        let mut body = wrong.clone();
+        body["userId"] = json!(bob.id);
+        let answer = site.call("POST", "/api/v1/admin/keys", &root, body).await;
+        assert_eq!(answer.status, 400, "{wrong}");
+    }
+}
