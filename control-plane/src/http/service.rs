@@ -4,6 +4,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -38,6 +39,8 @@ pub struct Service {
     pub limits: Limits,
     /// What can be done.
     pub operations: Arc<Operations>,
+    /// False until the schema is what operations need.
+    pub started: Arc<AtomicBool>,
 }
 
 impl Answer for Service {
@@ -80,7 +83,10 @@ impl Service {
         peer: Peer,
         id: &Arc<str>,
     ) -> Reply {
-        let admitted = self.admit(route.access, &head.headers, peer).await;
+        let admitted = match self.started.load(Relaxed) || route.path == "/health" {
+            true => self.admit(route.access, &head.headers, peer).await,
+            false => Err(STARTING),
+        };
         let principal = match admitted {
             Ok(principal) => principal,
             Err(fault) => {
@@ -132,6 +138,9 @@ impl Service {
         Ok(Some(principal))
     }
 }
+
+/// The schema is still being brought up to date.
+const STARTING: Fault = Fault::Unavailable { what: "the control plane", retry_after_s: 1 };
 
 /// Data planes show the secret that all planes share.
 fn admit_plane(secrets: &Secrets, headers: &HeaderMap) -> Result<(), Fault> {

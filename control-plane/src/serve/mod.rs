@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use pagoda_http::limits::Limits;
@@ -105,13 +106,19 @@ async fn serve_until_stopped(
     let address = listen.local_addr().unwrap_or(address);
 
     let operations = operations(&config)?;
+    let has_started = Arc::new(AtomicBool::new(false));
     let settings = Settings {
         limits: config.limits.clone(),
         connections: operations.metrics.connections(),
         ..Settings::default()
     };
-    let service =
-        Service { own: OWN, faces: FACES, limits: config.limits, operations: operations.clone() };
+    let service = Service {
+        own: OWN,
+        faces: FACES,
+        limits: config.limits,
+        operations: operations.clone(),
+        started: has_started.clone(),
+    };
     let (drain, draining) = watch::channel(false);
     let serving = tokio::spawn(Server::new(Arc::new(service), settings, draining).run(listen));
 
@@ -122,6 +129,7 @@ async fn serve_until_stopped(
     };
     migrated?;
     begin(&operations).await?;
+    has_started.store(true, Relaxed);
     let tending = tokio::spawn(tend(operations.clone(), config.database));
     started(address);
     tokio::select! {

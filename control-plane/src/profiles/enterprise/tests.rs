@@ -6,6 +6,7 @@ use pagoda_http::server::{Server, Settings};
 use pagoda_wire::token::Role;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -32,7 +33,13 @@ impl Site {
     async fn new() -> Self {
         let home = Home::new().await;
         let operations = home.operations.clone();
-        let service = Service { own: OWN, faces: FACES, limits: Limits::default(), operations };
+        let service = Service {
+            own: OWN,
+            faces: FACES,
+            limits: Limits::default(),
+            operations,
+            started: Arc::new(AtomicBool::new(true)),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (running, draining) = watch::channel(false);
