@@ -60,10 +60,6 @@ pub struct Route {
 pub enum Access {
     /// Everyone.
     Public,
-    /// Whoever is known.
-    Caller,
-    /// Administrators.
-    Admin,
     /// Whoever may do this.
     May(Permission),
     /// Data planes.

@@ -120,21 +120,17 @@ impl Service {
         headers: &HeaderMap,
         peer: Peer,
     ) -> Result<Option<Principal>, Fault> {
-        if access == Access::Public {
-            return Ok(None);
-        }
-        if access == Access::Plane {
-            return admit_plane(&self.operations.secrets, headers).map(|()| None);
-        }
+        let permission = match access {
+            Access::Public => return Ok(None),
+            Access::Plane => {
+                return admit_plane(&self.operations.secrets, headers).map(|()| None);
+            }
+            Access::May(permission) => permission,
+        };
         let shown = credential(headers)?;
         let Some(shown) = shown else { return Err(Fault::Unauthenticated(Unknown::Missing)) };
         let principal = self.operations.authenticate(&shown, peer.address).await?;
-        if access == Access::Admin && !principal.is_admin() {
-            return Err(Fault::Forbidden);
-        }
-        if let Access::May(permission) = access {
-            rbac::require(Some(&principal), permission)?;
-        }
+        rbac::require(Some(&principal), permission)?;
         Ok(Some(principal))
     }
 }

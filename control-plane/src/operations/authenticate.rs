@@ -49,19 +49,6 @@ pub enum Shown {
 }
 
 impl Principal {
-    /// Whether it may change what belongs to everybody. A key needs the scope, too.
-    pub fn is_admin(&self) -> bool {
-        self.role == Role::Admin && self.has(Scope::Admin)
-    }
-
-    /// Whether what it showed may be used for this. Tokens may be used for all that a user may do.
-    pub fn has(&self, scope: Scope) -> bool {
-        match &self.shown {
-            Shown::Token { .. } => true,
-            Shown::Key { scopes, .. } => scopes.contains(&scope),
-        }
-    }
-
     /// How the audit names it.
     pub fn for_audit(&self) -> (ActorKind, Option<Uuid>, Option<Uuid>) {
         match &self.shown {

@@ -100,7 +100,8 @@ pub async fn log_in(
     attempt.charge(&client).await.inspect_err(|_| operations.metrics.login_refused("throttled"))?;
     // No connection is held while a password is hashed.
     drop(client);
-    let verdict = checked(operations, &attempt, offered.password, found.as_ref()).await?;
+    let hash = found.as_ref().and_then(|found| found.hash.as_deref());
+    let verdict = checked(operations, &attempt, offered.password, hash).await?;
     let mut client = operations.database.client().await?;
     let entry = match (found, verdict) {
         (None, _) => Err((None, "unknown")),
@@ -156,9 +157,8 @@ async fn checked(
     operations: &Operations,
     attempt: &Attempt,
     password: &str,
-    found: Option<&Found>,
+    hash: Option<&str>,
 ) -> Result<Verdict, Fault> {
-    let hash = found.and_then(|found| found.hash.as_deref());
     let checked = operations.passwords.verify(password, hash).await;
     if checked.is_err() {
         attempt.refund(&operations.database.client().await?, false).await?;
@@ -333,7 +333,7 @@ pub async fn change_password(
     let row = client.query_opt(sql, &[&TENANT, &user]).await?;
     let stored: Option<String> = row.and_then(|row| row.get(0));
     drop(client);
-    let verdict = operations.passwords.verify(old, stored.as_deref()).await?;
+    let verdict = checked(operations, &attempt, old, stored.as_deref()).await?;
     let mut client = operations.database.client().await?;
     if verdict == Verdict::Wrong {
         return Err(refuse(operations, &mut client, actor, Some(user), "old password").await?);

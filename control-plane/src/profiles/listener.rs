@@ -1,15 +1,17 @@
-//! Health, readiness, version and metrics: what belongs to the listener and to no contract.
+//! Health, readiness, version, metrics and the key set: what belongs to the listener and to no contract.
 //!
 //! `/health`: the process lives. `/ready`: it can serve, which needs the database.
 
 use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 use pagoda_http::reply::{Reply, json, with_type};
+use pagoda_wire::token::PublicKey;
 use serde_json::json;
 
 use crate::fault::Fault;
 use crate::http::call::Call;
 use crate::http::route::{Access, Face, Failure, Route};
+use crate::operations::signing_keys;
 
 /// The listener's own routes.
 pub static FACE: Face = Face {
@@ -19,6 +21,12 @@ pub static FACE: Face = Face {
         Route { method: Method::GET, path: "/ready", access: Access::Public, serve: ready },
         Route { method: Method::GET, path: "/version", access: Access::Public, serve: version },
         Route { method: Method::GET, path: "/metrics", access: Access::Public, serve: metrics },
+        Route {
+            method: Method::GET,
+            path: "/.well-known/jwks.json",
+            access: Access::Public,
+            serve: key_set,
+        },
     ],
     fault: failed,
 };
@@ -47,6 +55,16 @@ fn metrics(call: Call) -> Answered {
         let operations = &call.context.operations;
         let text = operations.metrics.render(operations.database.connections());
         Ok(with_type(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
+    })
+}
+
+/// Public keys of access tokens (RFC 7517, RFC 8037).
+fn key_set(call: Call) -> Answered {
+    Box::pin(async move {
+        let keys = signing_keys::published(&call.context.operations).await?;
+        let key = |PublicKey { kid, x }| json!({ "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": kid, "x": x });
+        let keys: Vec<_> = keys.into_iter().map(key).collect();
+        Ok(json(StatusCode::OK, &json!({ "keys": keys })))
     })
 }
 

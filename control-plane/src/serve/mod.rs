@@ -17,12 +17,13 @@ use tokio::sync::watch;
 
 use crate::database::migrate::{MigrateError, migrate};
 use crate::database::{AddressError, Database};
+use crate::fault::Fault;
 use crate::feed::news;
 use crate::http::service::Service;
 use crate::metrics::Metrics;
-use crate::operations::logins::Policy;
+use crate::operations::logins::{self, Policy};
 use crate::operations::passwords::Passwords;
-use crate::operations::{Operations, signing_keys};
+use crate::operations::{Operations, api_keys, signing_keys, throttle};
 use crate::profiles::{FACES, OWN};
 use crate::secrets::{Secrets, SecretsError};
 
@@ -167,15 +168,25 @@ async fn tend(operations: Arc<Operations>, database: tokio_postgres::Config) {
     let tending = async {
         loop {
             tokio::time::sleep(TEND_EVERY).await;
-            if let Err(fault) = signing_keys::tend(&operations).await {
-                tracing::warn!(%fault, "signing keys are not looked after");
+            if let Err(fault) = look_after(&operations).await {
+                tracing::warn!(%fault, "keys and logins are not looked after");
             }
         }
     };
     tokio::join!(following, tending);
 }
 
-/// How often signing keys are looked after.
+/// Keys that are due, and what is over and may be forgotten.
+async fn look_after(operations: &Operations) -> Result<(), Fault> {
+    signing_keys::tend(operations).await?;
+    api_keys::sweep(operations).await?;
+    let client = operations.database.client().await?;
+    throttle::sweep(&client).await?;
+    logins::sweep(&client).await?;
+    Ok(())
+}
+
+/// How often keys and logins are looked after.
 const TEND_EVERY: Duration = Duration::from_secs(60);
 
 /// Logins that wait for their password's turn; further ones are told to come again.

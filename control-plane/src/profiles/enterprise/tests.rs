@@ -3,7 +3,7 @@
 use hyper::Method;
 use pagoda_http::limits::Limits;
 use pagoda_http::server::{Server, Settings};
-use pagoda_wire::token::Role;
+use pagoda_wire::token::{PublicKey, Role, Verifier};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -55,6 +55,10 @@ impl Site {
     }
 
     async fn call(&self, method: &str, path: &str, bearer: &str, body: Value) -> Answer {
+        self.ask(method, &format!("/profiles/enterprise{path}"), bearer, body).await
+    }
+
+    async fn ask(&self, method: &str, path: &str, bearer: &str, body: Value) -> Answer {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let shown = if bearer.is_empty() {
             String::new()
@@ -62,7 +66,7 @@ impl Site {
             format!("Authorization: Bearer {bearer}\r\n")
         };
         let request = format!(
-            "{method} /profiles/enterprise{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{shown}\
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{shown}\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         );
@@ -105,6 +109,19 @@ async fn login_and_refresh_are_as_the_document_has_them() {
     let made_up = json!({ "refreshToken": "x" });
     let answer = site.call("POST", "/api/v1/auth/refresh", "", made_up).await;
     assert_eq!((answer.status, &answer.body["code"]), (401, &json!(40001)));
+}
+
+#[tokio::test]
+async fn the_published_key_set_verifies_tokens() {
+    let site = Site::new().await;
+    let token = site.root().await;
+    let set = site.ask("GET", "/.well-known/jwks.json", "", Value::Null).await.body;
+    let [key] = &set["keys"].as_array().unwrap()[..] else { panic!("{set}") };
+    assert_eq!((&key["kty"], &key["crv"]), (&json!("OKP"), &json!("Ed25519")));
+    let text = |name: &str| key[name].as_str().unwrap().to_string();
+    let key = PublicKey { kid: text("kid"), x: text("x") };
+    let verifier = Verifier::new("pagoda", "pagoda", &[key]).unwrap();
+    verifier.verify(&token, jiff::Timestamp::now().as_second()).unwrap();
 }
 
 #[tokio::test]
