@@ -196,6 +196,29 @@ async fn a_hash_of_other_parameters_is_made_anew_at_the_next_login() {
 }
 
 #[tokio::test]
+async fn attack_03_a_ban_while_the_password_is_hashed_lets_nobody_in() {
+    let home = Home::new().await;
+    home.user("alice", Role::User).await;
+    let mut client = home.operations.database.client().await.unwrap();
+    let ban = client.transaction().await.unwrap();
+    ban.execute("update app_user set enabled = false", &[]).await.unwrap();
+    let banning = async {
+        // The login has found its user and waits for the row.
+        let waiting = "select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'";
+        while home.number(waiting).await == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        ban.commit().await.unwrap();
+    };
+    let (tried, ()) = tokio::join!(home.try_login("alice", PASSWORD, HERE), banning);
+    assert_eq!(tried.unwrap_err(), WRONG);
+    let refused = home.audited("login.refuse").await;
+    assert_eq!(refused[0].1, Some(serde_json::json!({ "reason": "changed" })));
+    assert_eq!(home.number("select count(*) from login").await, 0);
+}
+
+#[tokio::test]
 async fn attack_11_a_login_ends_by_its_own_user_alone() {
     let home = Home::new().await;
     let (alice, bob) = (home.user("alice", Role::User).await, home.user("bob", Role::User).await);
