@@ -14,10 +14,16 @@ pub mod settle;
 /// The enterprise platform's contract.
 pub mod enterprise;
 
+/// StellarByte's contract.
+pub mod stellarbyte;
+
+#[cfg(test)]
+mod site;
+
 use crate::http::route::{Face, Own};
 
 /// Routes of no profile.
 pub static OWN: Own = (&listener::FACE, &[&internal::FACE]);
 
 /// All profiles; each is mounted under `/profiles/<name>`.
-pub static FACES: &[&Face] = &[&enterprise::FACE];
+pub static FACES: &[&Face] = &[&enterprise::FACE, &stellarbyte::FACE];

@@ -1,91 +1,17 @@
 //! The face over a socket: who gets in, what the document promises, and what is refused.
 
 use hyper::Method;
-use pagoda_http::limits::Limits;
-use pagoda_http::server::{Server, Settings};
 use pagoda_wire::token::{PublicKey, Role, Verifier};
 use serde_json::{Value, json};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use super::ROUTES;
 use crate::http::route::Access;
-use crate::http::service::Service;
-use crate::operations::tests::{Home, PASSWORD};
-use crate::profiles::{FACES, OWN};
-
-struct Site {
-    home: Home,
-    address: std::net::SocketAddr,
-    _running: watch::Sender<bool>,
-}
-
-struct Answer {
-    status: u16,
-    head: String,
-    body: Value,
-}
-
-impl Site {
-    async fn new() -> Self {
-        let home = Home::new().await;
-        let operations = home.operations.clone();
-        let service = Service {
-            own: OWN,
-            faces: FACES,
-            limits: Limits::default(),
-            operations,
-            started: Arc::new(AtomicBool::new(true)),
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (running, draining) = watch::channel(false);
-        let server = Server::new(Arc::new(service), Settings::default(), draining);
-        tokio::spawn(server.run(listener));
-        Site { home, address, _running: running }
-    }
-
-    /// An administrator's token.
-    async fn root(&self) -> String {
-        self.home.user("root", Role::Admin).await;
-        self.home.login("root").await.access_token
-    }
-
-    async fn call(&self, method: &str, path: &str, bearer: &str, body: Value) -> Answer {
-        self.ask(method, &format!("/profiles/enterprise{path}"), bearer, body).await
-    }
-
-    async fn ask(&self, method: &str, path: &str, bearer: &str, body: Value) -> Answer {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        let shown = if bearer.is_empty() {
-            String::new()
-        } else {
-            format!("Authorization: Bearer {bearer}\r\n")
-        };
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{shown}\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
-        socket.write_all(request.as_bytes()).await.unwrap();
-        let mut text = String::new();
-        socket.read_to_string(&mut text).await.unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        Answer {
-            status: head[9..12].parse().unwrap(),
-            head: head.to_ascii_lowercase(),
-            body: serde_json::from_str(body).unwrap_or(Value::Null),
-        }
-    }
-}
+use crate::operations::tests::PASSWORD;
+use crate::profiles::site::Site;
 
 #[tokio::test]
 async fn login_and_refresh_are_as_the_document_has_them() {
-    let site = Site::new().await;
+    let site = Site::new("enterprise").await;
     site.home.user("alice", Role::User).await;
     let shown = json!({ "username": "Alice@example.org", "password": PASSWORD });
     let answer = site.call("POST", "/api/v1/auth/login", "", shown).await;
@@ -113,7 +39,7 @@ async fn login_and_refresh_are_as_the_document_has_them() {
 
 #[tokio::test]
 async fn the_published_key_set_verifies_tokens() {
-    let site = Site::new().await;
+    let site = Site::new("enterprise").await;
     let token = site.root().await;
     let set = site.ask("GET", "/.well-known/jwks.json", "", Value::Null).await.body;
     let [key] = &set["keys"].as_array().unwrap()[..] else { panic!("{set}") };
@@ -126,7 +52,7 @@ async fn the_published_key_set_verifies_tokens() {
 
 #[tokio::test]
 async fn attack_05_no_route_opens_without_the_right_credential() {
-    let site = Site::new().await;
+    let site = Site::new("enterprise").await;
     site.root().await;
     let alice = site.home.user("alice", Role::User).await;
     let token = site.home.login("alice").await.access_token;
@@ -151,7 +77,7 @@ async fn attack_05_no_route_opens_without_the_right_credential() {
 
 #[tokio::test]
 async fn users_are_made_listed_shown_and_changed() {
-    let site = Site::new().await;
+    let site = Site::new("enterprise").await;
     let root = site.root().await;
     let new = json!({ "username": "bob", "email": "bob@a.b", "password": PASSWORD, "name": "Bob" });
     let made = site.call("POST", "/api/v1/admin/users", &root, new.clone()).await;
@@ -194,7 +120,7 @@ async fn users_are_made_listed_shown_and_changed() {
 
 #[tokio::test]
 async fn attack_12_fields_that_nobody_may_write_are_refused() {
-    let site = Site::new().await;
+    let site = Site::new("enterprise").await;
     let root = site.root().await;
     let bob = site.home.user("bob", Role::User).await;
     let user = format!("/api/v1/admin/users/{}", bob.id);
@@ -218,7 +144,7 @@ async fn attack_12_fields_that_nobody_may_write_are_refused() {
 
 #[tokio::test]
 async fn keys_are_shown_once_changed_rotated_and_deleted() {
-    let site = Site::new().await;
+    let site = Site::new("enterprise").await;
     let root = site.root().await;
     let bob = site.home.user("bob", Role::Admin).await;
     let new = json!({
