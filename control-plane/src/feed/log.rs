@@ -77,6 +77,9 @@ async fn whole(operations: &Operations, client: &mut Client) -> Result<Vec<Frame
 /// All records that data planes need, of every kind.
 async fn items(operations: &Operations, transaction: &Transaction<'_>) -> Result<Vec<Item>, Fault> {
     let mut items = peppers::records(operations, transaction).await?;
+    items.extend(upstreams::records(transaction).await?);
+    items.extend(models::records(transaction).await?);
+    items.extend(agents::records(transaction).await?);
     let kinds = [
         users::records(transaction).await?,
         rows::records(transaction).await?,

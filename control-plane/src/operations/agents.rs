@@ -3,22 +3,21 @@
 //! They belong to the installation. A prompt is text and stays text: nothing in it is evaluated,
 //! here or at the data plane, which puts it before a conversation as the system's message.
 
-use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
 use pagoda_wire::snapshot::{self, AgentRecord, Item, Provider};
 use serde_json::{Map, Value, json};
-use tokio_postgres::Row;
 use tokio_postgres::types::{Json, ToSql};
+use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
 
 use crate::database::change::{Actor, Change, Event};
 use crate::database::{Database, TENANT};
 use crate::fault::{Fault, violates};
 use crate::operations::Written;
+use crate::operations::page::{List, Page};
 use crate::operations::parameters::Parameters;
 use crate::operations::text::{Line, Text};
 use crate::operations::upstreams::provider;
-use crate::operations::window::Window;
 
 /// What an agent is called.
 pub type AgentName = Line<1, 200>;
@@ -188,31 +187,32 @@ pub async fn update(
     Ok(Written { revision: change.commit().await?, value: after })
 }
 
-/// Agents, the newest first, and how many match in all.
+/// Agents, the newest first.
 pub async fn list(
     database: &Database,
     filter: &AgentFilter,
-    window: &Window<Uuid>,
-) -> Result<(Vec<Agent>, i64), Fault> {
+    page: Page,
+) -> Result<List<Agent>, Fault> {
     let client = database.client().await?;
     let matches = "tenant_id = $1 and ($2::text is null or status = $2)
          and ($3::text is null or category = $3) and ($4::text is null or provider = $4)";
     let (wanted, category) =
         (filter.is_active.map(status), filter.category.as_ref().map(Line::as_str));
     let served_by = filter.provider.map(Provider::name);
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&TENANT, &wanted, &category, &served_by];
+    let total = format!("select count(*) from agent where {matches}");
+    let total = client.query_one(&total, &parameters).await?.get(0);
     let statement = client
         .prepare_cached(&format!(
-            "select {COLUMNS} from agent where {matches} and ($5::uuid is null or id < $5)
-             order by id desc offset $6 limit $7"
+            "select {COLUMNS} from agent where {matches} and id < $5
+             order by id desc limit $6 offset $7"
         ))
         .await?;
-    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&TENANT, &wanted, &category, &served_by];
-    let statement_total = format!("select count(*) from agent where {matches}");
-    let total = client.query_one(&statement_total, &parameters).await?.get(0);
-    let (skip, limit) = (window.skip(), window.limit());
-    parameters.extend([&window.after as &(dyn ToSql + Sync), &skip, &limit]);
+    let (below, fetch, left_out) = (page.below(), page.fetch(), page.left_out());
+    parameters.extend([&below as &(dyn ToSql + Sync), &fetch, &left_out]);
     let rows = client.query(&statement, &parameters).await?;
-    Ok((rows.iter().map(agent).collect::<Result<_, _>>()?, total))
+    let agents = rows.iter().map(agent).collect::<Result<_, _>>()?;
+    Ok(page.list(agents, total, |agent: &Agent| agent.id))
 }
 
 /// One agent. Whoever may not use inactive ones asks for active ones only.
@@ -237,7 +237,7 @@ pub(crate) type FileEntry<'a> = (&'a str, &'a [u8]);
 
 /// Writes a row, in the place of the file's entry of the same key if there is one.
 pub(crate) async fn insert(
-    client: &impl GenericClient,
+    client: &deadpool_postgres::Transaction<'_>,
     id: Uuid,
     new: &NewAgent,
     entry: Option<FileEntry<'_>>,

@@ -1,20 +1,20 @@
 //! Models: what callers name, who serves it, and what its tokens cost.
 
-use deadpool_postgres::{GenericClient, Transaction};
+use deadpool_postgres::Transaction;
 use jiff::Timestamp;
 use pagoda_wire::snapshot::{self, Item, Kind, ModelRecord, Price, Provider};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio_postgres::Row;
+use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
 
 use crate::database::change::{Actor, Change, Event};
 use crate::database::{Database, TENANT};
 use crate::fault::{Fault, violates};
 use crate::operations::Written;
+use crate::operations::page::{List, Page};
 use crate::operations::text::{Line, TextError};
 use crate::operations::upstreams::provider;
-use crate::operations::window::Window;
 
 /// What callers call a model: a line of up to 200 characters without `/`, as names stand in paths.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -196,21 +196,22 @@ pub async fn delete(database: &Database, actor: &Actor, id: Uuid) -> Result<Writ
     Ok(Written { revision: change.commit().await?, value: () })
 }
 
-/// Models, the newest first, and how many there are in all.
-pub async fn list(database: &Database, window: &Window<Uuid>) -> Result<(Vec<Model>, i64), Fault> {
+/// Models, the newest first.
+pub async fn list(database: &Database, page: Page) -> Result<List<Model>, Fault> {
     let client = database.client().await?;
     let statement = client
         .prepare_cached(&format!(
-            "select {COLUMNS} from model where tenant_id = $1 and ($2::uuid is null or id < $2)
-             order by id desc offset $3 limit $4"
+            "select {COLUMNS} from model where tenant_id = $1 and id < $2
+             order by id desc limit $3 offset $4"
         ))
         .await?;
     let rows = client
-        .query(&statement, &[&TENANT, &window.after, &window.skip(), &window.limit()])
+        .query(&statement, &[&TENANT, &page.below(), &page.fetch(), &page.left_out()])
         .await?;
     let sql = "select count(*) from model where tenant_id = $1";
     let total = client.query_one(sql, &[&TENANT]).await?.get(0);
-    Ok((rows.iter().map(model).collect::<Result<_, _>>()?, total))
+    let models = rows.iter().map(model).collect::<Result<_, _>>()?;
+    Ok(page.list(models, total, |model: &Model| model.id))
 }
 
 /// One model.

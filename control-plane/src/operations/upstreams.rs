@@ -4,21 +4,20 @@
 //! host or port of an upstream has an upstream without a credential until it is typed in again. A
 //! credential never comes out of here: answers and the audit say whether there is one.
 
-use deadpool_postgres::GenericClient;
 use jiff::Timestamp;
 use pagoda_wire::base_url::{BaseUrl, Reach};
 use pagoda_wire::credential::{Credential, CredentialCipher};
 use pagoda_wire::snapshot::{self, Item, Kind, Provider, SealedCredential, UpstreamRecord};
 use serde_json::{Value, json};
-use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{GenericClient, Row};
 use uuid::Uuid;
 
 use crate::database::change::{Actor, Change, Event};
 use crate::database::{Database, TENANT};
 use crate::fault::Fault;
 use crate::operations::Written;
-use crate::operations::window::Window;
+use crate::operations::page::{List, Page};
 
 /// An upstream, as administrators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,20 +182,22 @@ pub async fn delete(database: &Database, actor: &Actor, id: Uuid) -> Result<Writ
     Ok(Written { revision: change.commit().await?, value: () })
 }
 
-/// All upstreams, the newest first.
-pub async fn list(database: &Database, window: &Window<Uuid>) -> Result<Vec<Upstream>, Fault> {
+/// Upstreams, the newest first.
+pub async fn list(database: &Database, page: Page) -> Result<List<Upstream>, Fault> {
     let client = database.client().await?;
     let statement = client
         .prepare_cached(&format!(
-            "select {COLUMNS} from upstream
-             where tenant_id = $1 and ($2::uuid is null or id < $2)
-             order by id desc offset $3 limit $4"
+            "select {COLUMNS} from upstream where tenant_id = $1 and id < $2
+             order by id desc limit $3 offset $4"
         ))
         .await?;
     let rows = client
-        .query(&statement, &[&TENANT, &window.after, &window.skip(), &window.limit()])
+        .query(&statement, &[&TENANT, &page.below(), &page.fetch(), &page.left_out()])
         .await?;
-    rows.iter().map(upstream).collect()
+    let sql = "select count(*) from upstream where tenant_id = $1";
+    let total = client.query_one(sql, &[&TENANT]).await?.get(0);
+    let upstreams = rows.iter().map(upstream).collect::<Result<_, _>>()?;
+    Ok(page.list(upstreams, total, |upstream: &Upstream| upstream.id))
 }
 
 /// One upstream.

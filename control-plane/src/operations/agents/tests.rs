@@ -40,7 +40,7 @@ async fn agents_are_made_listed_changed_and_published() {
     let taken = update(database, &actor, coder.id, taken).await.unwrap_err();
     assert!(matches!(taken, Fault::Conflict(_)));
 
-    let window = Window::first(10).unwrap();
+    let page = Page::numbered(1, 10).unwrap();
     let filters = [
         (AgentFilter::default(), 2),
         (AgentFilter { is_active: Some(true), ..Default::default() }, 1),
@@ -50,8 +50,8 @@ async fn agents_are_made_listed_changed_and_published() {
         (AgentFilter { provider: Some(Provider::Dify), ..Default::default() }, 0),
     ];
     for (filter, count) in filters {
-        let (listed, total) = list(database, &filter, &window).await.unwrap();
-        assert_eq!((listed.len() as i64, total), (count, count), "{filter:?}");
+        let listed = list(database, &filter, page).await.unwrap();
+        assert_eq!((listed.items.len(), listed.total), (count, count as u64), "{filter:?}");
     }
     assert_eq!(find(database, coder.id, true).await, Err(Fault::NotFound("agent")));
     assert_eq!(find(database, coder.id, false).await, Ok(off.value));
@@ -67,7 +67,7 @@ async fn attack_21_a_prompt_is_text_all_the_way() {
     let made = create(database, &actor, new("a", "b")).await.unwrap().value;
     assert_eq!(made.system_prompt, "{{ 7 * 7 }} {% for x in y %}");
     let client = database.client().await.unwrap();
-    let items = records(&client).await.unwrap();
+    let items = records(&**client).await.unwrap();
     let [Item::Agent(record)] = &items[..] else { panic!("{items:?}") };
     assert_eq!(record.system_prompt, made.system_prompt);
 }
