@@ -17,6 +17,9 @@ mod users;
 /// API keys, for administrators.
 mod keys;
 
+/// Models, for administrators.
+mod models;
+
 #[cfg(test)]
 mod tests;
 
@@ -95,5 +98,23 @@ const ROUTES: &[Route] = &[
         path: "/api/v1/admin/keys/{keyId}/rotate",
         access: Access::May(Permission::WriteKeys),
         serve: keys::rotate,
+    },
+    Route {
+        method: Method::GET,
+        path: "/api/v1/admin/models",
+        access: Access::May(Permission::WriteModels),
+        serve: models::list,
+    },
+    Route {
+        method: Method::POST,
+        path: "/api/v1/admin/models",
+        access: Access::May(Permission::WriteModels),
+        serve: models::create,
+    },
+    Route {
+        method: Method::PUT,
+        path: "/api/v1/admin/models/{modelId}",
+        access: Access::May(Permission::WriteModels),
+        serve: models::update,
     },
 ];

@@ -197,3 +197,36 @@ async fn keys_are_shown_once_changed_rotated_and_deleted() {
         assert_eq!(answer.status, 400, "{wrong}");
     }
 }
+
+#[tokio::test]
+async fn models_are_as_the_document_has_them() {
+    let site = Site::new("enterprise").await;
+    let root = site.root().await;
+    let new = json!({ "name": "small", "provider": "local", "inputNano": 100 });
+    let made = site.call("POST", "/api/v1/admin/models", &root, new.clone()).await;
+    assert_eq!((made.status, &made.body["code"]), (200, &json!(0)), "{}", made.body);
+    let model = &made.body["data"];
+    assert_eq!((&model["model"], &model["enabled"]), (&json!("small"), &json!(true)));
+    assert_eq!(site.call("POST", "/api/v1/admin/models", &root, new).await.status, 409);
+    let path = format!("/api/v1/admin/models/{}", model["id"].as_str().unwrap());
+    let off = site.call("PUT", &path, &root, json!({ "enabled": false })).await;
+    assert_eq!((off.status, &off.body["data"]["enabled"]), (200, &json!(false)));
+    assert_eq!(off.body["data"]["inputNano"], json!(100));
+    let free = site.call("PUT", &path, &root, json!({ "inputNano": null })).await;
+    assert_eq!(free.body["data"]["inputNano"], Value::Null);
+    for wrong in [
+        json!({ "name": "a/b", "provider": "local" }),
+        json!({ "name": "a", "provider": "openai" }),
+        json!({ "name": "a", "provider": "nobody" }),
+        json!({ "name": "a", "provider": "local", "apiBase": "https://evil.com" }),
+        json!({ "name": "a", "provider": "local", "inputNano": -1 }),
+    ] {
+        let answer = site.call("POST", "/api/v1/admin/models", &root, wrong.clone()).await;
+        assert_eq!(answer.status, 400, "{wrong}");
+    }
+    let moved = site.call("PUT", &path, &root, json!({ "provider": "openai" })).await;
+    assert_eq!(moved.status, 400);
+    let listed = site.call("GET", "/api/v1/admin/models?limit=1", &root, Value::Null).await.body;
+    assert_eq!(listed["data"]["items"], json!([free.body["data"]]));
+    assert_eq!(listed["data"]["pagination"]["total"], json!(1));
+}
