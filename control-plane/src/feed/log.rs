@@ -1,10 +1,9 @@
 //! What is told, read from the database: the whole at one revision, or the writes behind another.
 
-use deadpool_postgres::Transaction;
 use futures_util::TryStreamExt;
 use pagoda_wire::snapshot::{Change, Delta, Frame, Item, Revision, Snapshot};
-use tokio_postgres::IsolationLevel;
 use tokio_postgres::types::Json;
+use tokio_postgres::{IsolationLevel, Transaction};
 
 use crate::database::Client;
 use crate::fault::Fault;
@@ -91,9 +90,6 @@ async fn items(operations: &Operations, transaction: &Transaction<'_>) -> Result
             items.push(item);
         }
     }
-    items.extend(upstreams::records(transaction).await?);
-    items.extend(models::records(transaction).await?);
-    items.extend(agents::records(transaction).await?);
     Ok(items)
 }
 
