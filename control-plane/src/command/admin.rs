@@ -31,10 +31,10 @@ use crate::operations::fields::{
     Email, Label, Named, Password, Search, Username, parse_models, parse_networks,
 };
 use crate::operations::logins::Policy;
-use crate::operations::page::Page;
 use crate::operations::passwords::Passwords;
 use crate::operations::rbac::Reach;
 use crate::operations::users::{self, NewUser, User, UserFilter, UserUpdate};
+use crate::operations::window::Window;
 use crate::secrets::Secrets;
 
 /// Commands about users and keys.
@@ -301,7 +301,7 @@ async fn find(operations: &Operations, user: &str) -> Result<User, Fault> {
     let filter = UserFilter { search: Some(Search::parse("user", user)?), ..UserFilter::default() };
     let mut after = None;
     loop {
-        let page = Page::after(after, Page::LIMIT_MAX)?;
+        let page = Window::largest(after)?;
         let part = users::list(operations, &filter, page).await?;
         let is_it = |found: &User| {
             found.username.eq_ignore_ascii_case(user) || found.email.eq_ignore_ascii_case(user)
@@ -316,7 +316,7 @@ async fn find(operations: &Operations, user: &str) -> Result<User, Fault> {
 async fn list_users(operations: &Operations) -> Result<Vec<Value>, CommandError> {
     let (mut lines, mut after) = (Vec::new(), None);
     loop {
-        let page = Page::after(after, Page::LIMIT_MAX)?;
+        let page = Window::largest(after)?;
         let part = users::list(operations, &UserFilter::default(), page).await?;
         lines.extend(part.items.iter().map(shown));
         after = part.next;
@@ -336,7 +336,7 @@ async fn list_keys(
     };
     let (mut lines, mut after) = (Vec::new(), None);
     loop {
-        let page = Page::after(after, Page::LIMIT_MAX)?;
+        let page = Window::largest(after)?;
         let part = rows::list(operations, reach, &rows::KeyFilter::default(), page).await?;
         lines.extend(part.items.iter().map(shown_key));
         after = part.next;

@@ -14,7 +14,8 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::fields::{Email, Label, Named, Password, Search, Username};
-use super::page::{List, Page, Records, stream_records};
+use super::page::{List, Records, stream_records};
+use super::window::Window;
 use super::{Operations, Written, logins};
 use crate::database::change::{Actor, Change, Event};
 use crate::database::{Client, TENANT};
@@ -210,7 +211,7 @@ pub async fn find(operations: &Operations, id: Uuid) -> Result<User, Fault> {
 pub async fn list(
     operations: &Operations,
     filter: &UserFilter,
-    page: Page,
+    page: Window<Uuid>,
 ) -> Result<List<User>, Fault> {
     let client = operations.database.client().await?;
     let search = filter.search.as_ref().map(Search::as_str);
@@ -220,7 +221,7 @@ pub async fn list(
          limit $6 offset $7"
     );
     let rows = client.prepare_cached(&sql).await?;
-    let (below, fetch, left_out) = (page.below(), page.fetch(), page.left_out());
+    let (below, fetch, left_out) = (page.below(), page.fetch(), page.skip());
     let rows = client
         .query(&rows, &[&TENANT, &search, &role, &filter.enabled, &below, &fetch, &left_out])
         .await?;

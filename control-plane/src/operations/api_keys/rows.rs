@@ -17,9 +17,10 @@ use crate::database::change::Change;
 use crate::fault::Fault;
 use crate::operations::Operations;
 use crate::operations::fields::{Label, Named, Search};
-use crate::operations::page::{List, Page, Records, stream_records};
+use crate::operations::page::{List, Records, stream_records};
 use crate::operations::rbac::Reach;
 use crate::operations::users::{named, networks, texts};
+use crate::operations::window::Window;
 
 /// Which keys a list holds.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +67,7 @@ pub async fn list(
     operations: &Operations,
     reach: Reach,
     filter: &KeyFilter,
-    page: Page,
+    page: Window<Uuid>,
 ) -> Result<List<Key>, Fault> {
     let client = operations.database.client().await?;
     let search = filter.search.as_ref().map(Search::as_str);
@@ -81,7 +82,7 @@ pub async fn list(
          limit $7 offset $8"
     );
     let rows = client.prepare_cached(&sql).await?;
-    let (below, fetch, left_out) = (page.below(), page.fetch(), page.left_out());
+    let (below, fetch, left_out) = (page.below(), page.fetch(), page.skip());
     let part: [&(dyn ToSql + Sync); 3] = [&below, &fetch, &left_out];
     let rows = client.query(&rows, &[&which[..], &part].concat()).await?;
     let keys = rows.iter().map(key).collect::<Result<_, _>>()?;

@@ -10,9 +10,9 @@ use crate::operations::api_keys::rows::{KeyFilter, find, list};
 use crate::operations::api_keys::{Hand, Key, KeyUpdate, Settings, delete, sweep, update};
 use crate::operations::authenticate::Shown;
 use crate::operations::fields::{Search, parse_networks};
-use crate::operations::page::Page;
 use crate::operations::peppers;
 use crate::operations::rbac::Reach;
+use crate::operations::window;
 
 struct Owner {
     actor: Actor,
@@ -114,7 +114,7 @@ async fn attack_11_another_s_key_is_not_there() {
     assert_eq!(delete(&home.operations, by.hand(), id).await.unwrap_err(), missing);
     let for_alice = create_key(&home.operations, by.hand(), alice.id, settings("x")).await;
     assert_eq!(for_alice.unwrap_err(), Fault::NotFound("user"));
-    let all = Page::after(None, 10).unwrap();
+    let all = window::Window::first(10).unwrap();
     let filter = KeyFilter { owner: Some(alice.id), ..KeyFilter::default() };
     let listed = list(&home.operations, by.reach, &filter, all).await.unwrap();
     assert_eq!((listed.items.len(), listed.total), (0, 0));
@@ -242,7 +242,7 @@ async fn a_rotated_key_keeps_its_id_and_its_former_secret_until_the_grace_ends()
         &home.operations,
         Reach::Everyone,
         &KeyFilter::default(),
-        Page::after(None, 10).unwrap(),
+        window::Window::first(10).unwrap(),
     )
     .await;
     assert_eq!(listed.unwrap().total, 1);
@@ -350,7 +350,7 @@ async fn lists_are_filtered_by_owner_state_and_plain_text() {
     }
     home.sql("update api_key set enabled = false where name = 'Build'").await;
     let names = async |filter: KeyFilter, reach: Reach| {
-        let page = Page::after(None, 10).unwrap();
+        let page = window::Window::first(10).unwrap();
         let listed = list(&home.operations, reach, &filter, page).await.unwrap();
         assert_eq!(listed.total, listed.items.len() as u64);
         listed.items.iter().map(|key| key.settings.name.as_str().to_string()).collect::<Vec<_>>()

@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::*;
 use crate::operations::fields::{Search, parse_networks};
-use crate::operations::page::Page;
 use crate::operations::users::{
     Registration, UserFilter, UserUpdate, find, first_admin, list, register, update,
 };
+use crate::operations::window::Window;
 
 async fn change(home: &Home, user: &User, what: UserUpdate) -> Result<User, Fault> {
     update(&home.operations, &Actor::operator(), user.id, what).await.map(|written| written.value)
@@ -44,7 +44,7 @@ async fn another_tenant_s_user_is_not_there() {
     assert_eq!(find(&home.operations, user.id).await, Err(Fault::NotFound("user")));
     let ban = UserUpdate { enabled: Some(false), ..Default::default() };
     assert_eq!(change(&home, &user, ban).await, Err(Fault::NotFound("user")));
-    let page = Page::after(None, 10).unwrap();
+    let page = Window::first(10).unwrap();
     let listed = list(&home.operations, &UserFilter::default(), page).await.unwrap();
     assert_eq!((listed.items.len(), listed.total), (0, 0));
     assert_eq!(home.try_login("alice", PASSWORD, HERE).await.unwrap_err(), WRONG);
@@ -58,7 +58,7 @@ async fn attack_08_no_text_of_a_search_is_a_pattern_or_a_statement() {
     let found = async |text: &str| {
         let search = Some(Search::parse("search", text).unwrap());
         let filter = UserFilter { search, ..UserFilter::default() };
-        let page = Page::after(None, 10).unwrap();
+        let page = Window::first(10).unwrap();
         let listed = list(&home.operations, &filter, page).await.unwrap();
         listed.items.into_iter().map(|user| user.username).collect::<Vec<_>>()
     };
@@ -69,8 +69,7 @@ async fn attack_08_no_text_of_a_search_is_a_pattern_or_a_statement() {
     }
     assert!(Search::parse("search", "a\0b").is_err());
     assert!(Search::parse("search", &"x".repeat(1 << 20)).is_err());
-    assert!(Page::numbered(1_000_000, 100).is_err() && Page::numbered(u64::MAX, 100).is_err());
-    assert!(Page::numbered(0, 10).is_err() && Page::after(None, 101).is_err());
+    assert!(Window::<Uuid>::page(1_000_000, 100).is_err());
 }
 
 #[tokio::test]
@@ -83,7 +82,8 @@ async fn a_list_goes_on_where_it_ended() {
     let filter = UserFilter { role: Some(Role::User), ..UserFilter::default() };
     let (mut names, mut after) = (Vec::new(), None);
     loop {
-        let page = Page::after(after, 2).unwrap();
+        let mut page = Window::first(2).unwrap();
+        page.after = after;
         let part = list(&home.operations, &filter, page).await.unwrap();
         assert_eq!(part.total, 5);
         names.extend(part.items.into_iter().map(|user| user.username));
@@ -93,7 +93,7 @@ async fn a_list_goes_on_where_it_ended() {
         }
     }
     assert_eq!(names, ["user4", "user3", "user2", "user1", "user0"]);
-    let page = Page::numbered(3, 2).unwrap();
+    let page = Window::page(3, 2).unwrap();
     let last = list(&home.operations, &filter, page).await.unwrap();
     assert_eq!((last.items[0].username.as_str(), last.next), ("user0", None));
 }

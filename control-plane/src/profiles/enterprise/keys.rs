@@ -106,9 +106,9 @@ pub(super) fn list(call: Call) -> Answered {
             search: filter.search.map(|text| Search::parse("search", &text)).transpose()?,
             enabled: filter.enabled,
         };
-        let page = paging.page()?;
-        let list = rows::list(&context.operations, Reach::Everyone, &filter, page).await?;
-        Ok(success(&paging.listing(list, |key| serde_json::json!(shown(key, None)))))
+        let part = paging.part()?;
+        let list = rows::list(&context.operations, Reach::Everyone, &filter, part.clone()).await?;
+        Ok(success(&paging.listing(&part, list, |key| serde_json::json!(shown(key, None)))))
     })
 }
 

@@ -4,7 +4,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::fault::Fault;
-use crate::operations::page::{List, Page};
+use uuid::Uuid;
+
+use crate::operations::page::List;
+use crate::operations::window::Window;
 
 /// Which page, as the query says.
 #[derive(Clone, Copy, Deserialize)]
@@ -12,14 +15,14 @@ pub(super) struct Paging {
     #[serde(default = "first")]
     page: u64,
     #[serde(default = "usual")]
-    limit: u32,
+    limit: u64,
 }
 
 fn first() -> u64 {
     1
 }
 
-fn usual() -> u32 {
+fn usual() -> u64 {
     20
 }
 
@@ -34,25 +37,26 @@ pub(super) struct Listing<T> {
 #[serde(rename_all = "camelCase")]
 struct Pagination {
     page: u64,
-    limit: u32,
+    limit: i64,
     total: u64,
     total_pages: u64,
 }
 
 impl Paging {
     /// The part of a list. More than a hundred items are not given at once.
-    pub(super) fn page(self) -> Result<Page, Fault> {
-        Page::numbered(self.page, self.capped())
-    }
-
-    fn capped(self) -> u32 {
-        self.limit.min(Page::LIMIT_MAX)
+    pub(super) fn part(self) -> Result<Window<Uuid>, Fault> {
+        Window::page(self.page, self.limit)
     }
 
     /// The answer.
-    pub(super) fn listing<T, U>(self, list: List<T>, show: impl Fn(&T) -> U) -> Listing<U> {
-        let (page, limit, total) = (self.page, self.capped(), list.total);
-        let total_pages = total.div_ceil(limit.max(1).into());
+    pub(super) fn listing<T, U>(
+        self,
+        part: &Window<Uuid>,
+        list: List<T>,
+        show: impl Fn(&T) -> U,
+    ) -> Listing<U> {
+        let (page, limit, total) = (self.page, part.limit(), list.total);
+        let total_pages = total.div_ceil(limit.unsigned_abs());
         let items = list.items.iter().map(show).collect();
         Listing { items, pagination: Pagination { page, limit, total, total_pages } }
     }

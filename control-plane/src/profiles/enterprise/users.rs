@@ -76,8 +76,9 @@ pub(super) fn list(call: Call) -> Answered {
             role: named("role", filter.role.as_deref())?,
             enabled: filter.enabled,
         };
-        let list = users::list(&context.operations, &filter, paging.page()?).await?;
-        Ok(success(&paging.listing(list, |user| serde_json::json!(shown(user)))))
+        let part = paging.part()?;
+        let list = users::list(&context.operations, &filter, part.clone()).await?;
+        Ok(success(&paging.listing(&part, list, |user| serde_json::json!(shown(user)))))
     })
 }
 
