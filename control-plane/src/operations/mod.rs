@@ -92,6 +92,9 @@ pub mod retention;
 /// Partitions, made ahead and dropped by age.
 pub mod partitions;
 
+/// What is done from time to time.
+pub mod upkeep;
+
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -23,6 +23,7 @@ use crate::http::service::Service;
 use crate::metrics::Metrics;
 use crate::operations::logins::{self, Policy};
 use crate::operations::passwords::Passwords;
+use crate::operations::upkeep::{self, Keep};
 use crate::operations::{Operations, api_keys, signing_keys, throttle};
 use crate::profiles::{FACES, OWN};
 use crate::secrets::{Secrets, SecretsError};
@@ -170,6 +171,9 @@ async fn tend(operations: Arc<Operations>, database: tokio_postgres::Config) {
             tokio::time::sleep(TEND_EVERY).await;
             if let Err(fault) = look_after(&operations).await {
                 tracing::warn!(%fault, "keys and logins are not looked after");
+            }
+            if let Err(fault) = upkeep::tend(&operations.database, None, &Keep::default()).await {
+                tracing::warn!(%fault, "what is kept for a time is not looked after");
             }
         }
     };

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::database::TENANT;
 use crate::operations::partitions::{AUDIT, USAGE, tend};
+use crate::operations::upkeep::{self, Keep};
 use crate::test_database::TestDatabase;
 
 async fn count(client: &Client, from: &str) -> i64 {
@@ -121,4 +122,25 @@ async fn days_are_cut_at_midnight_over_the_end_of_a_year() {
     let tended = tend(test.database(), USAGE, later, 1).await.unwrap();
     assert_eq!(tended.made, ["usage_event_20270106", "usage_event_20270107"]);
     assert_eq!(tended.dropped, ["usage_event_20261229"]);
+}
+
+#[tokio::test]
+async fn what_is_due_is_done_to_its_end() {
+    let test = TestDatabase::new().unwrap();
+    let database = test.database();
+    let client = database.client().await.unwrap();
+    client
+        .execute(
+            "insert into chat (id, tenant_id, profile, updated_at)
+             select gen_random_uuid(), $1, 'llmchat', now() - interval '31 days'
+             from generate_series(1, 250)",
+            &[&TENANT],
+        )
+        .await
+        .unwrap();
+    upkeep::tend(database, None, &Keep::default()).await.unwrap();
+    assert_eq!(count(&client, "chat").await, 0);
+    let parts = "pg_inherits where inhparent = ";
+    assert_eq!(count(&client, &format!("{parts}'usage_event'::regclass")).await, 9);
+    upkeep::tend(database, None, &Keep::default()).await.unwrap();
 }
