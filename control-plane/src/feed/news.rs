@@ -15,24 +15,39 @@ use tokio_postgres::{AsyncMessage, NoTls};
 use crate::feed::log;
 use crate::operations::Operations;
 
-/// Tells the last known revision to whoever waits for it.
+/// Tells the last known revision to whoever waits for it, and that there will be no further ones.
 #[derive(Clone, Debug)]
-pub struct News(watch::Sender<Revision>);
+pub struct News {
+    revision: watch::Sender<Revision>,
+    is_over: watch::Sender<bool>,
+}
 
 impl Default for News {
     fn default() -> Self {
-        News(watch::Sender::new(0))
+        News { revision: watch::Sender::new(0), is_over: watch::Sender::new(false) }
     }
 }
 
 impl News {
-    /// For whoever waits.
+    /// For whoever waits for the next one.
     pub fn subscribe(&self) -> watch::Receiver<Revision> {
-        self.0.subscribe()
+        self.revision.subscribe()
+    }
+
+    /// Feeds end, so that a server that stops need not wait for those who follow it.
+    pub fn end(&self) {
+        self.is_over.send_replace(true);
+    }
+
+    /// Returns once feeds shall end.
+    pub async fn until_over(&self) {
+        let mut is_over = self.is_over.subscribe();
+        // The sender lives as long as this.
+        let _ = is_over.wait_for(|over| *over).await;
     }
 
     fn tell(&self, revision: Revision) {
-        self.0.send_if_modified(|known| {
+        self.revision.send_if_modified(|known| {
             let is_new = *known != revision;
             *known = revision;
             is_new

@@ -63,7 +63,11 @@ impl Following {
     async fn wait_and_read(&mut self) -> Option<()> {
         let is_behind = self.known.is_none_or(|known| *self.news.borrow_and_update() > known);
         if !is_behind {
-            let _ = tokio::time::timeout(STILL_EVERY, self.news.changed()).await;
+            let is_over = self.operations.database.news().until_over();
+            tokio::select! {
+                () = is_over => return None,
+                _ = tokio::time::timeout(STILL_EVERY, self.news.changed()) => {}
+            }
         }
         match log::next(&self.operations, self.known).await {
             Ok(frames) => self.ready = frames.unwrap_or_default().into(),

@@ -131,6 +131,15 @@ fn revision_of_delta(frame: &Frame) -> Option<Revision> {
 }
 
 #[tokio::test]
+async fn a_feed_ends_when_its_server_stops() {
+    let home = Home::new().await;
+    let mut plane = Plane::follow(&home, None).await;
+    home.operations.database.news().end();
+    let end = async { while plane.lines.next().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(20), end).await.expect("it goes on");
+}
+
+#[tokio::test]
 async fn a_write_names_those_who_have_not_applied_it() {
     let home = Home::new().await;
     let database = &home.operations.database;

@@ -14,10 +14,11 @@ use crate::database::change::{Actor, Change, Event};
 use crate::database::{Database, TENANT};
 use crate::fault::{Fault, violates};
 use crate::operations::Written;
-use crate::operations::page::{List, Page};
+use crate::operations::page::List;
 use crate::operations::parameters::Parameters;
 use crate::operations::text::{Line, Text};
 use crate::operations::upstreams::provider;
+use crate::operations::window::Window;
 
 /// What an agent is called.
 pub type AgentName = Line<1, 200>;
@@ -191,7 +192,7 @@ pub async fn update(
 pub async fn list(
     database: &Database,
     filter: &AgentFilter,
-    page: Page,
+    page: Window<Uuid>,
 ) -> Result<List<Agent>, Fault> {
     let client = database.client().await?;
     let matches = "tenant_id = $1 and ($2::text is null or status = $2)
@@ -208,7 +209,7 @@ pub async fn list(
              order by id desc limit $6 offset $7"
         ))
         .await?;
-    let (below, fetch, left_out) = (page.below(), page.fetch(), page.left_out());
+    let (below, fetch, left_out) = (page.below(), page.fetch(), page.skip());
     parameters.extend([&below as &(dyn ToSql + Sync), &fetch, &left_out]);
     let rows = client.query(&statement, &parameters).await?;
     let agents = rows.iter().map(agent).collect::<Result<_, _>>()?;

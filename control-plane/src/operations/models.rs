@@ -12,9 +12,10 @@ use crate::database::change::{Actor, Change, Event};
 use crate::database::{Database, TENANT};
 use crate::fault::{Fault, violates};
 use crate::operations::Written;
-use crate::operations::page::{List, Page};
+use crate::operations::page::List;
 use crate::operations::text::{Line, TextError};
 use crate::operations::upstreams::provider;
+use crate::operations::window::Window;
 
 /// What callers call a model: a line of up to 200 characters without `/`, as names stand in paths.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -197,7 +198,7 @@ pub async fn delete(database: &Database, actor: &Actor, id: Uuid) -> Result<Writ
 }
 
 /// Models, the newest first.
-pub async fn list(database: &Database, page: Page) -> Result<List<Model>, Fault> {
+pub async fn list(database: &Database, page: Window<Uuid>) -> Result<List<Model>, Fault> {
     let client = database.client().await?;
     let statement = client
         .prepare_cached(&format!(
@@ -205,9 +206,8 @@ pub async fn list(database: &Database, page: Page) -> Result<List<Model>, Fault>
              order by id desc limit $3 offset $4"
         ))
         .await?;
-    let rows = client
-        .query(&statement, &[&TENANT, &page.below(), &page.fetch(), &page.left_out()])
-        .await?;
+    let rows =
+        client.query(&statement, &[&TENANT, &page.below(), &page.fetch(), &page.skip()]).await?;
     let sql = "select count(*) from model where tenant_id = $1";
     let total = client.query_one(sql, &[&TENANT]).await?.get(0);
     let models = rows.iter().map(model).collect::<Result<_, _>>()?;

@@ -17,7 +17,8 @@ use crate::database::change::{Actor, Change, Event};
 use crate::database::{Database, TENANT};
 use crate::fault::Fault;
 use crate::operations::Written;
-use crate::operations::page::{List, Page};
+use crate::operations::page::List;
+use crate::operations::window::Window;
 
 /// An upstream, as administrators see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +184,7 @@ pub async fn delete(database: &Database, actor: &Actor, id: Uuid) -> Result<Writ
 }
 
 /// Upstreams, the newest first.
-pub async fn list(database: &Database, page: Page) -> Result<List<Upstream>, Fault> {
+pub async fn list(database: &Database, page: Window<Uuid>) -> Result<List<Upstream>, Fault> {
     let client = database.client().await?;
     let statement = client
         .prepare_cached(&format!(
@@ -191,9 +192,8 @@ pub async fn list(database: &Database, page: Page) -> Result<List<Upstream>, Fau
              order by id desc limit $3 offset $4"
         ))
         .await?;
-    let rows = client
-        .query(&statement, &[&TENANT, &page.below(), &page.fetch(), &page.left_out()])
-        .await?;
+    let rows =
+        client.query(&statement, &[&TENANT, &page.below(), &page.fetch(), &page.skip()]).await?;
     let sql = "select count(*) from upstream where tenant_id = $1";
     let total = client.query_one(sql, &[&TENANT]).await?.get(0);
     let upstreams = rows.iter().map(upstream).collect::<Result<_, _>>()?;

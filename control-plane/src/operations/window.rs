@@ -4,7 +4,7 @@
 use crate::fault::Fault;
 
 /// A part of a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window<Place> {
     /// Behind this place; `None` is the beginning.
     pub after: Option<Place>,

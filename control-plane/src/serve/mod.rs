@@ -140,6 +140,7 @@ async fn serve_until_stopped(
     }
     tracing::info!(seconds = config.shutdown_timeout.as_secs(), "stopping: finishing what runs");
     let _ = drain.send(true);
+    operations.database.news().end();
     if tokio::time::timeout(config.shutdown_timeout, serving).await.is_err() {
         tracing::warn!("the time to finish is over; what runs is dropped");
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::operations::agents::{AgentChange, AgentFilter, find, list, update};
-use crate::operations::page::Page;
+use crate::operations::window::Window;
 use crate::test_database::TestDatabase;
 
 fn entry(key: &str, name: &str, more: &str) -> String {
@@ -16,7 +16,7 @@ fn toml(entries: &[String]) -> AgentFile {
 }
 
 async fn names(database: &Database) -> Vec<(String, bool)> {
-    let page = Page::numbered(1, 100).unwrap();
+    let page = Window::page(1, 100).unwrap();
     let mut agents = list(database, &AgentFilter::default(), page).await.unwrap().items;
     agents.sort_by(|one, two| one.name.cmp(&two.name));
     agents.into_iter().map(|agent| (agent.name, agent.is_active)).collect()
@@ -29,7 +29,7 @@ async fn a_change_outlives_the_reload_of_an_unchanged_entry_alone() {
     let (one, two) = (entry("1", "one", "category = \"a\""), entry("2", "two", ""));
     let first = reload(database, &actor, &toml(&[one.clone(), two.clone()])).await.unwrap();
     assert_eq!(first.value, Reloaded { added: 2, ..Reloaded::default() });
-    let page = Page::numbered(1, 9).unwrap();
+    let page = Window::page(1, 9).unwrap();
     let agents = list(database, &AgentFilter::default(), page).await.unwrap().items;
     let id = |name: &str| agents.iter().find(|agent| agent.name == name).unwrap().id;
 

@@ -40,7 +40,7 @@ async fn agents_are_made_listed_changed_and_published() {
     let taken = update(database, &actor, coder.id, taken).await.unwrap_err();
     assert!(matches!(taken, Fault::Conflict(_)));
 
-    let page = Page::numbered(1, 10).unwrap();
+    let page = Window::page(1, 10).unwrap();
     let filters = [
         (AgentFilter::default(), 2),
         (AgentFilter { is_active: Some(true), ..Default::default() }, 1),

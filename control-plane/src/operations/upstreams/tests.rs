@@ -129,7 +129,7 @@ async fn attack_09_an_upstream_inside_is_refused_when_saved() {
     let border = Border { reach: &allowed, cipher: &us.cipher };
     let new = NewUpstream { base_url: url("http://127.0.0.1:8001/v1"), ..openai() };
     assert!(create(database, border, &actor, new).await.is_ok());
-    assert_eq!(list(database, Page::numbered(1, 9).unwrap()).await.unwrap().items.len(), 2);
+    assert_eq!(list(database, Window::page(1, 9).unwrap()).await.unwrap().items.len(), 2);
     let local = NewUpstream { provider: Provider::Local, ..openai() };
     assert!(create(database, us.border(), &actor, local).await.is_err());
 }
@@ -185,7 +185,7 @@ async fn models_are_made_changed_and_published() {
     models::update(database, &actor, made.value.id, local).await.unwrap();
     delete(database, &actor, upstream).await.unwrap();
     assert_eq!(published(database).await, [snapshot::Change::Remove(Kind::Upstream, upstream)]);
-    let listed = models::list(database, Page::numbered(1, 9).unwrap()).await.unwrap();
+    let listed = models::list(database, Window::page(1, 9).unwrap()).await.unwrap();
     assert_eq!((listed.items.len(), listed.total), (1, 1));
     models::delete(database, &actor, made.value.id).await.unwrap();
     assert_eq!(models::find(database, made.value.id).await, Err(Fault::NotFound("model")));

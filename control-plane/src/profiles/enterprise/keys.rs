@@ -107,7 +107,7 @@ pub(super) fn list(call: Call) -> Answered {
             enabled: filter.enabled,
         };
         let part = paging.part()?;
-        let list = rows::list(&context.operations, Reach::Everyone, &filter, part.clone()).await?;
+        let list = rows::list(&context.operations, Reach::Everyone, &filter, part).await?;
         Ok(success(&paging.listing(&part, list, |key| serde_json::json!(shown(key, None)))))
     })
 }

@@ -84,8 +84,9 @@ pub(super) fn list(call: Call) -> Answered {
     Box::pin(async move {
         let context = call.context;
         let paging: Paging = context.query()?;
-        let list = models::list(&context.operations.database, paging.page()?).await?;
-        Ok(success(&paging.listing(list, |model| serde_json::json!(shown(model)))))
+        let part = paging.part()?;
+        let list = models::list(&context.operations.database, part).await?;
+        Ok(success(&paging.listing(&part, list, |model| serde_json::json!(shown(model)))))
     })
 }
 

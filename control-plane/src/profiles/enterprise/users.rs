@@ -77,7 +77,7 @@ pub(super) fn list(call: Call) -> Answered {
             enabled: filter.enabled,
         };
         let part = paging.part()?;
-        let list = users::list(&context.operations, &filter, part.clone()).await?;
+        let list = users::list(&context.operations, &filter, part).await?;
         Ok(success(&paging.listing(&part, list, |user| serde_json::json!(shown(user)))))
     })
 }
