@@ -76,3 +76,6 @@ pub mod kv;
 
 /// The step loop: one thread that owns scheduler, KV bookkeeping and device.
 pub mod step;
+
+/// The control plane, as a data plane sees it.
+pub mod plane;

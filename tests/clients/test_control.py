@@ -20,8 +20,9 @@ PASSWORD = "canary-correct-horse-battery"
 class Control:
     """A control plane over a private Postgres in `folder`, whose data stays."""
 
-    def __init__(self, folder):
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
+    def __init__(self, folder, port=None):
+        self.port = port = port or free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "control.log"
         command = [CONTROL, "serve", "--data-dir", str(folder / "data"), "--listen", f"127.0.0.1:{port}"]
         self.process = subprocess.Popen(command, stdout=self.log.open("ab"), stderr=subprocess.STDOUT)

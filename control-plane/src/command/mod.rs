@@ -17,7 +17,7 @@ use crate::cluster::ClusterError;
 use crate::database::AddressError;
 use crate::database::migrate::{MigrateError, migrate, missing};
 use crate::fault::Fault;
-use crate::secrets::SecretsError;
+use crate::secrets::{Secrets, SecretsError};
 use crate::serve::ServeError;
 
 use place::Place;
@@ -72,6 +72,8 @@ enum Command {
 enum Secret {
     /// Say where it is
     ShowPath,
+    /// Print the secret that all planes share: for the file that `pagoda serve` gets
+    Planes,
 }
 
 /// A command that was not done.
@@ -156,6 +158,9 @@ impl CommandLine {
             Command::Restore { file } => backup::restore(&place, &file),
             Command::Admin(admin) => admin.run(&place),
             Command::Secret(Secret::ShowPath) => Ok(place.secret_file()?.display().to_string()),
+            Command::Secret(Secret::Planes) => {
+                Ok(Secrets::open_or_make(&place.secret_file()?)?.planes().to_text())
+            }
         }
     }
 }

@@ -119,6 +119,15 @@ pub enum ApiError {
     /// A key came and is none of ours.
     #[error("Incorrect API key provided.")]
     WrongKey,
+    /// A credential came that was worth something once.
+    #[error("The credential has expired.")]
+    ExpiredKey,
+    /// A credential came that is not for this.
+    #[error("You may not do this {0}.")]
+    NotPermitted(&'static str),
+    /// The control plane has not told who may call, or not for too long.
+    #[error("The server does not know yet who may call, please try again later")]
+    NobodyKnown,
     /// The waiting queue, or the memory for bodies or answers, is full.
     #[error("The engine is currently overloaded, please try again later")]
     Busy {
@@ -194,8 +203,10 @@ impl ApiError {
             | ApiError::Invalid { .. }
             | ApiError::ContextLength { .. }
             | ApiError::Template(_) => StatusCode::BAD_REQUEST,
-            ApiError::MissingKey | ApiError::WrongKey => StatusCode::UNAUTHORIZED,
-            ApiError::ForeignHost => StatusCode::FORBIDDEN,
+            ApiError::MissingKey | ApiError::WrongKey | ApiError::ExpiredKey => {
+                StatusCode::UNAUTHORIZED
+            }
+            ApiError::ForeignHost | ApiError::NotPermitted(_) => StatusCode::FORBIDDEN,
             ApiError::ModelNotFound(_) | ApiError::UnknownRoute { .. } => StatusCode::NOT_FOUND,
             ApiError::ModelExists(_) | ApiError::ModelChanging { .. } => StatusCode::CONFLICT,
             ApiError::PathNotAllowed(_) => StatusCode::FORBIDDEN,
@@ -209,9 +220,10 @@ impl ApiError {
             ApiError::WrongMediaType | ApiError::WrongEncoding => {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE
             }
-            ApiError::Busy { .. } | ApiError::NotReady | ApiError::ShuttingDown => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            ApiError::Busy { .. }
+            | ApiError::NobodyKnown
+            | ApiError::NotReady
+            | ApiError::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             ApiError::Engine | ApiError::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -230,7 +242,9 @@ impl ApiError {
         match self {
             ApiError::Busy { retry_after_s } => Some((*retry_after_s).max(1)),
             ApiError::NotReady => Some(5),
-            ApiError::ShuttingDown | ApiError::ModelChanging { .. } => Some(1),
+            ApiError::NobodyKnown | ApiError::ShuttingDown | ApiError::ModelChanging { .. } => {
+                Some(1)
+            }
             _ => None,
         }
     }

@@ -42,6 +42,7 @@ use operator::Operator;
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
+use crate::plane::{Plane, Standing};
 
 /// What this process serves, and in which state it is.
 pub struct Api {
@@ -50,6 +51,7 @@ pub struct Api {
     /// Which instance a name means.
     pub models: Arc<Models>,
     operator: OnceLock<Arc<dyn Operator>>,
+    plane: OnceLock<Arc<Plane>>,
     has_started: AtomicBool,
     draining: watch::Sender<bool>,
     started: Instant,
@@ -84,6 +86,7 @@ impl Api {
             metrics,
             models: Arc::default(),
             operator: OnceLock::new(),
+            plane: OnceLock::new(),
             has_started: AtomicBool::new(false),
             draining: watch::Sender::new(false),
             started: Instant::now(),
@@ -113,6 +116,17 @@ impl Api {
     pub fn set_operator(&self, operator: Arc<dyn Operator>) {
         // A second one is a defect of ours and changes nothing.
         let _ = self.operator.set(operator);
+    }
+
+    /// From now on callers are those whom `plane` names. Once only.
+    pub fn set_plane(&self, plane: Arc<Plane>) {
+        // A second one is a defect of ours and changes nothing.
+        let _ = self.plane.set(plane);
+    }
+
+    /// How the control plane is followed, if one is.
+    pub fn plane(&self) -> Option<Standing> {
+        self.plane.get().map(|plane| plane.standing())
     }
 
     /// Who changes what is served, if anybody does.

@@ -20,6 +20,11 @@ pub fn render(api: &Api) -> String {
         add_times("pagoda_step_time_seconds", &stats.step_time);
         add(CACHE_CONFIG, cache_config(&name, instance.engine.info()));
     }
+    if let Some(standing) = api.plane() {
+        let set = |name, value: u64| api.metrics.gauge(name, Vec::new()).set(value as f64);
+        set("pagoda_control_plane_revision", standing.revision.unwrap_or(0));
+        set("pagoda_control_plane_age_seconds", standing.age_s);
+    }
     api.metrics.render(&of_instances)
 }
 

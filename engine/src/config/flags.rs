@@ -275,6 +275,24 @@ pub struct Written {
     /// File with one key a line; read again when it changes
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub api_key_file: Option<PathBuf>,
+    /// Follow the control plane at this address (`host:port`): who may call is whom it names
+    #[arg(long, value_name = "ADDR", help_heading = "Network")]
+    pub control_plane: Option<String>,
+    /// File with the secret that all planes of an installation share (`pagoda-control secret planes` prints it)
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub plane_secret_file: Option<PathBuf>,
+    /// Folder of what this data plane keeps: what the control plane told last
+    #[arg(long, value_name = "DIR", help_heading = "Network")]
+    pub state_dir: Option<PathBuf>,
+    /// What people call this data plane [default: its address]
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub plane_name: Option<String>,
+    /// Who tokens say that signed them, as the control plane's --issuer
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub issuer: Option<String>,
+    /// Seconds for which what the control plane told last counts without it [default: 86400]
+    #[arg(long, value_name = "SECONDS", help_heading = "Network")]
+    pub max_stale: Option<u32>,
     /// Key of whoever may load and unload models over HTTP, repeatable; without one nobody may
     #[arg(
         long,
@@ -388,6 +406,12 @@ impl Written {
             listen,
             api_key,
             api_key_file,
+            control_plane,
+            plane_secret_file,
+            state_dir,
+            plane_name,
+            issuer,
+            max_stale,
             admin_key,
             metrics_public,
             allowed_origins,

@@ -187,6 +187,8 @@ pub struct NetworkSettings {
     pub api_keys: Vec<String>,
     /// File with more keys.
     pub api_key_file: Option<PathBuf>,
+    /// The control plane that says who may call.
+    pub control_plane: Option<ControlPlaneSettings>,
     /// Keys of whoever may load and unload models; without any nobody may.
     pub admin_keys: Vec<String>,
     /// Whether `/metrics` needs no key.
@@ -201,6 +203,23 @@ pub struct NetworkSettings {
     pub shutdown_timeout: Duration,
 }
 
+/// Which control plane is followed, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPlaneSettings {
+    /// `host:port`.
+    pub address: String,
+    /// Holds the secret that all planes share.
+    pub secret_file: PathBuf,
+    /// What this data plane keeps.
+    pub state_dir: PathBuf,
+    /// What people call this data plane.
+    pub name: String,
+    /// Who signs tokens.
+    pub issuer: String,
+    /// What it told last counts for so long without it.
+    pub stale_max: Duration,
+}
+
 impl std::fmt::Debug for NetworkSettings {
     /// Never shows a key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -208,6 +227,7 @@ impl std::fmt::Debug for NetworkSettings {
             .field("listen", &self.listen)
             .field("num_api_keys", &self.api_keys.len())
             .field("api_key_file", &self.api_key_file)
+            .field("control_plane", &self.control_plane)
             .field("num_admin_keys", &self.admin_keys.len())
             .field("metrics_public", &self.metrics_public)
             .field("allowed_origins", &self.allowed_origins)

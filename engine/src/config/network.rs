@@ -3,6 +3,7 @@
 //! Looks up the name of an address; opens nothing.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pagoda_http::limits::Limits as HttpLimits;
@@ -11,7 +12,7 @@ use pagoda_http::tls::TlsFiles;
 
 use crate::config::flags::Written;
 use crate::config::resolve::{ConfigError, positive, up_to, value};
-use crate::config::{Limits, NetworkSettings};
+use crate::config::{ControlPlaneSettings, Limits, NetworkSettings};
 
 pub(super) fn network(written: &Written) -> Result<NetworkSettings, ConfigError> {
     let api_keys = keys("api-key", &written.api_key)?;
@@ -19,8 +20,14 @@ pub(super) fn network(written: &Written) -> Result<NetworkSettings, ConfigError>
     if admin_keys.iter().any(|key| api_keys.contains(key)) {
         return Err(value("admin-key", "must be no key that callers have"));
     }
+    let listen = listen(written)?;
+    let control_plane = control_plane(written, listen)?;
+    if control_plane.is_some() && (!api_keys.is_empty() || written.api_key_file.is_some()) {
+        return Err(value("control-plane", "stands instead of keys, not beside them"));
+    }
     Ok(NetworkSettings {
-        listen: listen(written)?,
+        listen,
+        control_plane,
         api_keys,
         api_key_file: written.api_key_file.clone(),
         admin_keys,
@@ -30,6 +37,30 @@ pub(super) fn network(written: &Written) -> Result<NetworkSettings, ConfigError>
         trusted_proxies: trusted_proxies(written)?,
         shutdown_timeout: Duration::from_secs(written.shutdown_timeout.unwrap_or(30).into()),
     })
+}
+
+fn control_plane(
+    written: &Written,
+    listen: SocketAddr,
+) -> Result<Option<ControlPlaneSettings>, ConfigError> {
+    let needs = |setting: &'static str, what: &Option<PathBuf>| {
+        what.clone().ok_or_else(|| value("control-plane", format!("needs --{setting} beside it")))
+    };
+    let Some(address) = written.control_plane.clone() else { return Ok(None) };
+    let has_port = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok()
+    });
+    if !has_port {
+        return Err(value("control-plane", "must be host:port"));
+    }
+    Ok(Some(ControlPlaneSettings {
+        address,
+        secret_file: needs("plane-secret-file", &written.plane_secret_file)?,
+        state_dir: needs("state-dir", &written.state_dir)?,
+        name: written.plane_name.clone().unwrap_or_else(|| listen.to_string()),
+        issuer: written.issuer.clone().unwrap_or_else(|| "pagoda".into()),
+        stale_max: Duration::from_secs(written.max_stale.unwrap_or(86_400).into()),
+    }))
 }
 
 fn keys(setting: &'static str, written: &Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {

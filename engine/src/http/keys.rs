@@ -8,6 +8,7 @@ use std::sync::{Arc, RwLock};
 
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
+use pagoda_wire::gate::Admitted;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::api::error::ApiError;
@@ -34,12 +35,20 @@ type KeyHash = [u8; 32];
 pub struct Caller {
     /// Stable name of the caller for fairness and cache isolation; no part of the key.
     pub tenant: Arc<str>,
+    /// What the control plane says of the caller, where there is one.
+    pub admitted: Option<Admitted>,
 }
 
 impl Caller {
     /// Whoever calls where no key is asked for. All of them share one tenant.
     pub fn anonymous() -> Self {
-        Caller { tenant: Arc::from("") }
+        Caller { tenant: Arc::from(""), admitted: None }
+    }
+
+    /// Whether it may use the model that has these names.
+    pub fn may_use(&self, names: &[String]) -> bool {
+        let Some(admitted) = &self.admitted else { return true };
+        names.iter().any(|name| admitted.may_use(name))
     }
 }
 
@@ -119,7 +128,7 @@ impl Keys {
             return Err(ApiError::WrongKey);
         }
         // Eight bytes of a hash name the tenant and do not give the key away.
-        Ok(Caller { tenant: Arc::from(&given.to_hex()[..16]) })
+        Ok(Caller { tenant: Arc::from(&given.to_hex()[..16]), admitted: None })
     }
 
     /// Compares with every key, always all of them.

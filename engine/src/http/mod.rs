@@ -7,6 +7,9 @@ pub mod access;
 /// Request bodies, within a budget of memory.
 pub mod body;
 
+/// Who may call.
+pub mod callers;
+
 /// Static API keys.
 pub mod keys;
 

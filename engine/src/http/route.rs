@@ -12,6 +12,7 @@ use pagoda_http::reply::Reply;
 
 use crate::api::Api;
 use crate::api::error::ApiError;
+use crate::api::instance::Instance;
 use crate::config::Limits;
 use crate::http::access::Tally;
 use crate::http::body::{BodyBudget, BodyObject};
@@ -87,6 +88,17 @@ pub struct CallContext {
     pub limits: Arc<Limits>,
     /// The operations.
     pub api: Arc<Api>,
+}
+
+impl CallContext {
+    /// The model that is asked for. One that the caller may not use is told as one that is not there.
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<Instance>, ApiError> {
+        let instance = self.api.instance(name)?;
+        if self.caller.may_use(&instance.names) {
+            return Ok(instance);
+        }
+        Err(ApiError::ModelNotFound(name.unwrap_or_else(|| instance.name()).into()))
+    }
 }
 
 impl Call {

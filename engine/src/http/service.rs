@@ -24,6 +24,7 @@ use crate::api::error::ApiError;
 use crate::config::Limits;
 use crate::http::access::Access;
 use crate::http::body::BodyBudget;
+use crate::http::callers::Callers;
 use crate::http::keys::{Caller, Keys};
 use crate::http::route::{AccessRule, Call, CallContext, Face, Routed, Router};
 use crate::metrics::HttpMetrics;
@@ -35,7 +36,7 @@ pub struct Service {
     /// Its faces.
     pub router: Router,
     /// Who may call.
-    pub keys: Arc<Keys>,
+    pub callers: Callers,
     /// Who may change models; nobody if there are none.
     pub admin_keys: Arc<Keys>,
     /// Which names of ours a caller may use.
@@ -75,7 +76,7 @@ impl Answer for Service {
                 if !matches!(route.access, AccessRule::Key | AccessRule::Admin) {
                     access.set_probe();
                 }
-                match self.admit(route.access, &head) {
+                match self.admit(route.access, &head, peer) {
                     Ok(caller) => {
                         let context = self.context(id.clone(), caller, &access);
                         let headers = head.headers.clone();
@@ -125,7 +126,12 @@ impl Service {
     }
 
     /// Lets the caller into a route. Default deny: once keys exist, only `Public` is open.
-    fn admit(&self, rule: AccessRule, head: &request::Parts) -> Result<Caller, ApiError> {
+    fn admit(
+        &self,
+        rule: AccessRule,
+        head: &request::Parts,
+        peer: Peer,
+    ) -> Result<Caller, ApiError> {
         match rule {
             AccessRule::Metrics if self.metrics_public => Ok(Caller::anonymous()),
             AccessRule::Public => Ok(Caller::anonymous()),
@@ -134,10 +140,10 @@ impl Service {
             AccessRule::Admin => self.admin_keys.authenticate(&head.headers),
             AccessRule::Key | AccessRule::Metrics => {
                 // A key that a page cannot know protects better than any name.
-                if self.keys.is_open() && !self.hosts.allow(&head.uri, &head.headers) {
+                if self.callers.is_open() && !self.hosts.allow(&head.uri, &head.headers) {
                     return Err(ApiError::ForeignHost);
                 }
-                self.keys.authenticate(&head.headers)
+                self.callers.authenticate(&head.headers, peer.address)
             }
         }
     }
@@ -191,7 +197,7 @@ fn error_reply(face: &Face, error: &ApiError) -> Reply {
                 headers.insert(ALLOW, value);
             }
         }
-        ApiError::MissingKey | ApiError::WrongKey => {
+        ApiError::MissingKey | ApiError::WrongKey | ApiError::ExpiredKey => {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         _ => {}

@@ -56,6 +56,8 @@ pub const TABLE: &[Metric] = &[
     row("pagoda_http_requests_in_flight", Gauge, "Requests without a complete answer.", None),
     row("pagoda_http_requests_total", Counter, "Requests by route, method and status.", None),
     row("pagoda_http_request_seconds", Histogram(E2E), "Request to last byte.", None),
+    row("pagoda_control_plane_revision", Gauge, "Last write that is known; 0: none.", None),
+    row("pagoda_control_plane_age_seconds", Gauge, "Since the last word of it.", None),
     row("pagoda_trace_spans_exported_total", Counter, "Spans that the collector took.", None),
     row("pagoda_trace_spans_dropped_total", Counter, "Spans lost: queue or collector.", None),
     row("pagoda_ignored_fields_total", Counter, "Unknown fields that requests named.", None),

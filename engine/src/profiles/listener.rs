@@ -11,6 +11,7 @@ use crate::api::error::ApiError;
 use crate::api::{Api, Condition};
 use crate::http::route::{AccessRule, Call, Face, Route};
 use crate::page;
+use crate::plane::Standing;
 use crate::profiles::openai;
 
 /// Its errors have OpenAI's shape.
@@ -55,7 +56,11 @@ fn ready(api: &Api) -> Reply {
         Condition::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         Condition::Failed => (StatusCode::SERVICE_UNAVAILABLE, "failed"),
     };
-    json_reply(status, &json!({ "status": word }))
+    let mut told = json!({ "status": word });
+    if let Some(Standing { revision, age_s }) = api.plane() {
+        told["control_plane"] = json!({ "revision": revision, "age_s": age_s });
+    }
+    json_reply(status, &told)
 }
 
 fn version() -> Reply {

@@ -15,6 +15,9 @@ mod admin;
 /// What a start runs on.
 pub(crate) mod device;
 
+/// The control plane that is followed.
+mod control_plane;
+
 /// Why an engine thread ended.
 mod engine_end;
 
@@ -40,6 +43,7 @@ use tokio::sync::{oneshot, watch};
 use crate::api::{Api, Condition};
 use crate::config::Config;
 use crate::http::body::BodyBudget;
+use crate::http::callers::Callers;
 use crate::http::keys::{KeyFileError, Keys};
 use crate::http::route::Router;
 use crate::http::service::{READABLE_HEADERS, Service};
@@ -72,6 +76,9 @@ pub enum ServeError {
     /// Certificate or key.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The control plane cannot be followed.
+    #[error(transparent)]
+    ControlPlane(#[from] control_plane::FollowError),
     /// The model cannot be loaded.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -88,7 +95,10 @@ impl ServeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             ServeError::Listen { .. } => 3,
-            ServeError::Keys(_) | ServeError::Tls(_) | ServeError::Setup(_) => 2,
+            ServeError::ControlPlane(_)
+            | ServeError::Keys(_)
+            | ServeError::Tls(_)
+            | ServeError::Setup(_) => 2,
             ServeError::Start(_) => 1,
             ServeError::Engine(EngineEnd::Panicked { .. } | EngineEnd::Early) => 70,
             ServeError::Engine(EngineEnd::Device(_)) => 71,
@@ -186,7 +196,9 @@ async fn serve_until_stopped(
     let http = HttpMetrics::new(metrics);
     let hosts = Hosts::of(address, &config.network.allowed_origins);
     let tracer = exporter.as_ref().map(|exporter| exporter.tracer(config.traces.sampling));
-    let mut service = service(&config, keys.clone(), hosts, (api.clone(), http.clone()))?;
+    let followed = config.network.control_plane.as_ref();
+    let (callers, _following) = control_plane::callers(followed, &keys, &api)?;
+    let mut service = service(&config, callers, hosts, (api.clone(), http.clone()))?;
     service.tracer = tracer.unwrap_or_default();
     let (drain, draining) = watch::channel(false);
     let settings = Settings {
@@ -319,7 +331,7 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, ServeError> {
 
 fn service(
     config: &Config,
-    keys: Arc<Keys>,
+    callers: Callers,
     hosts: Hosts,
     (api, metrics): (Arc<Api>, Arc<HttpMetrics>),
 ) -> Result<Service, ServeError> {
@@ -328,7 +340,7 @@ fn service(
     let faces = if admin_keys.is_open() { FACES } else { FACES_WITH_ADMIN };
     Ok(Service {
         router: Router::new(faces).ok_or_else(|| ServeError::Setup("no profile".into()))?,
-        keys,
+        callers,
         admin_keys,
         hosts,
         cors: Cors::new(&config.network.allowed_origins, READABLE_HEADERS),

@@ -87,7 +87,7 @@ fn begin() -> Running {
     let service = Arc::new(Service {
         hosts: Hosts::of(address, &[]),
         router: Router::new(FACES).expect("faces"),
-        keys: Keys::new(&[], None).expect("no file"),
+        callers: Keys::new(&[], None).expect("no file").into(),
         admin_keys: Keys::new(&[], None).expect("no file"),
         cors: Cors::new(&[], READABLE_HEADERS),
         metrics_public: false,

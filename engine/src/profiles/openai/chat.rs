@@ -30,7 +30,7 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     let room = body.room();
     drop(body);
     let messages = wire.finish_chat()?;
-    let instance = context.api.instance(wire.model.as_deref())?;
+    let instance = context.model(wire.model.as_deref())?;
     let conversation = Conversation {
         messages,
         add_generation_prompt: wire.generation_prompt(),

@@ -32,7 +32,7 @@ pub async fn serve(call: Call) -> Result<Reply, ApiError> {
     let room = body.room();
     drop(body);
     let prompts = wire.finish_completions(context.limits.choices_max)?;
-    let instance = context.api.instance(wire.model.as_deref())?;
+    let instance = context.model(wire.model.as_deref())?;
     let wire = Arc::new(wire);
     let (mut works, mut parts) = (Vec::new(), Vec::new());
     let mut prompt_ids = Vec::with_capacity(prompts.len());

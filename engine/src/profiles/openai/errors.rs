@@ -65,6 +65,9 @@ fn code(error: &ApiError) -> Option<&'static str> {
         ApiError::MissingKey => return None,
         ApiError::ForeignHost => "host_not_allowed",
         ApiError::WrongKey => "invalid_api_key",
+        ApiError::ExpiredKey => "expired_api_key",
+        ApiError::NotPermitted(_) => "insufficient_permissions",
+        ApiError::NobodyKnown => "control_plane_unknown",
         ApiError::Busy { .. } => "engine_overloaded",
         ApiError::NotReady => "model_loading",
         ApiError::ShuttingDown => "shutting_down",
@@ -96,6 +99,12 @@ mod tests {
             (ApiError::Template("m".into()), "400 invalid_request_error messages invalid_value"),
             (ApiError::MissingKey, "401 invalid_request_error - -"),
             (ApiError::WrongKey, "401 invalid_request_error - invalid_api_key"),
+            (ApiError::ExpiredKey, "401 invalid_request_error - expired_api_key"),
+            (
+                ApiError::NotPermitted("here"),
+                "403 invalid_request_error - insufficient_permissions",
+            ),
+            (ApiError::NobodyKnown, "503 server_error - control_plane_unknown"),
             (
                 ApiError::ModelNotFound("x".into()),
                 "404 invalid_request_error model model_not_found",

@@ -42,15 +42,15 @@ struct Models<'a> {
 /// All models.
 pub fn list(call: Call) -> Result<Reply, ApiError> {
     let instances = call.context.api.instances();
-    let models =
-        instances.iter().flat_map(|one| one.names.iter().map(|name| Model::new(name, one)));
+    let usable = instances.iter().filter(|one| call.context.caller.may_use(&one.names));
+    let models = usable.flat_map(|one| one.names.iter().map(|name| Model::new(name, one)));
     Ok(json(StatusCode::OK, &Models { object: "list", data: models.collect() }))
 }
 
 /// One model.
 pub fn one(call: Call) -> Result<Reply, ApiError> {
     let name = call.rest.unwrap_or_default();
-    let instance = call.context.api.instance(Some(&name))?;
+    let instance = call.context.model(Some(&name))?;
     let shown = if instance.has_name(&name) { &name } else { instance.name() };
     Ok(json(StatusCode::OK, &Model::new(shown, &instance)))
 }

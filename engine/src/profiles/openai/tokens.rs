@@ -59,7 +59,7 @@ impl<'a> Small<'a> {
 pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
     let (context, body) = call.read_object().await?;
     let mut small = Small::new(&body);
-    let instance = context.api.instance(small.model()?.as_deref())?;
+    let instance = context.model(small.model()?.as_deref())?;
     let (prompt, chat) = (small.find("prompt"), small.find("messages"));
     let add_special = small.flag("add_special_tokens")?;
     let with_text = small.flag("return_token_strs")?.unwrap_or(false);
@@ -108,7 +108,7 @@ pub async fn tokenize(call: Call) -> Result<Reply, ApiError> {
 pub async fn detokenize(call: Call) -> Result<Reply, ApiError> {
     let (context, body) = call.read_object().await?;
     let mut small = Small::new(&body);
-    let instance = context.api.instance(small.model()?.as_deref())?;
+    let instance = context.model(small.model()?.as_deref())?;
     let tokens = small.find("tokens").ok_or_else(|| missing("tokens"))?;
     let ids = token_ids("tokens", tokens, usize::MAX)?;
     let prompt = instance.detokenize(ids, body.room()).await?;

@@ -136,7 +136,7 @@ pub(super) async fn listen_with(
     let service = Service {
         hosts: Hosts::of(address, &setup.origins),
         router: Router::new(faces).unwrap(),
-        keys: Keys::new(&setup.keys, None).unwrap(),
+        callers: Keys::new(&setup.keys, None).unwrap().into(),
         admin_keys: Keys::new(&setup.admin_keys, None).unwrap(),
         cors: Cors::new(&setup.origins, READABLE_HEADERS),
         metrics_public: false,
