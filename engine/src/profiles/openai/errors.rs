@@ -100,10 +100,7 @@ mod tests {
             (ApiError::MissingKey, "401 invalid_request_error - -"),
             (ApiError::WrongKey, "401 invalid_request_error - invalid_api_key"),
             (ApiError::ExpiredKey, "401 invalid_request_error - expired_api_key"),
-            (
-                ApiError::NotPermitted("here"),
-                "403 invalid_request_error - insufficient_permissions",
-            ),
+            (ApiError::NotPermitted("x"), "403 invalid_request_error - insufficient_permissions"),
             (ApiError::NobodyKnown, "503 server_error - control_plane_unknown"),
             (
                 ApiError::ModelNotFound("x".into()),
