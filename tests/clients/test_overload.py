@@ -22,7 +22,7 @@ from server import Server
 from test_long import resident_bytes
 
 CONNECTIONS = 2000
-CROWDS = 6
+CROWDS = 8
 HEALTH_MAX_S = 0.1
 # What the last two crowds may leave: the allocator's own changes, and not a KiB a client.
 FLAT_BYTES = 4 << 20
