@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 
 use hyper::HeaderMap;
-use hyper::header::AUTHORIZATION;
+use hyper::header::{AUTHORIZATION, HeaderValue};
 use pagoda_wire::gate::Admitted;
 use subtle::{Choice, ConstantTimeEq};
 
@@ -117,11 +117,7 @@ impl Keys {
         if self.is_open() {
             return Ok(Caller::anonymous());
         }
-        let mut given = headers.get_all(AUTHORIZATION).iter();
-        // Two could be read as either by whoever stands before us.
-        let (Some(header), None) = (given.next(), given.next()) else {
-            return Err(ApiError::MissingKey);
-        };
+        let header = only_authorization(headers)?;
         let key = bearer(header.as_bytes()).ok_or(ApiError::MissingKey)?;
         let given = blake3::hash(key);
         if !self.holds(given.as_bytes()) {
@@ -152,6 +148,15 @@ fn hash(text: &str) -> KeyHash {
     *blake3::hash(text.as_bytes()).as_bytes()
 }
 
+/// The one header of a credential: two could be read as either by whoever stands before us.
+pub(crate) fn only_authorization(headers: &HeaderMap) -> Result<&HeaderValue, ApiError> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    match (given.next(), given.next()) {
+        (Some(header), None) => Ok(header),
+        _ => Err(ApiError::MissingKey),
+    }
+}
+
 fn bearer(header: &[u8]) -> Option<&[u8]> {
     let (scheme, key) = header.split_at_checked(7)?;
     let key = key.trim_ascii();
@@ -161,7 +166,6 @@ fn bearer(header: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hyper::header::HeaderValue;
 
     fn call(keys: &Keys, header: Option<&'static str>) -> Result<Caller, ApiError> {
         let mut headers = HeaderMap::new();

@@ -16,12 +16,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use hyper::HeaderMap;
-use hyper::header::AUTHORIZATION;
 use pagoda_wire::gate::{Admitted, Refusal};
 use pagoda_wire::known::Known;
 use pagoda_wire::snapshot::{Revision, Scope};
 
 use crate::api::error::ApiError;
+use crate::http::keys::only_authorization;
 
 /// Who may call, by what the control plane last told.
 #[derive(Debug)]
@@ -49,11 +49,7 @@ impl Plane {
 
     /// Who calls with these headers from this address. No I/O.
     pub fn authenticate(&self, headers: &HeaderMap, address: IpAddr) -> Result<Admitted, ApiError> {
-        let mut given = headers.get_all(AUTHORIZATION).iter();
-        // Two could be read as either by whoever stands before us.
-        let (Some(header), None) = (given.next(), given.next()) else {
-            return Err(ApiError::MissingKey);
-        };
+        let header = only_authorization(headers)?;
         let (scheme, credential) = header
             .to_str()
             .ok()
@@ -63,7 +59,7 @@ impl Plane {
             return Err(ApiError::MissingKey);
         }
         let known = self.known.load();
-        let known = known.as_ref().filter(|_| self.standing().age_s <= self.stale_max.as_secs());
+        let known = known.as_ref().filter(|_| self.age_s() <= self.stale_max.as_secs());
         let known = known.ok_or(ApiError::NobodyKnown)?;
         let admitted = known.admit(credential.trim(), address, now_s());
         let admitted = admitted.map_err(|refusal| match refusal {
@@ -79,9 +75,13 @@ impl Plane {
 
     /// How it stands.
     pub fn standing(&self) -> Standing {
+        let revision = self.known.load().as_ref().map(|known| known.revision());
+        Standing { revision, age_s: self.age_s() }
+    }
+
+    fn age_s(&self) -> u64 {
         let heard_at = self.heard_at.load(Relaxed);
-        let age_s = u64::try_from(now_s().saturating_sub(heard_at)).unwrap_or(0);
-        Standing { revision: self.known.load().as_ref().map(|known| known.revision()), age_s }
+        u64::try_from(now_s().saturating_sub(heard_at)).unwrap_or(0)
     }
 
     /// What is known now.
